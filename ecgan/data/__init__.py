@@ -1,0 +1,1 @@
+"""Photos and label maps in, samples out."""

@@ -1,0 +1,20 @@
+"""The one exception that a user can mend."""
+
+from collections.abc import Sequence
+
+
+class UserError(Exception):
+    """Something that the user can mend: a file, a field, an option.
+
+    The message names the file, the field, the value and the remedy. Several faults found together
+    are reported together, one a line below the title.
+
+    Args:
+        title: the whole message, or the place that all ``faults`` share.
+        faults: one sentence each.
+    """
+
+    def __init__(self, title: str, faults: Sequence[str] = ()) -> None:
+        self.title = title
+        self.faults = tuple(faults)
+        super().__init__("\n  ".join([f"{title}:" if self.faults else title, *self.faults]))

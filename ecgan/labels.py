@@ -1,0 +1,218 @@
+"""Class lists and label spaces: what the numbers in a label map mean. No torch here.
+
+Two spaces (README, "Label spaces"): **input ids** 0..N-1, which the generator is conditioned on and
+which the data set that we write carries, and **evaluation ids**, which segmenters are scored in
+(Cityscapes: 35 raw ids in, 19 train ids scored). For most data sets both are the same.
+
+In memory and in every file that we write, an unlabelled pixel is ``ignore_index``: 255, or 65535
+with more than 255 classes. What unlabelled pixels are called in the user's files is ``ignore``.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from ecgan.errors import UserError
+
+Labels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+
+
+@dataclass(frozen=True)
+class LabelClass:
+    """One semantic class: its id in label maps, its name, its colour in colour masks (RGB)."""
+
+    id: int
+    name: str
+    color: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class LabelSpace:
+    """The classes of a data set, ids 0..N-1 without gaps.
+
+    Attributes:
+        classes: in order of their ids.
+        ignore: the value that marks unlabelled pixels in the user's label files; None where every
+            pixel has a class (then the condition has no channel for unlabelled pixels).
+        evaluation: for each class its evaluation id, ``ignore_index`` for classes that are not
+            scored; None where evaluation uses the input ids.
+        evaluation_names: names of the evaluation ids; empty where ``evaluation`` is None.
+    """
+
+    classes: tuple[LabelClass, ...]
+    ignore: int | None = 255
+    evaluation: tuple[int, ...] | None = None
+    evaluation_names: tuple[str, ...] = ()
+
+    @property
+    def num_classes(self) -> int:
+        """N."""
+        return len(self.classes)
+
+    @property
+    def ignore_index(self) -> int:
+        """The value of unlabelled pixels in memory and in files that we write."""
+        return 255 if self.num_classes <= 255 else 65535
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(c.name for c in self.classes)
+
+    @cached_property
+    def palette(self) -> npt.NDArray[np.uint8]:
+        """Colours, (ignore_index + 1, 3); black for unlabelled pixels and unused ids."""
+        palette = np.zeros((self.ignore_index + 1, 3), np.uint8)
+        for c in self.classes:
+            palette[c.id] = c.color
+        return palette
+
+    def num_conditions(self, *, boundary: bool) -> int:
+        """Channels of S: the classes, one for unlabelled pixels if there are any, the boundary."""
+        return self.num_classes + (self.ignore is not None) + boundary
+
+    @property
+    def num_evaluation_classes(self) -> int:
+        return len(self.evaluation_names) if self.evaluation is not None else self.num_classes
+
+    @property
+    def names_for_evaluation(self) -> tuple[str, ...]:
+        return self.evaluation_names if self.evaluation is not None else self.names
+
+    def to_evaluation(self, labels: Labels) -> Labels:
+        """Input ids -> evaluation ids; same shape and dtype. Unlabelled pixels stay so."""
+        if self.evaluation is None:
+            return labels
+        table = np.full(self.ignore_index + 1, self.ignore_index, labels.dtype)
+        table[: self.num_classes] = self.evaluation
+        return cast(Labels, table[labels])
+
+    def to_json(self) -> dict[str, Any]:
+        """The form of ``classes.json``, with the evaluation ids if there are any."""
+        value: dict[str, Any] = {
+            "classes": [{"id": c.id, "name": c.name, "color": list(c.color)} for c in self.classes],
+            "ignore": self.ignore,
+        }
+        if self.evaluation is not None:
+            value["evaluation"] = list(self.evaluation)
+            value["evaluation_names"] = list(self.evaluation_names)
+        return value
+
+
+def from_json(value: object, source: str) -> LabelSpace:
+    """A label space from the parsed form of ``classes.json``.
+
+    Accepts the object that :meth:`LabelSpace.to_json` gives, or a bare list of classes; a class is
+    an object with ``name`` and, optionally, ``id`` and ``color``, or just its name.
+
+    Args:
+        value: the parsed JSON.
+        source: what error messages call it.
+
+    Raises:
+        UserError: gaps, duplicate ids or names, wrong types; all of them at once.
+    """
+    document: dict[str, Any] = {"classes": value} if isinstance(value, list) else cast(Any, value)
+    if not isinstance(document, dict) or not isinstance(document.get("classes"), list):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise UserError(
+            f'{source}: expected {{"classes": [{{"id": 0, "name": "road", "color": [128, 64, 128]}}'
+            ', ...], "ignore": 255}'
+        )
+    faults: list[str] = []
+    entries = cast(Sequence[object], document["classes"])
+    classes = [_label_class(entry, index, faults) for index, entry in enumerate(entries)]
+    ignore = document.get("ignore", 255)
+    if not (ignore is None or (isinstance(ignore, int) and 0 <= ignore <= 65535)):
+        faults.append(f"ignore: expected a number from 0 to 65535 or null, got {ignore!r}")
+    faults += _class_list_faults(classes)
+    if ignore is not None and any(c.id == ignore for c in classes):
+        faults.append(f"ignore: {ignore} is also the id of a class; use another value, or null")
+    evaluation = cast("list[int] | None", document.get("evaluation"))
+    if evaluation is not None and len(evaluation) != len(classes):
+        faults.append(f"evaluation: has {len(evaluation)} ids for {len(classes)} classes")
+    if faults:
+        raise UserError(source, faults)
+    return LabelSpace(
+        tuple(sorted(classes, key=lambda c: c.id)),
+        ignore,
+        tuple(evaluation) if evaluation is not None else None,
+        tuple(document.get("evaluation_names", ())),
+    )
+
+
+def load_label_space(path: Path) -> LabelSpace:
+    """Read a ``classes.json``.
+
+    Raises:
+        UserError: no such file, not JSON, or faults in the list.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: no such file; write the class list there, or set data.classes in the recipe"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a JSON file: {error}") from error
+    return from_json(value, str(path))
+
+
+def default_color(index: int) -> tuple[int, int, int]:
+    """The PASCAL VOC colour of class ``index``: bits of the index spread over the channels."""
+    color = [0, 0, 0]
+    for bit in range(8):
+        for channel in range(3):
+            color[channel] |= ((index + 1) >> (3 * bit + channel) & 1) << (7 - bit)
+    return color[0], color[1], color[2]
+
+
+def _label_class(entry: object, index: int, faults: list[str]) -> LabelClass:
+    fields: dict[str, Any] = {"name": entry} if isinstance(entry, str) else cast(Any, entry)
+    place = f"classes[{index}]"
+    if not isinstance(fields, dict):  # pyright: ignore[reportUnnecessaryIsInstance]
+        faults.append(f"{place}: expected a name or an object, got {entry!r}")
+        return LabelClass(index, f"class {index}", default_color(index))
+    number, name = fields.get("id", index), fields.get("name")
+    if not isinstance(number, int) or isinstance(number, bool) or number < 0:
+        faults.append(f"{place}.id: expected a number from 0, got {number!r}")
+        number = index
+    if not isinstance(name, str) or not name:
+        faults.append(f"{place}.name: expected a name, got {name!r}")
+        name = f"class {index}"
+    color = fields.get("color", default_color(index))
+    if not _is_color(color):
+        faults.append(f"{place}.color: expected three numbers from 0 to 255, got {color!r}")
+        color = default_color(index)
+    return LabelClass(number, name, (color[0], color[1], color[2]))
+
+
+def _is_color(value: Any) -> bool:  # noqa: ANN401
+    return (
+        isinstance(value, (list, tuple))
+        and len(cast("list[object]", value)) == 3
+        and all(isinstance(v, int) and 0 <= v <= 255 for v in cast("list[object]", value))
+    )
+
+
+def _class_list_faults(classes: Sequence[LabelClass]) -> list[str]:
+    if not classes:
+        return ["classes: the list is empty"]
+    faults: list[str] = []
+    ids, names = Counter(c.id for c in classes), Counter(c.name for c in classes)
+    faults += [f"classes: id {i} occurs {count} times" for i, count in ids.items() if count > 1]
+    faults += [
+        f"classes: name {n!r} occurs {count} times" for n, count in names.items() if count > 1
+    ]
+    missing = sorted(set(range(len(classes))) - set(ids))
+    if missing and not any(count > 1 for count in ids.values()):
+        faults.append(
+            f"classes: ids must run from 0 to {len(classes) - 1} without gaps; "
+            f"{', '.join(map(str, missing))} missing"
+        )
+    return faults

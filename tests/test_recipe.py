@@ -1,0 +1,234 @@
+"""Recipes: what comes with the package, overrides, and every refusal with its sentence."""
+
+import json
+
+import pytest
+import yaml
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ecgan.errors import UserError
+from ecgan.recipe import (
+    Recipe,
+    label_space,
+    load_recipe,
+    nearest_size,
+    num_upsamplings,
+    recipe_names,
+)
+from ecgan_cli.main import cli
+
+ROWS = {  # Table 3: parts of each row
+    1: set(),
+    2: {"edge_generator"},
+    3: {"edge_generator", "edge_transfer"},
+    4: {"edge_generator", "edge_transfer", "semantic_preserving"},
+    5: {"edge_generator", "edge_transfer", "semantic_preserving", "label_generator"},
+    6: {
+        "edge_generator",
+        "edge_transfer",
+        "semantic_preserving",
+        "label_generator",
+        "contrastive",
+        "class_specific",
+    },
+}
+
+
+def test_the_recipes_that_were_promised_are_there():
+    ablations = {f"ablation-{row}" for row in ROWS}
+    assert {"cityscapes", "ade20k", "coco_stuff", "camvid", "demo", "hed"} | ablations == set(
+        recipe_names()
+    )
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_an_ablation_recipe_has_the_parts_of_its_row_of_table_3(row):
+    model = load_recipe(f"ablation-{row}").model
+    parts = {part for part in ROWS[6] if getattr(model, part) not in {False, "off"}}
+    assert parts == ROWS[row]
+
+
+def test_the_ablations_differ_in_their_parts_only():
+    def rest(row):
+        document = load_recipe(f"ablation-{row}").model_dump()
+        document.pop("name")
+        document["model"] = {k: v for k, v in document["model"].items() if k not in ROWS[6]}
+        return document
+
+    assert all(rest(row) == rest(1) for row in ROWS)
+
+
+def test_hed_is_ablation_4_with_hed_edges():
+    hed, row_4 = load_recipe("hed").model_dump(), load_recipe("ablation-4").model_dump()
+    assert hed["data"].pop("edges") == "hed"
+    assert row_4["data"].pop("edges") == "canny"
+    assert hed.pop("name") != row_4.pop("name")
+    assert hed == row_4
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_resolved_recipe_reads_back_as_itself(name, tmp_path):
+    recipe = load_recipe(name)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe.to_yaml())
+    assert load_recipe(str(path)) == recipe
+    assert load_recipe(str(path)).hash() == recipe.hash()
+
+
+def test_the_defaults_are_the_weights_of_appendix_b():
+    losses, train = Recipe().losses, Recipe().train
+    assert (losses.adversarial, losses.similarity, losses.contrastive) == (1, 1, 1)
+    assert (losses.feature_matching, losses.perceptual, losses.refined) == (10, 10, 2)
+    assert (losses.kl, losses.temperature) == (0.05, 0.07)
+    assert (train.lr_generator, train.lr_discriminator) == (1e-4, 4e-4)
+    assert Recipe().model.width == 64
+
+
+def test_overrides_are_applied_in_order_and_keep_yaml_types():
+    recipe = load_recipe(
+        "demo",
+        [
+            "train.batch=4",
+            "train.batch=2",
+            "train.lr_generator=5e-5",
+            "losses.contrastive_taps=[0, 1]",
+            "model.label_generator=off",
+        ],
+    )
+    assert recipe.train.batch == 2
+    assert recipe.train.lr_generator == 5e-5
+    assert recipe.losses.contrastive_taps == [0, 1]
+    assert recipe.model.label_generator == "off"
+
+
+def test_all_faults_are_reported_at_once_with_suggestions():
+    with pytest.raises(UserError) as error:
+        load_recipe(
+            "camvid",
+            [
+                "data.hieght=3",
+                "train.batch=many",
+                "losses.temperature=0",
+                "losess.kl=1",
+                "train.lr_generator=.inf",
+            ],
+        )
+    message = str(error.value)
+    assert message.startswith("recipe camvid:\n")
+    assert "data.hieght: no such key (did you mean height?)" in message
+    assert "losess: no such key (did you mean losses?)" in message
+    assert "train.batch: Input should be a valid integer" in message
+    assert "'many'" in message
+    assert "losses.temperature: Input should be greater than 0, got 0" in message
+    assert "train.lr_generator: Input should be a finite number" in message
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("data.height=200", "the nearest size is height 192 x width 256"),
+        ("data.resize_width=100", "resize_width (100) must not be below width (256)"),
+        ("model.edge_generator=false", "edge_transfer needs edge_generator"),
+        ("train.accumulate=3", "batch (16) must divide by accumulate (3)"),
+        ("losses.contrastive_taps=[]", "one to six numbers from 0 to 5"),
+        ("losses.contrastive_taps=[0, 0]", "each tap once"),
+        ("train=3", "train: Input should be a valid dictionary"),
+        ("sampling.image_format=gif", "sampling.image_format: Input should be 'jpg'"),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused_with_its_rule(override, sentence):
+    with pytest.raises(UserError) as error:
+        load_recipe("camvid", [override])
+    assert sentence in str(error.value)
+
+
+def test_fused_output_needs_class_specific_generation():
+    with pytest.raises(UserError, match="output: fused needs class_specific"):
+        load_recipe("camvid", ["model.output=fused", "model.class_specific=false"])
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("foo", "--set foo: expected SECTION.KEY=VALUE, e.g. train.batch=8"),
+        ("train.batch.size=3", "batch is a value, not a section"),
+        ("train.batch={", "the value is not YAML"),
+    ],
+)
+def test_an_override_that_is_none_is_refused(override, sentence):
+    with pytest.raises(UserError) as error:
+        load_recipe("camvid", [override])
+    assert sentence in str(error.value)
+
+
+def test_a_recipe_that_is_not_there_is_refused_with_the_names_that_are(tmp_path):
+    with pytest.raises(UserError, match=r"no recipe 'camvd' \(did you mean camvid\?\)"):
+        load_recipe("camvd")
+    with pytest.raises(UserError, match="cannot read the recipe"):
+        load_recipe(str(tmp_path / "none.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("data: [", "not YAML"),
+        ("- 1", "expected sections"),
+        ("a: !!python/object:x.Y {}", "not YAML"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_refused(text, sentence, tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=sentence):
+        load_recipe(str(path))
+
+
+@given(st.integers(1, 4096), st.integers(1, 4096), st.sampled_from(["auto", 5, 6]))
+def test_the_nearest_size_is_one_that_the_trunk_reaches(height, width, upsamplings):
+    near = nearest_size(height, width, upsamplings)
+    step = 2 ** num_upsamplings(height, width, upsamplings)
+    assert all(side % step == 0 and side > 0 for side in near)
+    assert all(
+        abs(a - b) <= step / 2 or a == step for a, b in zip(near, (height, width), strict=True)
+    )
+
+
+@pytest.mark.parametrize(("size", "expected"), [((256, 512), 6), ((256, 256), 5), ((192, 256), 6)])
+def test_auto_starts_at_one_64th_when_the_image_is_wide(size, expected):
+    assert num_upsamplings(*size, "auto") == expected
+
+
+def test_a_class_list_in_the_recipe_wins(tmp_path):
+    recipe = load_recipe("camvid", ["data.classes=[sky, road]", "data.ignore=null"])
+    space = label_space(recipe.data)
+    assert space.names == ("sky", "road")
+    assert space.ignore is None
+    with pytest.raises(UserError, match=r"classes\.json: no such file"):
+        label_space(load_recipe("camvid", [f"data.root={tmp_path}"]).data)
+
+
+def test_the_commands_print_recipes_that_can_be_read_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = CliRunner().invoke
+    assert "ablation-6" in run(cli, ["recipes", "list"]).output
+    shown = run(cli, ["recipes", "show", "demo", "--resolved", "--set", "train.batch=4"])
+    assert yaml.safe_load(shown.output)["train"]["batch"] == 4
+    assert run(cli, ["recipes", "cp", "demo"]).exit_code == 0
+    assert load_recipe("demo.yaml") == load_recipe("demo")
+    again = run(cli, ["recipes", "cp", "demo"])
+    assert again.exit_code == 1
+    assert "demo.yaml exists already" in again.output
+
+
+def test_the_schema_names_every_key_with_a_description():
+    output = CliRunner().invoke(cli, ["recipes", "schema"]).output
+    for section, field in Recipe.model_fields.items():
+        if section == "name":
+            continue
+        for key, inner in field.annotation.model_fields.items():
+            assert f"  {key}: " in output
+            assert inner.description, f"{section}.{key} says nothing"
+    schema = json.loads(CliRunner().invoke(cli, ["recipes", "schema", "--json"]).output)
+    assert schema["additionalProperties"] is False

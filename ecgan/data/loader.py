@@ -1,0 +1,302 @@
+"""Batches for training: what is drawn depends on the seed and the position alone.
+
+The training of a run is one endless row of positions 0, 1, 2, ...; position p shows item
+``permutation(p // len)[p % len]``, cropped and mirrored as ``(seed, p)`` says. So the same images
+come whatever the number of loader processes or ranks, and wherever the run was resumed.
+
+Shape legend:
+    B  images in the batch      H, W  height and width
+"""
+
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, cast
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ecgan.data import datasets, transforms
+from ecgan.data.datasets import Item
+from ecgan.data.sample import Sample
+from ecgan.data.transforms import Edges, Size
+from ecgan.errors import UserError
+from ecgan.labels import LabelSpace
+
+CACHE_BYTES = 2**30  # resized samples kept in memory by a loader without processes
+_ORDER, _CUT = 0, 1  # streams of random numbers
+
+
+class Batch(NamedTuple):
+    """Samples side by side, as bytes; floats are made on the device."""
+
+    keys: tuple[str, ...]
+    positions: Tensor  # (B,), int64
+    labels: Tensor  # (B, H, W), uint8; int32 with more than 255 classes
+    images: Tensor | None  # (B, 3, H, W), uint8; None where the items have no photos
+    edges: Tensor | None  # (B, 1, H, W), uint8: 0 or 255, from a folder also between
+    boundary: Tensor | None  # (B, 1, H, W), uint8: 0 or 1
+
+
+class TripleDataset(Dataset[Sample]):
+    """Items of a data set, read and prepared for training, by position.
+
+    Args:
+        items: sorted by key.
+        space: the class list.
+        dataset: name of the layout, which decides what the numbers in label files mean.
+        height: of the prepared samples.
+        width: of the prepared samples.
+        resize_to: size before the random crop; default: no crop.
+        flip: mirror half of the training samples.
+        train: shuffle, crop and mirror; else positions are items in the order of their keys.
+        seed: of every draw.
+        edges: where edges come from; none: samples have no edges.
+        boundary: read instance ids and mark their boundaries.
+    """
+
+    def __init__(  # noqa: PLR0913
+        self,
+        items: Sequence[Item],
+        space: LabelSpace,
+        dataset: str,
+        *,
+        height: int,
+        width: int,
+        resize_to: Size | None = None,
+        flip: bool = False,
+        train: bool = True,
+        seed: int = 0,
+        edges: Edges = "canny",
+        boundary: bool = False,
+    ) -> None:
+        if not items:
+            raise UserError("the data set is empty: there is nothing to load")
+        self.items = tuple(items)
+        self.keys = tuple(item.key for item in items)
+        self.space = space
+        self.dataset = dataset
+        self.size: Size = height, width
+        self.resize_to: Size = resize_to or self.size
+        self.flip = flip
+        self.train = train
+        self.seed = seed
+        self.edges: Edges = edges
+        self.boundary = boundary
+        self._order: tuple[int, np.ndarray] | None = None  # epoch and its permutation
+        self._cache: dict[int, Sample] | None = None
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, position: int) -> Sample:
+        return self.load(position)
+
+    def load(self, position: int) -> Sample:
+        """The training sample at a position of the endless row; the plain one if not ``train``."""
+        if not self.train:
+            return self.load_plain(position)
+        index = self.index(position)
+        rng = np.random.default_rng((self.seed, _CUT, position))
+        return transforms.cut(
+            self._resized(index), self.size, flip=self.flip, edges=self.edges, rng=rng
+        )
+
+    def load_plain(self, index: int) -> Sample:
+        """Item ``index`` in key order: the whole picture at the training size, not mirrored."""
+        sample = self._resized(index) if self.resize_to == self.size else self._read(index)
+        return transforms.cut(sample, self.size, edges=self.edges)
+
+    def index(self, position: int) -> int:
+        """Which item a position shows: every epoch has its own permutation."""
+        epoch, place = divmod(position, len(self))
+        if self._order is None or self._order[0] != epoch:
+            rng = np.random.default_rng((self.seed, _ORDER, epoch))
+            self._order = epoch, rng.permutation(len(self))
+        return int(self._order[1][place])
+
+    def keep_in_memory(self) -> None:
+        """Keep resized samples from now on, if all of them fit into ``CACHE_BYTES``."""
+        height, width = self.resize_to
+        if self._cache is None and len(self) * height * width * 6 <= CACHE_BYTES:
+            self._cache = {}
+
+    def _resized(self, index: int) -> Sample:
+        if self._cache is None:
+            return self._read(index, self.resize_to)
+        if index not in self._cache:
+            self._cache[index] = self._read(index, self.resize_to)
+        return self._cache[index]
+
+    def _read(self, index: int, size: Size | None = None) -> Sample:
+        item = self.items[index]
+        sample = Sample(
+            item.key,
+            datasets.read_label(item, self.space, self.dataset),
+            image=None if item.image is None else datasets.read_image(item),
+            edge=datasets.read_edge(item) if self.edges == "folder" else None,
+        )
+        instances = datasets.read_instances(item) if self.boundary else None
+        return transforms.resize(sample, size or self.size, instances)
+
+
+def batches(
+    dataset: TripleDataset,
+    start: int,
+    batch: int,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    workers: int = 0,
+    pin: bool = False,
+) -> Iterator[Batch]:
+    """Endless batches of one rank.
+
+    Args:
+        dataset: what to load.
+        start: images seen so far by all ranks: the first position.
+        batch: images a step, over all ranks.
+        rank: this rank; it gets the ``rank``-th part of every step's positions.
+        world: number of ranks.
+        workers: loader processes; 0 loads here, and keeps small data sets in memory.
+        pin: page-locked memory, for copies to a GPU.
+    """
+    if batch % world:
+        raise UserError(f"train.batch ({batch}) must divide by the number of ranks ({world})")
+    steps = _Steps(start, batch, rank, world)
+    if workers == 0:
+        dataset.keep_in_memory()
+    return _load(dataset, steps, workers=workers, pin=pin)
+
+
+def ordered_batches(
+    dataset: TripleDataset, batch: int, *, workers: int = 0, limit: int | None = None
+) -> Iterator[Batch]:
+    """The items once, in the order of their keys, not augmented; the last batch may be smaller.
+
+    Args:
+        dataset: what to load; it may be one that is being trained on.
+        batch: images in a batch.
+        workers: loader processes.
+        limit: number of items, the first by key; default: all.
+    """
+    stop = len(dataset) if limit is None else min(limit, len(dataset))
+    steps = [range(first, min(first + batch, stop)) for first in range(0, stop, batch)]
+    return _load(dataset, steps, workers=workers, plain=True)
+
+
+def to_device(batch: Batch, device: torch.device | str) -> Batch:
+    """The batch on another device; asynchronous from pinned memory."""
+    moved = [
+        value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+        for value in batch
+    ]
+    return Batch(*moved)
+
+
+def to_images(pixels: Tensor) -> Tensor:
+    """Bytes -> float32 in [-1, 1], of any shape."""
+    return pixels.float() / 127.5 - 1
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """Positions of one rank, step after step, without end."""
+
+    start: int
+    batch: int
+    rank: int
+    world: int
+
+    def __iter__(self) -> Iterator[range]:
+        share = self.batch // self.world
+        first = self.start + self.rank * share
+        while True:
+            yield range(first, first + share)
+            first += self.batch
+
+
+@dataclass(frozen=True)
+class _Loads(Dataset["Batch | UserError"]):
+    """Positions -> batch, in a loader process or here.
+
+    A UserError travels as a value: raised in a process, it would come back with a traceback in its
+    message.
+    """
+
+    dataset: TripleDataset
+    plain: bool
+
+    def __getitem__(self, positions: range) -> "Batch | UserError":
+        load = self.dataset.load_plain if self.plain else self.dataset.load
+        try:
+            samples = [load(position) for position in positions]
+        except UserError as error:
+            return error
+        return _collate(samples, positions)
+
+
+def _load(
+    dataset: TripleDataset,
+    steps: "_Steps | Sequence[range]",
+    *,
+    workers: int,
+    pin: bool = False,
+    plain: bool = False,
+) -> Iterator[Batch]:
+    loader = DataLoader(
+        _Loads(dataset, plain),
+        batch_size=None,
+        sampler=cast("Sequence[range]", steps),
+        num_workers=workers,
+        collate_fn=_unchanged,
+        pin_memory=pin and torch.cuda.is_available(),
+        worker_init_fn=_start_worker,
+        prefetch_factor=4 if workers else None,
+    )
+    for batch in loader:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
+
+
+def _unchanged(batch: "Batch | UserError") -> "Batch | UserError":
+    return batch
+
+
+def _start_worker(_: int) -> None:
+    cv2.setNumThreads(0)  # OpenCV's threads do not survive a fork
+    # An interrupt reaches the whole process group. The training process writes a checkpoint then,
+    # and needs its loader until it is done; the loader ends with it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _collate(samples: Sequence[Sample], positions: Sequence[int]) -> Batch:
+    labels = np.stack([sample.label for sample in samples])
+    if labels.dtype != np.uint8:  # torch knows few operations on uint16
+        labels = labels.astype(np.int32)
+    images = _stack([sample.image for sample in samples])
+    return Batch(
+        keys=tuple(sample.key for sample in samples),
+        positions=torch.tensor(positions),
+        labels=torch.from_numpy(labels),
+        images=None if images is None else images.permute(0, 3, 1, 2).contiguous(),
+        edges=_with_channel(_stack([sample.edge for sample in samples])),
+        boundary=_with_channel(_stack([sample.boundary for sample in samples])),
+    )
+
+
+def _stack(arrays: Sequence["np.ndarray | None"]) -> Tensor | None:
+    there = [array for array in arrays if array is not None]
+    if not there:
+        return None
+    assert len(there) == len(arrays), "some items have photos, edges or instances, others not"
+    return torch.from_numpy(np.stack(there))
+
+
+def _with_channel(maps: Tensor | None) -> Tensor | None:
+    return None if maps is None else maps[:, None]

@@ -1,0 +1,300 @@
+"""Numbers -> ``report.json`` and one self-contained ``report.html``; and a report read again.
+
+``report.json``, schema 1::
+
+    {"schema": 1, "samples": PATH, "protocol": {...},
+     "metrics": {NAME: {"value": x, "real": y, "low": a, "high": b, "n": k}},
+     "per_class": {CLASS: {"iou", "real", "low", "high", "share", "real_share", "color"}},
+     "skipped": {NAME: REASON}, "notes": [...], "best": [...], "worst": [...], "compared": [...]}
+
+``real`` is what the same measurement gives for real photos, ``low`` and ``high`` the ends of a 95 %
+interval, ``n`` the images behind the value; null where there is none. ``compared`` holds the same
+fields (without ``schema``) for each further set of samples of the same call.
+"""
+
+import base64
+import io
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from ecgan import __version__
+from ecgan.errors import UserError
+
+SCHEMA = 1
+
+
+class Meaning(NamedTuple):
+    """How a metric is called and read."""
+
+    title: str
+    better: str  # higher or lower
+    text: str
+
+
+MEANINGS = {
+    "miou": Meaning("mIoU", "higher", "mean IoU of layout and judge's reading, over classes"),
+    "frequency_weighted_iou": Meaning("IoU by frequency", "higher", "IoU weighted by class pixels"),
+    "accuracy": Meaning(
+        "Pixel accuracy", "higher", "labelled pixels that the judge reads as meant"
+    ),
+    "accuracy_with_void": Meaning(
+        "Pixel accuracy, with void", "higher", "the same, over all pixels: void counts as wrong"
+    ),
+    "fid": Meaning("FID", "lower", "Fréchet distance of Inception features"),
+    "kid": Meaning("KID", "lower", "kernel distance of Inception features"),
+    "fd_efficientnet_lite0": Meaning(
+        "FD, EfficientNet-Lite0",
+        "lower",
+        "Fréchet distance of EfficientNet-Lite0 features; not FID",
+    ),
+}
+_HEADLINES = ("miou", "accuracy", "fid", "fd_efficientnet_lite0")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One cell of a gallery. The image is uint8, (H, W, 3) or (H, W); masks are kept exact."""
+
+    image: npt.NDArray[np.uint8]
+    alt: str
+    exact: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """One layout: a cell for each column of its gallery; None where there is nothing to show."""
+
+    title: str
+    text: str
+    cells: Sequence[Picture | None]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Pictures side by side."""
+
+    title: str
+    text: str
+    columns: Sequence[str]
+    rows: Sequence[Row]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One number over training: (images seen, value)."""
+
+    title: str
+    points: Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Illustrations:
+    """What the page shows beside the numbers of one set of samples."""
+
+    galleries: Sequence[Gallery] = ()
+    curves: Sequence[Curve] = ()
+
+
+def write(report: Mapping[str, Any], out: Path, illustrations: Sequence[Illustrations]) -> None:
+    """Write ``report.html`` and then ``report.json`` into ``out``, each whole or not at all.
+
+    Args:
+        report: as in the module's docstring.
+        out: folder; made if it is not there.
+        illustrations: one for each set of samples, in the order of :func:`sets`.
+    """
+    page = html(report, illustrations)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        _replace(out / "report.html", page)
+        _replace(out / "report.json", json.dumps(report, indent=2, allow_nan=False) + "\n")
+    except OSError as error:
+        raise UserError(f"{out}: cannot write the report: {error.strerror}") from error
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a ``report.json``, or the one in a folder.
+
+    Raises:
+        UserError: there is none, it is not one of ours, or of a later schema.
+    """
+    file = path / "report.json" if path.is_dir() else path
+    try:
+        report = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{file}: no such file; `ecgan evaluate` writes it") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: not a report: {error}") from error
+    if not isinstance(report, dict) or "schema" not in report or "metrics" not in report:
+        raise UserError(f"{file}: not a report of ecgan: schema or metrics is missing")
+    if report["schema"] != SCHEMA:
+        raise UserError(
+            f"{file}: schema {report['schema']}, this ecgan ({__version__}) reads {SCHEMA}"
+        )
+    return report
+
+
+def sets(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The sets of samples in a report: the first, then those compared with it."""
+    return [report, *report.get("compared", ())]
+
+
+def table(report: Mapping[str, Any], *, markdown: bool = False) -> str:
+    """The numbers of a report as a table, for a terminal or for a pull request."""
+    parts: list[str] = []
+    for one in sets(report):
+        rows = [("metric", "samples", "95 % interval", "real photos", "n")]
+        rows += [
+            (
+                _title(name) + (" ↓" if _lower(name) else ""),
+                number(metric["value"]),
+                interval(metric),
+                number(metric["real"]),
+                str(metric["n"]),
+            )
+            for name, metric in one["metrics"].items()
+        ]
+        lines = _markdown_table(rows) if markdown else _text_table(rows)
+        name = f"**{one['samples']}**" if markdown else str(one["samples"])
+        parts += [name, *([""] if markdown else []), *lines]
+        marks = [("note", text) for text in one.get("notes", ())]
+        marks += [(f"{_title(name)} skipped", why) for name, why in one.get("skipped", {}).items()]
+        if marks:
+            parts += [""] if markdown else []
+            parts += [f"{'- ' if markdown else ''}{mark}: {text}" for mark, text in marks]
+        parts.append("")
+    return "\n".join(parts).rstrip("\n") + "\n"
+
+
+def number(value: float | None) -> str:
+    """Four significant digits for small numbers, two decimals for large; n/a for none."""
+    if value is None or not math.isfinite(value):
+        return "n/a"
+    if value == 0 or 1e-4 <= abs(value) < 10:
+        return f"{value:.4f}" if abs(value) < 1 else f"{value:.3f}"
+    return f"{value:.2e}" if abs(value) < 1 else f"{value:.2f}"
+
+
+def interval(metric: Mapping[str, Any]) -> str:
+    """``low to high``; empty where there is no interval."""
+    if metric["low"] is None or metric["high"] is None:
+        return ""
+    return f"{number(metric['low'])} to {number(metric['high'])}"
+
+
+def html(report: Mapping[str, Any], illustrations: Sequence[Illustrations]) -> str:
+    """The page: no network, no script; pictures and drawings are inside."""
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(number=number, interval=interval, source=_source, percent=_percent)
+    environment.globals.update(title=_title, text=_text, lower=_lower, gauge=_gauge, chart=_chart)
+    template = resources.files("ecgan").joinpath("report.html.j2").read_text(encoding="utf-8")
+    pairs = list(zip(sets(report), illustrations, strict=True))
+    return environment.from_string(template).render(
+        sets=pairs, verdict=verdict, headlines=_headlines, version=__version__
+    )
+
+
+def verdict(one: Mapping[str, Any]) -> str:
+    """One sentence: what the judge reads, against what it reads in real photos."""
+    metric = one["metrics"].get("miou")
+    if metric is None or not metric["real"]:
+        return "No judge compared these samples with real photos."
+    share = metric["value"] / metric["real"]
+    return (
+        f"The judge reads the layouts back from the samples at {metric['value']:.3f} mIoU; from "
+        f"real photos it reaches {metric['real']:.3f}: the samples keep {share:.0%} of that."
+    )
+
+
+def _headlines(one: Mapping[str, Any]) -> list[str]:
+    return [name for name in _HEADLINES if name in one["metrics"]]
+
+
+def _title(name: str) -> str:
+    return MEANINGS[name].title if name in MEANINGS else name
+
+
+def _text(name: str) -> str:
+    return MEANINGS[name].text if name in MEANINGS else ""
+
+
+def _lower(name: str) -> bool:
+    return name in MEANINGS and MEANINGS[name].better == "lower"
+
+
+def _percent(value: float | None) -> str:
+    if value is None:
+        return "n/a"
+    return f"{100 * value:.1f} %" if value >= 0.0005 or value == 0 else "< 0.1 %"
+
+
+def _gauge(name: str, metric: Mapping[str, Any]) -> dict[str, float | None]:
+    """Positions on a bar of length 100: value, interval and real."""
+    numbers = [v for v in (metric["value"], metric["real"], metric["high"]) if v is not None]
+    full = 1.0 if not _lower(name) else 1.15 * max([*numbers, 1e-12])
+
+    def at(value: float | None) -> float | None:
+        return None if value is None else round(100 * min(max(value / full, 0), 1), 2)
+
+    return {key: at(metric[key]) for key in ("value", "real", "low", "high")}
+
+
+def _chart(curve: Curve) -> dict[str, Any]:
+    """Geometry of a line chart in a box of 320 x 120, and the labels of its corners."""
+    xs, ys = zip(*curve.points, strict=True)
+    x_0, x_1, y_0, y_1 = min(xs), max(xs), min(ys), max(ys)
+    width, height = (x_1 - x_0) or 1, (y_1 - y_0) or 1
+    path = " ".join(
+        f"{320 * (x - x_0) / width:.1f},{120 - 112 * (y - y_0) / height - 4:.1f}"
+        for x, y in curve.points
+    )
+    return {"path": path, "x_1": f"{x_1:,.0f}", "last": ys[-1], "low": y_0, "high": y_1}
+
+
+def _source(picture: Picture) -> str:
+    """A picture as a data URL: PNG for masks, JPEG for the rest."""
+    stream, image = io.BytesIO(), Image.fromarray(picture.image)
+    if picture.exact:
+        image.save(stream, "PNG", optimize=True)
+    else:
+        image.save(stream, "JPEG", quality=88, subsampling=0)
+    kind = "png" if picture.exact else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _text_table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        first, *others = zip(row, widths, strict=True)
+        cells = [first[0].ljust(first[1]), *(text.rjust(width) for text, width in others)]
+        yield "  " + "  ".join(cells).rstrip()
+
+
+def _markdown_table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    head, *body = rows
+    yield f"| {' | '.join(head)} |"
+    yield f"|---|{'---:|' * (len(head) - 1)}"
+    for row in body:
+        yield f"| {' | '.join(row)} |"

@@ -12,13 +12,14 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from ecgan import _class_lists
 from ecgan.errors import UserError
 
 Labels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
@@ -161,6 +162,40 @@ def load_label_space(path: Path) -> LabelSpace:
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not a JSON file: {error}") from error
     return from_json(value, str(path))
+
+
+@cache
+def builtin(dataset: str) -> LabelSpace:
+    """The class list of a data set of the paper: ``cityscapes``, ``ade20k`` or ``coco_stuff``.
+
+    Ids are those of the generator. ADE20K's label files hold them plus one, with 0 for unlabelled
+    pixels; ``ecgan.data.datasets`` subtracts it when it reads them.
+    """
+    match dataset:
+        case "cityscapes":
+            return _cityscapes()
+        case "ade20k":
+            return _named(_class_lists.ADE20K)
+        case "coco_stuff":
+            return _named(_class_lists.COCO_STUFF)
+        case _:
+            raise ValueError(f"no class list for {dataset!r}")
+
+
+def _cityscapes() -> LabelSpace:
+    """35 raw ids, every pixel has one; 19 of them are scored."""
+    entries = _class_lists.CITYSCAPES
+    scored = {number: name for name, _, number in entries if number is not None}
+    return LabelSpace(
+        tuple(LabelClass(i, name, color) for i, (name, color, _) in enumerate(entries)),
+        ignore=None,
+        evaluation=tuple(255 if number is None else number for _, _, number in entries),
+        evaluation_names=tuple(scored[number] for number in sorted(scored)),
+    )
+
+
+def _named(names: Sequence[str]) -> LabelSpace:
+    return LabelSpace(tuple(LabelClass(i, n, default_color(i)) for i, n in enumerate(names)))
 
 
 def default_color(index: int) -> tuple[int, int, int]:

@@ -1,0 +1,424 @@
+"""What a run leaves on disk: the generator for sampling, and checkpoints to go on from.
+
+``generator.safetensors`` alone is all that sampling needs: the averaged generator, the style
+encoder under the prefix ``style_encoder.``, and, in its metadata, the resolved recipe, the class
+list and the keys of the layouts that training saw. ``checkpoints/<images seen>/`` holds what
+training needs to go on: networks as safetensors, optimiser states read with ``weights_only``, and
+``state.json``. Nothing here is ever read in a way that could run code, and every file or folder
+appears under its name when it is whole.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+import ecgan
+from ecgan import labels
+from ecgan.errors import UserError
+from ecgan.labels import LabelSpace
+from ecgan.models.generator import Generator
+from ecgan.models.style import StyleEncoder
+from ecgan.recipe import Recipe, load_recipe, num_upsamplings, parse_recipe
+
+GENERATOR = "generator.safetensors"
+BEST = "generator-best.safetensors"
+FORMAT = 1  # of generator.safetensors and of checkpoints
+
+_STYLE_PREFIX = "style_encoder."
+_CHECKPOINT_NAME = re.compile(r"\d{9,}")
+
+# What may change between a run and its continuation: length, cadences, places, what comes after.
+_HARMLESS = {
+    "name",
+    "data.root",
+    "data.hed_weights",
+    "data.workers",
+    "losses.vgg19_weights",
+    "train.images",
+    "train.compile",
+    "train.checkpoint_every",
+    "train.preview_every",
+    "train.evaluate_every",
+    "train.log_every",
+    "train.keep",
+}
+_HARMLESS_SECTIONS = ("evaluate", "sampling")
+
+
+@dataclass(frozen=True)
+class GeneratorFile:
+    """What ``generator.safetensors`` holds, the networks in evaluation mode on the CPU."""
+
+    recipe: Recipe
+    space: LabelSpace
+    generator: Generator
+    style_encoder: StyleEncoder | None
+    images_seen: int
+    seen_keys: frozenset[str]  # layouts that training saw
+    sha256: str  # of the file
+    metadata: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training checkpoint: named tensors of each network, optimiser states, the rest as JSON."""
+
+    networks: dict[str, dict[str, Tensor]]
+    optimizers: dict[str, dict[str, Any]]
+    state: dict[str, Any]
+
+
+def build_generator(recipe: Recipe, space: LabelSpace) -> Generator:
+    """G with freshly initialised weights. Heads that nothing would train are left out."""
+    data, model = recipe.data, recipe.model
+    return Generator(
+        num_classes=space.num_classes,
+        num_conditions=space.num_conditions(boundary=data.instances),
+        height=data.height,
+        width_px=data.width,
+        channels=model.width,
+        upsamplings=num_upsamplings(data.height, data.width, model.upsamplings),
+        style=model.style,
+        output=model.output,
+        spectral_norm=model.spectral_norm,
+        edge_generator=model.edge_generator,
+        edge_transfer=model.edge_transfer,
+        semantic_preserving=model.semantic_preserving,
+        class_specific=model.class_specific
+        and (recipe.losses.class_l1 > 0 or model.output == "fused"),
+    )
+
+
+def build_style_encoder(recipe: Recipe) -> StyleEncoder | None:
+    """The style encoder, if the recipe has one."""
+    return StyleEncoder(recipe.model.width) if recipe.model.style else None
+
+
+def save_generator(
+    path: Path,
+    generator: nn.Module,
+    recipe: Recipe,
+    space: LabelSpace,
+    *,
+    style_encoder: nn.Module | None = None,
+    seen_keys: Iterable[str] = (),
+    images_seen: int = 0,
+    note: str = "",
+) -> None:
+    """Write a generator that :func:`load_generator` reads; whole or not at all.
+
+    Args:
+        path: the file.
+        generator: as :func:`build_generator` made it, with the weights to keep.
+        recipe: the run's.
+        space: its class list.
+        style_encoder: as :func:`build_style_encoder` made it.
+        seen_keys: keys of the layouts that training saw.
+        images_seen: length of the training so far.
+        note: one line for readers of the metadata.
+    """
+    tensors = dict(generator.state_dict())
+    if style_encoder is not None:
+        tensors |= {_STYLE_PREFIX + k: v for k, v in style_encoder.state_dict().items()}
+    metadata = {
+        "format": f"ecgan-generator-{FORMAT}",
+        "ecgan": ecgan.__version__,
+        "recipe": json.dumps(recipe.model_dump(mode="json")),
+        "classes": json.dumps(space.to_json()),
+        "images_seen": str(images_seen),
+        "seen_keys": json.dumps(sorted(seen_keys)),
+        "note": note,
+    }
+    write_whole(path, safetensors.torch.save(_plain(tensors), metadata))
+
+
+def load_generator(path: Path) -> GeneratorFile:
+    """Read ``generator.safetensors``.
+
+    Raises:
+        UserError: no such file, a truncated one, a pickle, or not a generator of ours.
+    """
+    tensors, metadata = read_safetensors(path)
+    if metadata.get("format") != f"ecgan-generator-{FORMAT}":
+        raise UserError(
+            f"{path}: a safetensors file, but not a generator of this version of ecgan "
+            f"(format {metadata.get('format', 'not named')!r}); give a {GENERATOR} of a run"
+        )
+    recipe = parse_recipe(json.loads(metadata["recipe"]), f"{path}: its recipe")
+    space = labels.from_json(json.loads(metadata["classes"]), f"{path}: its classes")
+    generator, style_encoder = build_generator(recipe, space), build_style_encoder(recipe)
+    own = {k: v for k, v in tensors.items() if not k.startswith(_STYLE_PREFIX)}
+    style = {
+        k.removeprefix(_STYLE_PREFIX): v for k, v in tensors.items() if k.startswith(_STYLE_PREFIX)
+    }
+    _load_state(generator, own, path)
+    if style_encoder is not None:
+        _load_state(style_encoder, style, path)
+    return GeneratorFile(
+        recipe=recipe,
+        space=space,
+        generator=generator.eval(),
+        style_encoder=style_encoder.eval() if style_encoder is not None else None,
+        images_seen=int(metadata["images_seen"]),
+        seen_keys=frozenset(json.loads(metadata["seen_keys"])),
+        sha256=sha256(path),
+        metadata=metadata,
+    )
+
+
+def newest_run(folder: Path) -> Path:
+    """The finished run below ``folder`` whose generator was written last.
+
+    Raises:
+        UserError: there is none.
+    """
+    runs = sorted(folder.glob(f"*/{GENERATOR}"), key=lambda p: p.stat().st_mtime, reverse=True)
+    for path in runs:
+        if _is_finished(path):
+            return path.parent
+    unfinished = ", ".join(str(path.parent) for path in runs)
+    raise UserError(
+        f"no finished run below {folder}/"
+        + (f" (unfinished: {unfinished})" if unfinished else "")
+        + "; give --run RUN or --checkpoint FILE, or train one first: ecgan train --recipe NAME"
+    )
+
+
+def resolve_generator(run: Path | None, checkpoint: Path | None) -> Path:
+    """The file that ``--run`` or ``--checkpoint`` means; without either, the newest finished run's.
+
+    Raises:
+        UserError: both are given, or what is given is not there.
+    """
+    if run is not None and checkpoint is not None:
+        raise UserError(f"--run {run} and --checkpoint {checkpoint}: give one of them")
+    if checkpoint is not None:
+        if checkpoint.is_dir():
+            raise UserError(f"--checkpoint {checkpoint}: a folder; a run is given with --run")
+        if not checkpoint.is_file():
+            raise UserError(f"--checkpoint {checkpoint}: no such file")
+        return checkpoint
+    folder = run if run is not None else newest_run(Path("runs"))
+    if not folder.is_dir():
+        raise UserError(f"--run {folder}: no such folder")
+    path = folder / GENERATOR
+    if not path.is_file():
+        raise UserError(
+            f"--run {folder}: no {GENERATOR} in it; the run has not come to its first checkpoint"
+            if (folder / "recipe.yaml").is_file()
+            else f"--run {folder}: not a run of ecgan train (no recipe.yaml, no {GENERATOR})"
+        )
+    return path
+
+
+def refuse_another_recipe(run: Path, recipe: Recipe) -> None:
+    """Check that a run that is there already can go on with this recipe.
+
+    Raises:
+        UserError: the recipes differ in a key that decides the training.
+    """
+    before = load_recipe(str(run / "recipe.yaml"))
+    old, new = before.model_dump(mode="json"), recipe.model_dump(mode="json")
+    differences = [
+        (key, was, now)
+        for key, was, now in _differences(old, new)
+        if key not in _HARMLESS and not key.startswith(_HARMLESS_SECTIONS)
+    ]
+    if not differences:
+        return
+    listed = ", ".join(f"{key} ({_shown(was)}, now {_shown(now)})" for key, was, now in differences)
+    remedy = " ".join(f"--set {key}={_shown(was)}" for key, was, _ in differences)
+    raise UserError(
+        f"{run} was trained with another recipe; it differs in {listed}. "
+        f"Use a new folder, or {remedy}"
+    )
+
+
+def save_training(run: Path, images_seen: int, training: Training) -> Path:
+    """Write ``checkpoints/<images seen>/``; whole or not at all."""
+    folder = run / "checkpoints" / f"{images_seen:09d}"
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    with _full_disk(folder):
+        partial.mkdir(parents=True)
+    try:
+        for name, tensors in training.networks.items():
+            write_whole(partial / f"{name}.safetensors", safetensors.torch.save(_plain(tensors)))
+        for name, state in training.optimizers.items():
+            with _full_disk(folder), (partial / f"{name}.pt").open("wb") as file:
+                torch.save(state, file)
+        text = json.dumps({"format": FORMAT, "images_seen": images_seen} | training.state)
+        write_whole(partial / "state.json", text.encode())
+        with _full_disk(folder):
+            if folder.exists():  # the same state again, after an interruption at this very step
+                shutil.rmtree(folder)
+            partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def load_training(folder: Path, device: torch.device | None = None) -> Training:
+    """Read a folder that :func:`save_training` wrote.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    remedy = f"delete {folder} to go on from the checkpoint before it"
+    try:
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        if state["format"] != FORMAT:
+            raise UserError(
+                f"{folder}: written by another version of ecgan (format {state['format']}, "
+                f"this one reads {FORMAT}); use a new run folder"
+            )
+        networks = {p.stem: read_safetensors(p)[0] for p in sorted(folder.glob("*.safetensors"))}
+        optimizers = {p.stem: _load_optimizer(p, device) for p in sorted(folder.glob("*.pt"))}
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise UserError(f"{folder}: damaged ({error}); {remedy}") from error
+    return Training(networks, optimizers, state)
+
+
+def training_checkpoints(run: Path) -> list[Path]:
+    """Folders of training checkpoints, oldest first."""
+    folders = (run / "checkpoints").glob("*")
+    return sorted(
+        (p for p in folders if p.is_dir() and _CHECKPOINT_NAME.fullmatch(p.name)),
+        key=lambda p: int(p.name),
+    )
+
+
+def prune(run: Path, keep: int, best: int | None) -> None:
+    """Delete all training checkpoints but the newest ``keep`` and the one at ``best`` images."""
+    for folder in training_checkpoints(run)[:-keep]:
+        if int(folder.name) != best:
+            shutil.rmtree(folder)
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file.
+
+    Raises:
+        UserError: no such file, a truncated one, or a pickle.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+    except OSError as error:
+        raise UserError(f"{path}: cannot read: {error.strerror}") from error
+    if start[:2] in {b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"}:
+        raise UserError(
+            f"{path}: a pickle (.pth, .pt), which can run code when it is read; "
+            f"ecgan reads safetensors only, as {GENERATOR} of a run"
+        )
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return tensors, dict(file.metadata() or {})
+    except safetensors.SafetensorError as error:
+        raise UserError(
+            f"{path}: not a whole safetensors file ({error}); it may be truncated: copy it again"
+        ) from error
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name, then rename it.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with _full_disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def sha256(path: Path) -> str:
+    """Of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _full_disk(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot write: {error.strerror}; what was there is untouched. "
+            "Make room, then run the same command again"
+        ) from error
+
+
+def _is_finished(path: Path) -> bool:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+    except (safetensors.SafetensorError, OSError):
+        return False
+    recipe = json.loads(metadata.get("recipe", "{}"))
+    length = recipe.get("train", {}).get("images")
+    return length is not None and int(metadata.get("images_seen", 0)) >= length
+
+
+def _load_optimizer(path: Path, device: torch.device | None) -> dict[str, Any]:
+    if not zipfile.is_zipfile(path):  # torch would try to read it as an old pickle
+        raise ValueError(f"{path.name} is truncated or was not written by ecgan")
+    return torch.load(path, map_location=device or "cpu", weights_only=True)
+
+
+def _load_state(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    own = network.state_dict()
+    faults = [
+        *(f"{name}: missing" for name in own if name not in tensors),
+        *(f"{name}: not known" for name in tensors if name not in own),
+        *(
+            f"{name}: {tuple(tensors[name].shape)}, expected {tuple(value.shape)}"
+            for name, value in own.items()
+            if name in tensors and tensors[name].shape != value.shape
+        ),
+    ]
+    if faults:
+        shown = [*faults[:5], f"and {len(faults) - 5} more"] if len(faults) > 6 else faults
+        raise UserError(f"{path}: its weights do not fit its recipe", shown)
+    network.load_state_dict(tensors)
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous copies on the CPU, none sharing memory, as safetensors wants them."""
+    return {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
+
+
+def _differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, object, object]]:
+    for key in {**old, **new}:
+        was, now = old.get(key), new.get(key)
+        sections: Sequence[object] = (was, now)
+        if key != "label_generator_map" and all(isinstance(s, dict) for s in sections):
+            yield from _differences(old[key], new[key], f"{prefix}{key}.")
+        elif was != now:
+            yield f"{prefix}{key}", was, now
+
+
+def _shown(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,206 @@
+"""The encoder E of ECGAN (Sec. 3.1): the trunk of GauGAN, up to the raw output of its last block.
+
+    S resized to the start --> conv --+
+                                      +--> 7 SPADE residual blocks, x2 between them --> F
+    z --> linear (with a style) ------+       ^ each is modulated by S at its own size
+
+Shape legend:
+    B  images in the batch      L, K  layouts, and styles of each: B = L * K when sampling
+    H, W  height and width      w  width of the network, 64 in the paper; F has w channels
+    S  condition, (B, channels of S, H, W): one-hot label, unlabelled pixels, instance boundaries
+    z  style, (B, style_dim)
+
+Written from the papers' text (SPADE, arXiv:1903.07291, App. A; ECGAN, arXiv:2003.13898v2).
+
+Most of the arithmetic makes modulation maps, and those depend on S alone: ``Trunk.modulations``
+makes them once for K styles of a layout.
+"""
+
+import math
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ecgan.models.layers import SpectralNorm, convolution, initialised, leaky, over_styles
+
+Modulation = tuple[Tensor, Tensor]
+"""gamma and beta of one normalisation, each (L, C, h, w)."""
+
+BLOCK_WIDTHS = ((16, 16), (16, 16), (16, 16), (16, 8), (8, 4), (4, 2), (2, 1))
+"""Channels in and out of each block, in units of the width w."""
+
+
+class Spade(nn.Module):
+    """Spatially adaptive normalisation: batch norm, then a scale and a shift for every pixel."""
+
+    def __init__(self, channels: int, num_conditions: int, hidden: int, *, spectral: bool) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels, affine=False)
+        self.hidden = convolution(num_conditions, hidden, spectral=spectral)
+        self.to_modulation = convolution(hidden, 2 * channels, spectral=spectral)
+
+    def modulation(self, S: Tensor) -> Modulation:
+        """Condition S at the size of the layer, (L, channels of S, h, w) -> gamma, beta."""
+        gamma, beta = self.to_modulation(F.relu(self.hidden(S))).chunk(2, dim=1)
+        return gamma, beta
+
+    def forward(self, x: Tensor, modulation: Modulation) -> Tensor:
+        """Normalise and modulate x, (B, C, h, w), where B is L or L * K."""
+        gamma, beta = modulation
+        x = self.norm(x)
+        if len(gamma) == len(x):
+            return x * (1 + gamma) + beta
+        styles = x.unflatten(0, (len(gamma), -1))  # (L, K, C, h, w)
+        scale, shift = over_styles(1 + gamma, len(x)), over_styles(beta, len(x))
+        return (styles * scale + shift).flatten(0, 1)
+
+
+class SpadeResidualBlock(nn.Module):
+    """Two convolutions, each after a SPADE, and a shortcut with its own where channels change.
+
+    The convolutions have no bias: whatever follows starts with a batch norm, which takes it out.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, num_conditions: int, hidden: int, *,
+        spectral_norm: SpectralNorm,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        middle = min(in_channels, out_channels)
+        spectral = spectral_norm != "none"
+
+        def spade(channels: int) -> Spade:
+            return Spade(channels, num_conditions, hidden, spectral=spectral_norm == "all")
+
+        self.spade_1 = spade(in_channels)
+        self.conv_1 = convolution(in_channels, middle, bias=False, spectral=spectral)
+        self.spade_2 = spade(middle)
+        self.conv_2 = convolution(middle, out_channels, bias=False, spectral=spectral)
+        self.learned_shortcut = in_channels != out_channels
+        if self.learned_shortcut:
+            self.spade_3 = spade(in_channels)
+            self.conv_3 = convolution(in_channels, out_channels, 1, bias=False, spectral=spectral)
+
+    def modulations(self, S: Tensor) -> list[Modulation]:
+        """S at the size of the block -> gamma and beta of its two or three SPADE layers."""
+        layers = [self.spade_1, self.spade_2]
+        if self.learned_shortcut:
+            layers.append(self.spade_3)
+        return [layer.modulation(S) for layer in layers]
+
+    def forward(self, x: Tensor, modulations: list[Modulation]) -> Tensor:
+        """(B, C_in, h, w) -> (B, C_out, h, w)."""
+        y = self.conv_1(leaky(self.spade_1(x, modulations[0])))
+        y = self.conv_2(leaky(self.spade_2(y, modulations[1])))
+        shortcut = self.conv_3(self.spade_3(x, modulations[2])) if self.learned_shortcut else x
+        return shortcut + y
+
+
+class Trunk(nn.Module):
+    """E: condition S, and a style z if ``style_dim`` is given, to features F.
+
+    Args:
+        num_conditions: channels of S.
+        width: w, channels of F.
+        size: height and width of S and F, pixels; multiples of 2 to the power of ``upsamplings``.
+        upsamplings: x2 steps, 5 or 6. With 5, there is none between the second and third block.
+        style_dim: length of z, which then takes the place of S at the start; None for no style.
+        spectral_norm: "default": convolutions of the residual blocks; "all": those of SPADE too.
+    """
+
+    def __init__(
+        self,
+        num_conditions: int,
+        width: int,
+        size: tuple[int, int],
+        *,
+        upsamplings: int,
+        style_dim: int | None,
+        spectral_norm: SpectralNorm,
+    ) -> None:
+        super().__init__()
+        assert upsamplings in {5, 6}
+        step = 2**upsamplings
+        assert size[0] % step == 0, f"height {size[0]} is not a multiple of {step}"
+        assert size[1] % step == 0, f"width {size[1]} is not a multiple of {step}"
+        self.start_size = (size[0] // step, size[1] // step)
+        self.upsamples_after = [True, upsamplings == 6, True, True, True, True, False]
+        self.start_channels = BLOCK_WIDTHS[0][0] * width
+        self.has_style = style_dim is not None
+        spectral = spectral_norm == "all"
+        if style_dim is None:
+            self.start: nn.Module = convolution(
+                num_conditions, self.start_channels, bias=False, spectral=spectral
+            )
+        else:
+            start_features = self.start_channels * math.prod(self.start_size)
+            self.start = initialised(nn.Linear(style_dim, start_features), spectral=spectral)
+        self.blocks = nn.ModuleList(
+            SpadeResidualBlock(
+                c_in * width, c_out * width, num_conditions, 2 * width, spectral_norm=spectral_norm
+            )
+            for c_in, c_out in BLOCK_WIDTHS
+        )
+        self.tap_channels = self._tap_channels(width, upsamplings)
+
+    def _tap_channels(self, width: int, upsamplings: int) -> list[tuple[int, int]]:
+        downscale, taps = 2**upsamplings, []
+        for (_, c_out), upsamples in zip(BLOCK_WIDTHS, self.upsamples_after, strict=True):
+            taps.append((c_out * width, downscale))
+            downscale //= 2 if upsamples else 1
+        return taps[::-1]
+
+    def modulations(self, S: Tensor) -> list[list[Modulation]]:
+        """Every modulation map of a batch of layouts S, (L, channels of S, H, W), block by block.
+
+        To hold them all takes as much memory as some hundred copies of S at width 64; ``forward``
+        without them makes one block's at a time.
+        """
+        return [
+            block.modulations(_resized(S, size))  # pyright: ignore[reportCallIssue]
+            for block, size in zip(self.blocks, self._block_sizes(), strict=True)
+        ]
+
+    def _block_sizes(self) -> list[tuple[int, int]]:
+        height, width = self.start_size
+        sizes = []
+        for upsamples in self.upsamples_after:
+            sizes.append((height, width))
+            if upsamples:
+                height, width = 2 * height, 2 * width
+        return sizes
+
+    def forward(
+        self, S: Tensor, z: Tensor | None = None, modulations: list[list[Modulation]] | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Condition S, (L, channels of S, H, W), and style z, (L * K, style_dim), to features.
+
+        Args:
+            S: one for each layout.
+            z: K styles for each layout, those of a layout together; None without a style.
+            modulations: what ``modulations(S)`` gave, if it is known already.
+
+        Returns:
+            F, (B, w, H, W), and the taps: F, then the output of every earlier block, last first.
+        """
+        assert (z is not None) == self.has_style, "a trunk with a style, and no other, needs z"
+        if z is None:
+            x = self.start(_resized(S, self.start_size))
+        else:
+            x = self.start(z).unflatten(1, (self.start_channels, *self.start_size))
+        outputs = []
+        for index, block in enumerate(self.blocks):
+            if modulations is None:
+                at_size = _resized(S, (x.shape[2], x.shape[3]))
+                own = block.modulations(at_size)  # pyright: ignore[reportCallIssue]
+            else:
+                own = modulations[index]
+            x = block(x, own)
+            outputs.append(x)
+            if self.upsamples_after[index]:
+                x = F.interpolate(x, scale_factor=2, mode="nearest")
+        return x, outputs[::-1]
+
+
+def _resized(S: Tensor, size: tuple[int, int]) -> Tensor:
+    return S if S.shape[2:] == size else F.interpolate(S, size=size, mode="nearest")

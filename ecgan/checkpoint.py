@@ -37,6 +37,7 @@ GENERATOR = "generator.safetensors"
 BEST = "generator-best.safetensors"
 FORMAT = 1  # of generator.safetensors and of checkpoints
 
+_METADATA = "ecgan"  # the one entry of generator.safetensors' metadata
 _STYLE_PREFIX = "style_encoder."
 _CHECKPOINT_NAME = re.compile(r"\d{9,}")
 
@@ -69,7 +70,7 @@ class GeneratorFile:
     images_seen: int
     seen_keys: frozenset[str]  # layouts that training saw
     sha256: str  # of the file
-    metadata: dict[str, str]
+    version: str  # of ecgan that wrote it
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,6 @@ def save_generator(
     style_encoder: nn.Module | None = None,
     seen_keys: Iterable[str] = (),
     images_seen: int = 0,
-    note: str = "",
 ) -> None:
     """Write a generator that :func:`load_generator` reads; whole or not at all.
 
@@ -128,21 +128,21 @@ def save_generator(
         style_encoder: as :func:`build_style_encoder` made it.
         seen_keys: keys of the layouts that training saw.
         images_seen: length of the training so far.
-        note: one line for readers of the metadata.
     """
     tensors = dict(generator.state_dict())
     if style_encoder is not None:
         tensors |= {_STYLE_PREFIX + k: v for k, v in style_encoder.state_dict().items()}
     metadata = {
         "format": f"ecgan-generator-{FORMAT}",
-        "ecgan": ecgan.__version__,
-        "recipe": json.dumps(recipe.model_dump(mode="json")),
-        "classes": json.dumps(space.to_json()),
-        "images_seen": str(images_seen),
-        "seen_keys": json.dumps(sorted(seen_keys)),
-        "note": note,
+        "version": ecgan.__version__,
+        "recipe": recipe.model_dump(mode="json"),
+        "classes": space.to_json(),
+        "images_seen": images_seen,
+        "seen_keys": sorted(seen_keys),
     }
-    write_whole(path, safetensors.torch.save(_plain(tensors), metadata))
+    # One entry: safetensors writes several in an order that changes from run to run
+    content = safetensors.torch.save(_plain(tensors), {_METADATA: json.dumps(metadata)})
+    write_whole(path, content)
 
 
 def load_generator(path: Path) -> GeneratorFile:
@@ -151,14 +151,15 @@ def load_generator(path: Path) -> GeneratorFile:
     Raises:
         UserError: no such file, a truncated one, a pickle, or not a generator of ours.
     """
-    tensors, metadata = read_safetensors(path)
+    tensors, written = read_safetensors(path)
+    metadata = json.loads(written.get(_METADATA, "{}"))
     if metadata.get("format") != f"ecgan-generator-{FORMAT}":
         raise UserError(
             f"{path}: a safetensors file, but not a generator of this version of ecgan "
             f"(format {metadata.get('format', 'not named')!r}); give a {GENERATOR} of a run"
         )
-    recipe = parse_recipe(json.loads(metadata["recipe"]), f"{path}: its recipe")
-    space = labels.from_json(json.loads(metadata["classes"]), f"{path}: its classes")
+    recipe = parse_recipe(metadata["recipe"], f"{path}: its recipe")
+    space = labels.from_json(metadata["classes"], f"{path}: its classes")
     generator, style_encoder = build_generator(recipe, space), build_style_encoder(recipe)
     own = {k: v for k, v in tensors.items() if not k.startswith(_STYLE_PREFIX)}
     style = {
@@ -172,10 +173,10 @@ def load_generator(path: Path) -> GeneratorFile:
         space=space,
         generator=generator.eval(),
         style_encoder=style_encoder.eval() if style_encoder is not None else None,
-        images_seen=int(metadata["images_seen"]),
-        seen_keys=frozenset(json.loads(metadata["seen_keys"])),
+        images_seen=metadata["images_seen"],
+        seen_keys=frozenset(metadata["seen_keys"]),
         sha256=sha256(path),
-        metadata=metadata,
+        version=metadata["version"],
     )
 
 
@@ -372,12 +373,11 @@ def _full_disk(path: Path) -> Iterator[None]:
 def _is_finished(path: Path) -> bool:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            metadata = dict(file.metadata() or {})
+            metadata = json.loads((file.metadata() or {}).get(_METADATA, "{}"))
     except (safetensors.SafetensorError, OSError):
         return False
-    recipe = json.loads(metadata.get("recipe", "{}"))
-    length = recipe.get("train", {}).get("images")
-    return length is not None and int(metadata.get("images_seen", 0)) >= length
+    length = metadata.get("recipe", {}).get("train", {}).get("images")
+    return length is not None and metadata["images_seen"] >= length
 
 
 def _load_optimizer(path: Path, device: torch.device | None) -> dict[str, Any]:

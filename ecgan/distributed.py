@@ -39,6 +39,11 @@ def is_launched() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
+def is_first() -> bool:
+    """Whether this process is rank 0; also before and after the ranks are joined."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 def rank() -> int:
     """Number of this process, from 0."""
     return dist.get_rank() if _is_initialized() else 0

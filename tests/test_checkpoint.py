@@ -239,7 +239,7 @@ def test_a_full_disk_leaves_what_was_there(saved, tmp_path):
     before = path.read_bytes()
     with (
         no_file_above(10_000),
-        pytest.raises(UserError, match="cannot write: .*Make room, then run the same command"),
+        pytest.raises(UserError, match=r"cannot write: .*Make room, then run the same command"),
     ):
         checkpoint.save_generator(path, generator, recipe, SPACE, style_encoder=style_encoder)
     assert path.read_bytes() == before

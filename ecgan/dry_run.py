@@ -1,0 +1,116 @@
+"""What a training would be, without training: parts, terms, parameters, memory, steps, splits."""
+
+import torch
+from torch import Tensor, nn
+
+from ecgan.labels import LabelSpace
+from ecgan.models.generator import STYLE_DIM
+from ecgan.objective import GeneratorSide, build_discriminator, modules, pictures, terms
+from ecgan.recipe import Recipe
+
+ADAM_COPIES = 4  # the weight, its gradient, Adam's two moments; float32
+
+
+def parameters(recipe: Recipe, space: LabelSpace) -> dict[str, int]:
+    """Parameters of each network that is trained, without allocating any."""
+    with torch.device("meta"):
+        side, discriminator = GeneratorSide(recipe, space), build_discriminator(recipe, space)
+    networks: dict[str, nn.Module | None] = {
+        "G": side.generator,
+        "D": discriminator,
+        "style encoder": side.style_encoder,
+        "Gc": side.heads,
+    }
+    counts = {
+        name: sum(p.numel() for p in network.parameters())
+        for name, network in networks.items()
+        if network is not None
+    }
+    return {name: count for name, count in counts.items() if count}
+
+
+def memory_bytes(recipe: Recipe, space: LabelSpace, images: int, *, bfloat16: bool) -> int:
+    """Estimate of a rank's memory for a part of ``images`` images.
+
+    What the forward passes of G and D keep for their gradients is added up on the meta device.
+    The frozen networks and class-specific heads are not in it: they depend on the labels and on
+    weights that are not read yet.
+    """
+    data, model = (
+        recipe.data,
+        recipe.model.model_copy(update={"class_specific": False, "output": "refined"}),
+    )
+    plain = recipe.model_copy(update={"model": model})
+    size, num_conditions = (data.height, data.width), space.num_conditions(boundary=data.instances)
+    with torch.device("meta"):
+        side, discriminator = GeneratorSide(plain, space), build_discriminator(plain, space)
+        S = torch.empty(images, num_conditions, *size)
+        image, labels = torch.empty(images, 3, *size), torch.empty(images, *size, dtype=torch.int64)
+        noise = torch.empty(images, STYLE_DIM)
+    kept = _Kept()
+    with torch.autograd.graph.saved_tensors_hooks(kept.add, lambda tensor: tensor):
+        made = side(S, labels, image, noise)
+        if discriminator is not None:
+            # Of D's two passes, one at a time: real and generated pictures, then these alone
+            fakes = [getattr(made.generated, name) for name in pictures(plain)]
+            discriminator(S, torch.cat([*fakes, image, image]))
+    trained = sum(parameters(recipe, space).values())
+    activations = kept.bytes // 2 if bfloat16 else kept.bytes
+    return trained * 4 * (ADAM_COPIES + 1) + activations  # and once more for the average
+
+
+def describe(
+    recipe: Recipe,
+    space: LabelSpace,
+    *,
+    device: torch.device,
+    world: int,
+    sizes: dict[str, int],
+) -> str:
+    """The lines that ``ecgan train --dry-run`` prints.
+
+    Args:
+        recipe: what would be trained.
+        space: its class list.
+        device: where.
+        world: number of ranks.
+        sizes: items of each split.
+    """
+    train, counts = recipe.train, parameters(recipe, space)
+    part = train.batch // (world * train.accumulate)
+    precision = train.precision
+    bfloat16 = precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
+    memory = memory_bytes(recipe, space, part, bfloat16=bfloat16)
+    steps = -(-train.images // train.batch)
+    lines = {
+        "recipe": recipe.name,
+        "device": f"{device}, {world} rank{'s' * (world > 1)}",
+        "data": ", ".join(f"{name} {count}" for name, count in sizes.items()) + " images",
+        "classes": f"{space.num_classes}, "
+        f"{space.num_conditions(boundary=recipe.data.instances)} channels of condition",
+        "size": f"{recipe.data.height} x {recipe.data.width}",
+        "parts": ", ".join(modules(recipe)),
+        "terms": ", ".join(f"{weight:g} {name}" for name, weight in terms(recipe).items()),
+        "parameters": ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in counts.items()),
+        "steps": f"{steps} of {train.batch} images ({part} at a time on a rank), "
+        f"{steps * train.batch / max(1, sizes.get('train', 1)):.1f} epochs",
+        "memory": f"about {memory / 2**30:.1f} GiB on each rank, frozen networks not counted",
+    }
+    return "\n".join(f"{name + ':':<12}{text}" for name, text in lines.items())
+
+
+class _Kept:
+    """Bytes kept for gradients, each tensor once."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self._seen: set[int] = set()
+        self._alive: list[Tensor] = []  # an address means a tensor while it lives only
+
+    def add(self, tensor: Tensor) -> Tensor:
+        key = tensor.untyped_storage()._cdata
+        if key not in self._seen:
+            self._seen.add(key)
+            self._alive.append(tensor)
+            self.bytes += tensor.untyped_storage().nbytes()
+        return tensor

@@ -1,0 +1,505 @@
+"""Train ECGAN: ``run`` checks, builds and resumes; ``_fit`` is the loop.
+
+    checks --> label generator --> players --> [batch --> step --> average --> log, preview,
+                                                score, checkpoint] ... --> generator.safetensors
+
+Images seen are the clock, positions in the row of images are the seed: the same command again goes
+on where the newest checkpoint is, and ends with the same bits as a run that was never cut (on CPU).
+"""
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+import torch
+
+from ecgan import checkpoint, distributed, players
+from ecgan.averaged import AveragedGenerator
+from ecgan.data import datasets
+from ecgan.data.loader import Batch, TripleDataset, batches, to_device, to_images
+from ecgan.data.transforms import Edges
+from ecgan.dry_run import describe
+from ecgan.errors import UserError
+from ecgan.journal import Journal, Means
+from ecgan.labels import LabelSpace
+from ecgan.models.pretrained import Hed, PerceptualFeatures, perceptual_features
+from ecgan.objective import Inputs, Objective, condition, modules
+from ecgan.players import NonFiniteError, Players
+from ecgan.recipe import Recipe, label_space
+from ecgan.segmentation import Segmenter, load_segmenter, train_segmenter
+from ecgan.transfer import transfer
+
+Outcome = Literal["done", "interrupted"]
+
+Sets = tuple[TripleDataset, TripleDataset]
+"""What a run trains on, and what it is looked at with."""
+
+
+def run(
+    recipe: Recipe,
+    out: Path,
+    *,
+    device: str = "auto",
+    init: Path | None = None,
+    quiet: bool = False,
+) -> Outcome:
+    """Train, or go on training, the run in ``out``.
+
+    Args:
+        recipe: what to do.
+        out: run folder; made if it is not there.
+        device: auto, cpu, cuda or cuda:N.
+        init: a generator to start from.
+        quiet: no progress bar.
+
+    Returns:
+        ``interrupted`` after Ctrl-C or SIGTERM; a checkpoint is written then.
+
+    Raises:
+        UserError: whatever the user can mend, before anything is computed where possible.
+    """
+    own_device = distributed.choose_device(device)
+    with distributed.process_group(own_device):
+        place = _Place(out, own_device, init, quiet)
+        with _Signals() as signals:
+            try:
+                space, sets = check(recipe, out, progress=place.shows_progress)
+                return _Training(recipe, space, sets, place).run(signals)
+            except KeyboardInterrupt:  # before the first step, or a second one after that
+                return "interrupted"
+
+
+def check(
+    recipe: Recipe,
+    out: Path,
+    *,
+    num_processes: int | None = None,
+    read_files: bool = True,
+    progress: bool = False,
+) -> tuple[LabelSpace, Sets]:
+    """Everything that can be refused before networks are built.
+
+    Args:
+        recipe: what to do.
+        out: run folder.
+        num_processes: ranks; default: those that are there.
+        read_files: read every label and photo once.
+        progress: show a bar meanwhile.
+
+    Raises:
+        UserError: see there.
+    """
+    check_folder(out, recipe)
+    world = num_processes or distributed.world_size()
+    if recipe.train.batch % (world * recipe.train.accumulate):
+        raise UserError(
+            f"train.batch ({recipe.train.batch}) must divide by ranks x accumulate "
+            f"({world} x {recipe.train.accumulate})"
+        )
+    space = label_space(recipe.data)
+    sets = build_sets(recipe, space)
+    if read_files and distributed.rank() == 0:
+        items = {item.key: item for part in sets for item in part.items}
+        datasets.check_labels(list(items.values()), space, recipe.data.dataset, progress=progress)
+    distributed.barrier()
+    return space, sets
+
+
+def dry_run(recipe: Recipe, out: Path, *, device: str = "auto", num_processes: int = 1) -> str:
+    """Parameters, memory, steps and splits of what ``run`` would do; nothing is written.
+
+    Raises:
+        UserError: what ``run`` would refuse, but for faults inside files.
+    """
+    space, (train_set, validation_set) = check(
+        recipe, out, num_processes=num_processes, read_files=False
+    )
+    return describe(
+        recipe,
+        space,
+        device=distributed.choose_device(device),
+        world=num_processes,
+        sizes={"train": len(train_set), "validation": len(validation_set)},
+    )
+
+
+def check_folder(out: Path, recipe: Recipe) -> None:
+    """Refuse a folder that is not ours, or is another recipe's run."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise UserError(f"--out {out}: a file; give a folder")
+    if (out / "recipe.yaml").is_file():
+        checkpoint.refuse_another_recipe(out, recipe)
+    elif any(out.iterdir()):
+        raise UserError(
+            f"--out {out}: not empty, and not a run of ecgan train (no recipe.yaml in it); "
+            "give another folder"
+        )
+
+
+def build_sets(recipe: Recipe, space: LabelSpace) -> Sets:
+    """The data of a run."""
+    data = recipe.data
+    if data.root is None:
+        raise UserError("data.root is not set: give the folder of the data set with --data DIR")
+    # HED looks at the crop on the device; without Ge nobody looks at edges
+    edges: Edges = "none" if data.edges == "hed" or not recipe.model.edge_generator else data.edges
+    parts: list[TripleDataset] = []
+    for split in (data.split, "val"):
+        items = datasets.items_for(
+            data.dataset,
+            Path(data.root),
+            split,
+            train_split=data.split,
+            instances=data.instances,
+            edges_folder=edges == "folder",
+        )
+        part = TripleDataset(
+            items,
+            space,
+            data.dataset,
+            height=data.height,
+            width=data.width,
+            resize_to=data.resize_to,
+            flip=data.flip,
+            train=split == data.split,
+            seed=recipe.train.seed,
+            edges=edges,
+            boundary=data.instances,
+        )
+        parts.append(part)
+    return parts[0], parts[1]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a run happens."""
+
+    out: Path
+    device: torch.device
+    init: Path | None
+    quiet: bool
+
+    @property
+    def shows_progress(self) -> bool:
+        """Whether there is somebody to see bars."""
+        return not self.quiet and sys.stderr.isatty() and distributed.rank() == 0
+
+    @property
+    def segmenters(self) -> Path:
+        """Cache of segmenters trained here."""
+        return self.out / "segmenters"
+
+
+@dataclass
+class _Progress:
+    """How far the training is, with what a checkpoint holds beside the networks."""
+
+    images_seen: int = 0
+    means: Means = field(default_factory=Means)
+    best: dict[str, float] | None = None  # images and value of the best score
+    init: str = ""  # SHA-256 of the generator that it started from
+
+    def to_json(self) -> dict[str, Any]:
+        """All but images_seen, which names the checkpoint."""
+        means = {"sums": self.means.sums, "count": self.means.count}
+        return {"means": means, "best": self.best, "init": self.init}
+
+    @classmethod
+    def from_json(cls, state: dict[str, Any]) -> "_Progress":
+        """What ``to_json`` gave."""
+        return cls(state["images_seen"], Means(**state["means"]), state["best"], state["init"])
+
+
+class _Training:
+    """One run: its networks and data, and the loop over them."""
+
+    def __init__(self, recipe: Recipe, space: LabelSpace, sets: Sets, place: _Place) -> None:
+        self.recipe, self.space, self.place = recipe, space, place
+        self.train_set, self.validation_set = sets
+        self.progress = _Progress()
+        device = place.device
+        # A file that is not there is refused before the label generator is trained.
+        perceptual_network = _perceptual_network(recipe, device)
+        self.hed = _hed(recipe, device)
+        source = checkpoint.load_generator(place.init) if place.init is not None else None
+        if distributed.rank() == 0:
+            checkpoint.write_whole(place.out / "recipe.yaml", recipe.to_yaml().encode())
+        self.objective = Objective(
+            recipe,
+            space,
+            device,
+            _first_rank_first(lambda: _label_generator(recipe, space, self.train_set, place)),
+            perceptual_network,
+            players.build_bank(recipe, space, device),
+        )
+        self.players: Players = players.build(recipe, space, device)
+        self.averaged = AveragedGenerator(
+            recipe, space, self.train_set, self.validation_set, device
+        )
+        self.notes: list[str] = []
+        if source is not None:
+            side = self.players.side
+            taken = transfer(side.generator, side.style_encoder, recipe, space, source)
+            self.notes = [f"--init {place.init}", *taken.lines()]
+            self.progress.init = source.sha256
+        self.averaged.start(self.players.side)
+
+    def run(self, signals: "_Signals") -> Outcome:
+        """Go on from the newest checkpoint, if there is one, to the end."""
+        self._resume()
+        length, place = self.recipe.train.images, self.place
+        with Journal(place.out, self.progress.images_seen, length, quiet=place.quiet) as journal:
+            for note in self.notes:
+                journal.say(note)
+            outcome = self._fit(journal, signals)
+        if outcome == "done" and distributed.rank() == 0:
+            self._save_generator(checkpoint.GENERATOR)
+        distributed.barrier()
+        return outcome
+
+    def _fit(self, journal: Journal, signals: "_Signals") -> Outcome:
+        recipe, progress = self.recipe.train, self.progress
+        signals.defer()
+        for batch in self._batches():
+            if progress.images_seen >= recipe.images:
+                break
+            if distributed.any_rank(signals.came, self.place.device):
+                self._save()
+                return "interrupted"
+            before = progress.images_seen
+            progress.means.add(self._step(batch))
+            progress.images_seen += recipe.batch
+            self.averaged.update(self.players.side, progress.images_seen)
+            journal.advance(recipe.batch)
+            self._report(journal, before)
+        self._save()
+        return "done"
+
+    def _batches(self) -> Iterator[Batch]:
+        return batches(
+            self.train_set,
+            self.progress.images_seen,
+            self.recipe.train.batch,
+            rank=distributed.rank(),
+            world=distributed.world_size(),
+            workers=self.recipe.data.workers,
+            pin=self.place.device.type == "cuda",
+        )
+
+    def _step(self, batch: Batch) -> dict[str, torch.Tensor]:
+        factor = players.rate_factor(self.recipe, self.progress.images_seen)
+        parts = [self._inputs(part) for part in _parts(batch, self.recipe.train.accumulate)]
+        try:
+            return players.step(self.players, self.objective, parts, factor)
+        except NonFiniteError as error:
+            images, size = self.progress.images_seen, self.recipe.train.batch
+            raise UserError(
+                f"{self.place.out}: the term {error.term} is {error.value} at step "
+                f"{images // size} (after {images} images), on {', '.join(error.keys)}. The "
+                "checkpoint before is untouched. Look at these samples, lower train.lr_generator "
+                "and train.lr_discriminator, or set train.precision=float32"
+            ) from error
+
+    def _inputs(self, batch: Batch) -> Inputs:
+        moved = to_device(batch, self.place.device)
+        assert moved.images is not None
+        image = to_images(moved.images)
+        edge = None
+        if self.hed is not None:
+            with torch.no_grad():
+                edge = self.hed(image) * 2 - 1
+        elif moved.edges is not None:
+            edge = to_images(moved.edges)
+        return Inputs(
+            keys=batch.keys,
+            positions=batch.positions,
+            labels=moved.labels.long(),
+            S=condition(moved, self.space),
+            image=image,
+            edge=None if edge is None else edge.expand(-1, 3, -1, -1),
+        )
+
+    def _report(self, journal: Journal, before: int) -> None:
+        """Whatever is due at the first step at or past its cadence."""
+        recipe, now = self.recipe.train, self.progress.images_seen
+
+        def due(every: int) -> bool:
+            return every > 0 and now // every > before // every
+
+        if due(recipe.log_every):
+            factor = players.rate_factor(self.recipe, before)
+            rates = {
+                "lr_generator": recipe.lr_generator * factor,
+                "lr_discriminator": recipe.lr_discriminator * factor,
+                "images_per_second": journal.speed(now),
+            }
+            journal.log(now, self.progress.means.take() | rates)
+        better = False
+        if distributed.rank() == 0:
+            if due(recipe.preview_every):
+                journal.picture(now, self.averaged.preview(self.hed))
+            if due(recipe.evaluate_every):
+                better = self._score(journal)
+        better = distributed.any_rank(better, self.place.device)
+        if (due(recipe.checkpoint_every) or better) and now < recipe.images:
+            self._save()
+            if distributed.rank() == 0:
+                self._save_generator(checkpoint.GENERATOR)
+
+    def _score(self, journal: Journal) -> bool:
+        """Score on the validation split; keep the generator if it is the best so far."""
+        now = self.progress.images_seen
+        scores = self.averaged.score(self.place.segmenters, progress=self.place.shows_progress)
+        journal.log(now, scores)
+        # the higher the better: mIoU, or the negative distance where there is no judge
+        value = scores.get("miou", -scores.get("fd_efficientnet_lite0", float("inf")))
+        best = self.progress.best
+        if best is not None and value <= best["value"]:
+            return False
+        self.progress.best = {"images": now, "value": value}
+        self._save_generator(checkpoint.BEST)
+        return True
+
+    def _save_generator(self, name: str) -> None:
+        images_seen = self.progress.images_seen
+        self.averaged.save(self.place.out / name, images_seen)
+
+    def _save(self) -> None:
+        """Write a training checkpoint."""
+        images_seen, best = self.progress.images_seen, self.progress.best
+        if distributed.rank() == 0 and images_seen > 0:
+            networks, optimizers = self._stateful()
+            checkpoint.save_training(
+                self.place.out,
+                images_seen,
+                checkpoint.Training(
+                    {name: network.state_dict() for name, network in networks.items()},
+                    {name: optimizer.state_dict() for name, optimizer in optimizers.items()},
+                    self.progress.to_json(),
+                ),
+            )
+            kept = None if best is None else int(best["images"])
+            checkpoint.prune(self.place.out, self.recipe.train.keep, kept)
+        distributed.barrier()
+
+    def _resume(self) -> None:
+        folders = checkpoint.training_checkpoints(self.place.out)
+        if not folders:
+            return
+        saved = checkpoint.load_training(folders[-1], self.place.device)
+        init = saved.state["init"]
+        if self.progress.init not in {"", init}:
+            raise UserError(
+                f"{self.place.out} did not start from --init {self.place.init}; leave the option "
+                "out to go on, or use a new folder"
+            )
+        networks, optimizers = self._stateful()
+        for name, network in networks.items():
+            network.load_state_dict(saved.networks[name])
+        for name, optimizer in optimizers.items():
+            optimizer.load_state_dict(saved.optimizers[name])
+        self.progress = _Progress.from_json(saved.state)
+        self.notes = [f"going on from {folders[-1]}"]
+
+    def _stateful(self) -> tuple[dict[str, torch.nn.Module], dict[str, torch.optim.Adam]]:
+        sides = {"generator": self.players.generator, "discriminator": self.players.discriminator}
+        there = {name: player for name, player in sides.items() if player is not None}
+        networks = {name: player.network for name, player in there.items()}
+        networks |= {"averaged": self.averaged.networks}
+        if self.objective.bank is not None:
+            networks["bank"] = self.objective.bank
+        return networks, {f"{name}_optimizer": player.optimizer for name, player in there.items()}
+
+
+class _Signals:
+    """Ctrl-C and SIGTERM: at once while things are set up, at the end of the step afterwards."""
+
+    def __init__(self) -> None:
+        self.came = False
+        self._deferred = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "_Signals":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def defer(self) -> None:
+        """From now on, only note that one came."""
+        self._deferred = True
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        if not self._deferred or self.came:  # a second one does not wait
+            raise KeyboardInterrupt
+        self.came = True
+
+
+def _parts(batch: Batch, num_parts: int) -> Iterator[Batch]:
+    size = len(batch.keys) // num_parts
+    for start in range(0, len(batch.keys), size):
+        part = slice(start, start + size)
+        yield Batch(
+            batch.keys[part],
+            batch.positions[part],
+            batch.labels[part],
+            *(None if x is None else x[part] for x in (batch.images, batch.edges, batch.boundary)),
+        )
+
+
+def _label_generator(
+    recipe: Recipe, space: LabelSpace, train_set: TripleDataset, place: _Place
+) -> Segmenter | None:
+    """Gl: loaded, or trained on the same real pairs and kept in the run folder."""
+    model, data = recipe.model, recipe.data
+    if "Gl" not in modules(recipe):
+        return None
+    if model.label_generator != "train":
+        return load_segmenter(model.label_generator, space, model.label_generator_map, place.device)
+    return train_segmenter(
+        train_set,
+        space,
+        height=data.height,
+        width_px=data.width,
+        width=model.label_generator_width,
+        images=model.label_generator_images,
+        seed=recipe.train.seed,
+        cache=place.segmenters,
+        device=place.device,
+        progress=place.shows_progress,
+        workers=data.workers,
+    )
+
+
+def _perceptual_network(recipe: Recipe, device: torch.device) -> PerceptualFeatures | None:
+    name = recipe.losses.perceptual_network
+    if name == "none" or "perceptual_network" not in modules(recipe):
+        return None
+    return perceptual_features(
+        name,
+        vgg19_weights=recipe.losses.vgg19_weights,
+        hed_weights=recipe.data.hed_weights,
+    ).to(device)
+
+
+def _hed(recipe: Recipe, device: torch.device) -> Hed | None:
+    if recipe.data.edges != "hed" or not recipe.model.edge_generator:
+        return None
+    assert recipe.data.hed_weights is not None
+    return Hed(recipe.data.hed_weights).to(device)
+
+
+def _first_rank_first(make: Callable[[], Segmenter | None]) -> Segmenter | None:
+    """What rank 0 makes and keeps in a file, the others only read."""
+    made = make() if distributed.rank() == 0 else None
+    distributed.barrier()
+    return made if distributed.rank() == 0 else make()

@@ -1,0 +1,96 @@
+"""``ecgan train``."""
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from ecgan.errors import UserError
+from ecgan.recipe import load_recipe
+
+INTERRUPTED = 130  # exit code
+
+_MESSAGES = {
+    "done": "{run}/generator.safetensors",
+    "interrupted": "Interrupted; the same command goes on where it stopped ({run})",
+}
+
+
+@click.command()
+@click.option("--recipe", "recipe_name", required=True, metavar="NAME|FILE", help="What to train.")
+@click.option("--data", type=click.Path(path_type=Path), help="Folder of the data set (data.root).")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Run folder; default: runs/RECIPE's name."
+)
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="SECTION.KEY=VALUE",
+    help="Change a key of the recipe; may be repeated.",
+)
+@click.option(
+    "--nproc-per-node",
+    type=click.IntRange(min=1),
+    default=None,
+    metavar="N",
+    help="Ranks on this machine, one for each GPU; starts torchrun.",
+)
+@click.option(
+    "--init",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Start from another run's generator.safetensors; its class list may differ.",
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("-n", "--dry-run", is_flag=True, help="Print parameters, memory, steps, and stop.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress bar.")
+def train(
+    recipe_name: str,
+    data: Path | None,
+    out: Path | None,
+    overrides: tuple[str, ...],
+    nproc_per_node: int | None,
+    init: Path | None,
+    device: str,
+    *,
+    dry_run: bool,
+    quiet: bool,
+) -> None:
+    """Train on photos with label maps. The same command again resumes.
+
+    \b
+    ecgan train --recipe camvid --data DIR
+    ecgan train --recipe cityscapes --data DIR --nproc-per-node 8
+    torchrun --nproc-per-node 8 -m ecgan_cli train --recipe cityscapes --data DIR
+
+    Ctrl-C and SIGTERM write a checkpoint first; the exit code is 130 then.
+    """
+    if data is not None:
+        overrides = (*overrides, f"data.root={json.dumps(str(data))}")
+    recipe = load_recipe(recipe_name, overrides)
+    run = out if out is not None else Path("runs") / recipe.name
+    if init is not None and not init.is_file():
+        raise UserError(f"--init {init}: no such file; give a generator.safetensors of a run")
+
+    from ecgan import distributed
+    from ecgan import train as library
+
+    if dry_run:
+        ranks = nproc_per_node or 1
+        click.echo(library.dry_run(recipe, run, device=device, num_processes=ranks))
+        return
+    if nproc_per_node is not None:
+        # what can be refused at once is refused once, not by every rank
+        library.check(recipe, run, num_processes=nproc_per_node, read_files=False)
+        arguments = ["train", "--recipe", recipe_name, "--out", str(run), "--device", device]
+        arguments += [word for override in overrides for word in ("--set", override)]
+        arguments += ["--init", str(init)] if init is not None else []
+        arguments += ["--quiet"] if quiet else []
+        sys.exit(distributed.launch(nproc_per_node, arguments, device=device))
+    outcome = library.run(recipe, run, device=device, init=init, quiet=quiet)
+    if distributed.is_first():
+        click.echo(_MESSAGES[outcome].format(run=run), err=outcome == "interrupted")
+    if outcome == "interrupted":
+        sys.exit(INTERRUPTED)

@@ -128,15 +128,16 @@ def from_json(value: object, source: str) -> LabelSpace:
     faults: list[str] = []
     entries = cast(Sequence[object], document["classes"])
     classes = [_label_class(entry, index, faults) for index, entry in enumerate(entries)]
-    ignore = document.get("ignore", 255)
+    ignore = document.get("ignore", 255 if len(entries) <= 255 else 65535)
     if not (ignore is None or (isinstance(ignore, int) and 0 <= ignore <= 65535)):
         faults.append(f"ignore: expected a number from 0 to 65535 or null, got {ignore!r}")
     faults += _class_list_faults(classes)
     if ignore is not None and any(c.id == ignore for c in classes):
         faults.append(f"ignore: {ignore} is also the id of a class; use another value, or null")
     evaluation = cast("list[int] | None", document.get("evaluation"))
-    if evaluation is not None and len(evaluation) != len(classes):
-        faults.append(f"evaluation: has {len(evaluation)} ids for {len(classes)} classes")
+    if evaluation is not None:
+        names = cast("list[str]", document.get("evaluation_names", []))
+        faults += _evaluation_faults(evaluation, names, len(classes))
     if faults:
         raise UserError(source, faults)
     return LabelSpace(
@@ -233,6 +234,20 @@ def _is_color(value: Any) -> bool:  # noqa: ANN401
         and len(cast("list[object]", value)) == 3
         and all(isinstance(v, int) and 0 <= v <= 255 for v in cast("list[object]", value))
     )
+
+
+def _evaluation_faults(evaluation: list[int], names: list[str], num_classes: int) -> list[str]:
+    faults: list[str] = []
+    if len(evaluation) != num_classes:
+        faults.append(f"evaluation: has {len(evaluation)} ids for {num_classes} classes")
+    allowed = {*range(len(names)), 255 if num_classes <= 255 else 65535}
+    outside = sorted(set(evaluation) - allowed)
+    if outside:
+        faults.append(
+            f"evaluation: {', '.join(map(str, outside))} without a name in evaluation_names "
+            f"({len(names)} names); classes that are not scored have {max(allowed)}"
+        )
+    return faults
 
 
 def _class_list_faults(classes: Sequence[LabelClass]) -> list[str]:

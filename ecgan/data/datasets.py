@@ -112,7 +112,7 @@ def index(
         "instances": instances,
         "edge": edges_folder,
     }
-    kinds = [kind for kind, is_needed in needed.items() if is_needed]
+    kinds: list[Kind] = [kind for kind, is_needed in needed.items() if is_needed]
     found = survey(dataset, root, split, kinds)
     if found.faults:
         place = f"data.dataset {dataset}" + (f", split {split}" if split else "")
@@ -163,7 +163,7 @@ def items_for(
             need_images=need_images,
         )
 
-    _check_root(root)
+    check_root(root)
     divided = bool(splits(dataset, root)) or _has_split(dataset, root, train_split)
     if _has_split(dataset, root, "val") or (split not in {"val", train_split}):
         return read(split)
@@ -180,7 +180,7 @@ def index_labels(dataset: str, folder: Path) -> list[Item]:
     Raises:
         UserError: no such folder, no label map in it, keys that collide.
     """
-    _check_root(folder)
+    check_root(folder)
     labels_below = [folder / name for name in ("labels", "masks") if (folder / name).is_dir()]
     if labels_below and (folder / "images").is_dir():
         folder = labels_below[0]
@@ -252,7 +252,7 @@ def survey(dataset: str, root: Path, split: str | None, kinds: Sequence[Kind]) -
     Raises:
         UserError: ``root`` is not a folder.
     """
-    _check_root(root)
+    check_root(root)
     faults: list[str] = []
     files: dict[Kind, dict[str, Path]] = {kind: {} for kind in kinds}
     for kind in kinds:
@@ -445,7 +445,8 @@ def _held_out(keys: Sequence[str]) -> set[str]:
     return chosen or {min(keys, key=numbers.__getitem__)}
 
 
-def _check_root(root: Path) -> None:
+def check_root(root: Path) -> None:
+    """Raise UserError where ``root`` is not a folder, with the nearest name that is."""
     if root.is_dir():
         return
     if root.exists():

@@ -104,6 +104,12 @@ def probe_photo(path: Path) -> tuple[int, int]:
     return height, width
 
 
+def photo_header(path: Path) -> tuple[str, tuple[int, int]]:
+    """Pillow's mode of a photo, and its height and width; pixels are not read."""
+    with _opened(path) as image:
+        return image.mode, (image.height, image.width)
+
+
 def read_raw(path: Path) -> RawLabel:
     """A label or instance map: numbers of 1, 8, 16 or 32 bits, palette indices, or colours.
 

@@ -1,0 +1,387 @@
+"""What a folder of photos and label maps holds, before anything is decided about it.
+
+Nothing is refused here: faults are part of the report.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ecgan import labels
+from ecgan.data import datasets, decode
+from ecgan.data.datasets import Item, Kind
+from ecgan.errors import UserError
+from ecgan.labels import LabelClass, LabelSpace
+
+MAX_CLASSES = 1024  # more numbers or colours than this are no class list
+_TEXT_LINES = 40
+
+
+@dataclass(frozen=True)
+class SplitReport:
+    """Files of one split."""
+
+    name: str | None  # None where labels are not divided
+    num_pairs: int
+    num_photos: int
+    num_labels: int
+    faults: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ValueReport:
+    """A number or a colour in label files."""
+
+    value: int  # the number, or the colour as 0xRRGGBB
+    num_pixels: int
+    num_files: int
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What :func:`inspect` found.
+
+    Attributes:
+        root: the folder.
+        dataset: layout of the files.
+        splits: files of each split.
+        num_read: pairs whose files were opened.
+        photo_sizes: (height, width) -> photos.
+        photo_modes: Pillow's mode -> photos.
+        label_modes: Pillow's mode -> label maps.
+        numbers: numbers in label maps, ascending; palette indices where there is a palette.
+        colors: colours in label maps, the most frequent first.
+        palette: number -> colour, where label maps carry the same palette.
+        has_instances: whether every label map has an instance map.
+        has_edges: whether every label map has an edge map.
+        space: the class list that comes with the data; None where there is none.
+        unreadable: files that could not be read, and other faults of their content.
+    """
+
+    root: Path
+    dataset: str
+    splits: tuple[SplitReport, ...]
+    num_read: int
+    photo_sizes: Mapping[tuple[int, int], int]
+    photo_modes: Mapping[str, int]
+    label_modes: Mapping[str, int]
+    numbers: tuple[ValueReport, ...]
+    colors: tuple[ValueReport, ...]
+    palette: Mapping[int, int]
+    has_instances: bool
+    has_edges: bool
+    space: LabelSpace | None
+    unreadable: tuple[str, ...]
+
+    @property
+    def num_pairs(self) -> int:
+        return sum(split.num_pairs for split in self.splits)
+
+    @property
+    def common_size(self) -> tuple[int, int] | None:
+        """Height and width that most photos have."""
+        return max(self.photo_sizes, key=lambda s: self.photo_sizes[s], default=None)
+
+    def name_of(self, report: ValueReport, *, color: bool) -> str:
+        """The class that a number or a colour in a file stands for; empty without a class list."""
+        if self.space is None:
+            return ""
+        one = np.array([[report.value]], np.int32)
+        raw = decode.RawLabel(one, colors=color, palette=None, mode="")
+        decoded = decode.decode(raw, self.space, self.dataset)
+        if decoded.unknown:
+            return "not in the class list"
+        label = int(decoded.label[0, 0])
+        return "unlabelled" if label == self.space.ignore_index else self.space.names[label]
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as plain values."""
+        return {
+            "root": str(self.root),
+            "dataset": self.dataset,
+            "splits": [
+                {
+                    "name": split.name,
+                    "pairs": split.num_pairs,
+                    "photos": split.num_photos,
+                    "label_maps": split.num_labels,
+                    "faults": list(split.faults),
+                }
+                for split in self.splits
+            ],
+            "read": self.num_read,
+            "photo_sizes": [
+                {"height": height, "width": width, "photos": count}
+                for (height, width), count in self.photo_sizes.items()
+            ],
+            "photo_modes": dict(self.photo_modes),
+            "label_modes": dict(self.label_modes),
+            "ids": self._values(self.numbers, color=False),
+            "colors": self._values(self.colors, color=True),
+            "instances": self.has_instances,
+            "edges": self.has_edges,
+            "classes": None if self.space is None else self.space.to_json(),
+            "faults": list(self.unreadable),
+        }
+
+    def _values(self, reports: Sequence[ValueReport], *, color: bool) -> list[dict[str, Any]]:
+        total = self._num_pixels
+        return [
+            {
+                "value": _rgb(r.value) if color else r.value,
+                "name": self.name_of(r, color=color),
+                "share": r.num_pixels / total,
+                "files": r.num_files,
+            }
+            for r in reports
+        ]
+
+    @property
+    def _num_pixels(self) -> int:
+        return max(1, sum(r.num_pixels for r in (*self.numbers, *self.colors)))
+
+    def to_text(self) -> str:
+        """The report for people."""
+        lines = [f"{self.root}: layout {self.dataset}, {self.num_pairs} pairs", ""]
+        lines += [
+            f"  {split.name or 'not divided':<12}{split.num_pairs:>7} pairs  "
+            f"({split.num_photos} photos, {split.num_labels} label maps)"
+            for split in self.splits
+        ]
+        extras = [("instance maps", self.has_instances), ("edge maps", self.has_edges)]
+        lines += [f"  with {name}" for name, there in extras if there]
+        if self.num_read < self.num_pairs:
+            lines += ["", f"From {self.num_read} pairs, spread evenly:"]
+        sizes = [f"{w} x {h} ({n})" for (h, w), n in self.photo_sizes.items()]
+        lines += ["", f"Photos      {_shortened(sizes)}", f"            {_modes(self.photo_modes)}"]
+        lines += [f"Label maps  {_modes(self.label_modes)}", f"            {self._kind()}", ""]
+        lines += self._value_lines()
+        faults = [fault for split in self.splits for fault in _placed(split)]
+        faults += self.unreadable
+        if faults:
+            lines += ["", "Faults, to be mended before training:", *(f"  {f}" for f in faults)]
+        return "\n".join(lines) + "\n"
+
+    def _kind(self) -> str:
+        kinds = ["class ids"] if self.numbers else []
+        kinds += ["colours"] if self.colors else []
+        way = "indices" if self.numbers else "colours"
+        palette = f" (palette images, read by their {way})" if "P" in self.label_modes else ""
+        return " and ".join(kinds) + palette if kinds else "none could be read"
+
+    def _value_lines(self) -> list[str]:
+        lines: list[str] = []
+        for reports, color in ((self.numbers, False), (self.colors, True)):
+            for r in reports[:_TEXT_LINES]:
+                value = decode.color_text(r.value) if color else str(r.value)
+                share = 100 * r.num_pixels / self._num_pixels
+                lines.append(
+                    f"  {value:<16}{share:>6.2f} %  in {r.num_files:>5} files  "
+                    f"{self.name_of(r, color=color)}".rstrip()
+                )
+            if len(reports) > _TEXT_LINES:
+                lines.append(f"  and {len(reports) - _TEXT_LINES} more")
+        return lines
+
+
+def inspect(
+    root: Path, *, dataset: str | None = None, num_files: int = 500, workers: int = 4
+) -> Inspection:
+    """Look at a data set.
+
+    Args:
+        root: its folder.
+        dataset: its layout; default: what its folders look like.
+        num_files: pairs whose files are opened, spread evenly over the keys; 0: all.
+        workers: threads.
+
+    Raises:
+        UserError: no such folder, or no layout that is known.
+    """
+    datasets.check_root(root)
+    dataset = dataset or datasets.recognise(root)
+    if dataset is None:
+        raise UserError(
+            f"{root}: no known layout; expected images/ and labels/ (or masks/), or the folders of "
+            "Cityscapes (leftImg8bit/, gtFine/), ADE20K (images/, annotations/) or COCO-Stuff "
+            "(images/, stuffthingmaps/)"
+        )
+    found = [_survey(dataset, root, name) for name in datasets.splits(dataset, root) or [None]]
+    pairs = [pair for _, pairs in found for pair in pairs]
+    step = max(1, -(-len(pairs) // num_files)) if num_files else 1
+    space, list_faults = _class_list(dataset, root)
+    tally = _Tally()
+    with ThreadPoolExecutor(workers) as pool:
+        for glimpse in pool.map(lambda item: _look(item, space, dataset), pairs[::step]):
+            tally.add(glimpse)
+    names = [split.name for split, _ in found]
+    return Inspection(
+        root,
+        dataset,
+        tuple(split for split, _ in found),
+        len(pairs[::step]),
+        dict(tally.sizes.most_common()),
+        dict(tally.photo_modes.most_common()),
+        dict(tally.label_modes.most_common()),
+        tuple(sorted(_values(tally, colors=False), key=lambda r: r.value)),
+        tuple(sorted(_values(tally, colors=True), key=lambda r: -r.num_pixels)),
+        {} if tally.palettes_differ else tally.palette,
+        _all_have("instances", dataset, root, names),
+        _all_have("edge", dataset, root, names),
+        space,
+        tuple(list_faults + tally.faults),
+    )
+
+
+def propose_classes(inspection: Inspection) -> LabelSpace | None:
+    """A class list for label maps that come without one; its names are to be filled in.
+
+    None where the maps hold both numbers and colours, nothing, or more values than classes can be.
+    """
+    numbers = [r.value for r in inspection.numbers]
+    colors = [r.value for r in inspection.colors]
+    if bool(numbers) == bool(colors):
+        return None
+    if colors:
+        # Black means unlabelled unless a class claims it.
+        colors = [code for code in colors if code != 0]
+        if not 0 < len(colors) <= MAX_CLASSES:
+            return None
+        classes = [LabelClass(i, f"class {i}", _rgb(code)) for i, code in enumerate(colors)]
+        return LabelSpace(tuple(classes))
+    ignore = 255 if 255 in numbers and len(numbers) > 1 else None
+    ids = [number for number in numbers if number != ignore]
+    if not 0 <= max(ids) < MAX_CLASSES or min(ids) < 0:
+        return None
+    palette = inspection.palette
+    classes = [
+        LabelClass(
+            i,
+            f"class {i}",
+            _rgb(palette[i]) if palette.get(i, -1) >= 0 else labels.default_color(i),
+        )
+        for i in range(max(ids) + 1)
+    ]
+    return LabelSpace(tuple(classes), ignore)
+
+
+class _Glimpse(NamedTuple):
+    """What the files of one pair hold."""
+
+    photo: tuple[str, tuple[int, int]] | None  # mode, height and width
+    label_mode: str | None
+    colors: bool
+    values: Mapping[int, int]  # number or colour -> pixels
+    palette: Mapping[int, int]
+    faults: Sequence[str]
+
+
+@dataclass
+class _Tally:
+    """Sums over pairs."""
+
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    photo_modes: Counter[str] = field(default_factory=Counter)
+    label_modes: Counter[str] = field(default_factory=Counter)
+    pixels: Counter[tuple[bool, int]] = field(default_factory=Counter)
+    files: Counter[tuple[bool, int]] = field(default_factory=Counter)
+    palette: dict[int, int] = field(default_factory=dict)
+    palettes_differ: bool = False
+    faults: list[str] = field(default_factory=list)
+
+    def add(self, glimpse: _Glimpse) -> None:
+        if glimpse.photo is not None:
+            self.photo_modes[glimpse.photo[0]] += 1
+            self.sizes[glimpse.photo[1]] += 1
+        if glimpse.label_mode is not None:
+            self.label_modes[glimpse.label_mode] += 1
+        for value, count in glimpse.values.items():
+            self.pixels[glimpse.colors, value] += count
+            self.files[glimpse.colors, value] += 1
+        for number, color in glimpse.palette.items():
+            self.palettes_differ |= self.palette.setdefault(number, color) != color
+        if len(self.faults) < datasets.MAX_FAULTS:
+            self.faults += glimpse.faults
+
+
+def _survey(dataset: str, root: Path, name: str | None) -> tuple[SplitReport, list[Item]]:
+    found = datasets.survey(dataset, root, name, ["label", "image"])
+    photos, maps = found.files["image"], found.files["label"]
+    pairs = [Item(key, maps[key], photos[key]) for key in sorted(photos.keys() & maps.keys())]
+    report = SplitReport(name, len(pairs), len(photos), len(maps), tuple(found.faults))
+    return report, pairs
+
+
+def _look(item: Item, space: LabelSpace | None, dataset: str) -> _Glimpse:
+    assert item.image is not None
+    faults: list[str] = []
+    photo = raw = None
+    try:
+        photo = decode.photo_header(item.image)
+    except UserError as error:
+        faults.append(str(error))
+    try:
+        raw = decode.read_raw(item.label)
+    except UserError as error:
+        faults.append(str(error))
+    if raw is None:
+        return _Glimpse(photo, None, False, {}, {}, faults)
+    if photo is not None and photo[1] != raw.size:
+        height, width = photo[1]
+        faults.append(
+            f"{item.label}: label {raw.size[1]} x {raw.size[0]}, photo {width} x {height}"
+        )
+    palette: dict[int, int] = {}
+    if raw.palette is not None:
+        palette = {n: int(c) for n, c in enumerate(raw.palette)}
+        if space is not None and decode.decode(raw, space, dataset).colors:
+            raw = raw.painted()
+    values, counts = np.unique(raw.values, return_counts=True)
+    pixels = dict(zip(values.tolist(), counts.tolist(), strict=True))
+    return _Glimpse(photo, raw.mode, raw.colors, pixels, palette, faults)
+
+
+def _values(tally: _Tally, *, colors: bool) -> list[ValueReport]:
+    return [
+        ValueReport(value, count, tally.files[is_color, value])
+        for (is_color, value), count in tally.pixels.items()
+        if is_color == colors
+    ]
+
+
+def _class_list(dataset: str, root: Path) -> tuple[LabelSpace | None, list[str]]:
+    if dataset != "folder":
+        return labels.builtin(dataset), []
+    path = root / "classes.json"
+    if not path.exists():
+        return None, []
+    try:
+        return labels.load_label_space(path), []
+    except UserError as error:
+        return None, [str(error)]
+
+
+def _all_have(kind: Kind, dataset: str, root: Path, names: Iterable[str | None]) -> bool:
+    return all(not datasets.survey(dataset, root, name, ["label", kind]).faults for name in names)
+
+
+def _placed(split: SplitReport) -> list[str]:
+    return [f"{split.name}: {fault}" if split.name else fault for fault in split.faults]
+
+
+def _shortened(texts: Sequence[str]) -> str:
+    more = [f"and {len(texts) - 5} other sizes"] if len(texts) > 5 else []
+    return ", ".join([*texts[:5], *more]) or "none could be read"
+
+
+def _modes(modes: Mapping[str, int]) -> str:
+    return ", ".join(f"mode {mode} ({count})" for mode, count in modes.items()) or "-"
+
+
+def _rgb(code: int) -> tuple[int, int, int]:
+    return code >> 16, code >> 8 & 255, code & 255

@@ -1,0 +1,170 @@
+"""``ecgan data``: toy scenes drawn by code, and a look at a data set."""
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ecgan.errors import UserError
+
+if TYPE_CHECKING:
+    from ecgan.data.inspect import Inspection
+    from ecgan.labels import LabelSpace
+
+_PIXELS = 256 * 512  # of a proposed size, at most: the paper's Cityscapes
+
+
+@click.group()
+def data() -> None:
+    """Draw, inspect and check data.
+
+    \b
+    ecgan data toy --out datasets/toy --num 200
+    ecgan data inspect datasets/mine
+    """
+
+
+@data.command()
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="Folder; must not exist yet."
+)
+@click.option("--num", type=click.IntRange(min=1), default=200, show_default=True, help="Scenes.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--height", type=click.IntRange(min=16), default=128, show_default=True)
+@click.option("--width", type=click.IntRange(min=16), default=256, show_default=True)
+def toy(out: Path, num: int, seed: int, height: int, width: int) -> None:
+    """Draw street scenes with label maps: a data set with no licence to mind."""
+    from ecgan.data.toy import write_toy
+
+    write_toy(out, num, seed, height=height, width=width)
+    click.echo(f"Wrote {num} scenes to {out}; train on them with --recipe demo --data {out}")
+
+
+@data.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option(
+    "--dataset",
+    type=click.Choice(["folder", "cityscapes", "ade20k", "coco_stuff"]),
+    help="Layout of the files; default: what the folders look like.",
+)
+@click.option(
+    "--files",
+    type=click.IntRange(min=0),
+    default=500,
+    show_default=True,
+    help="Pairs to open, spread evenly; 0: all.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option(
+    "--write-classes",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write the proposed class list, to be named by you.",
+)
+@click.option(
+    "--write-recipe",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write the proposed recipe.",
+)
+def inspect(
+    folder: Path,
+    dataset: str | None,
+    files: int,
+    *,
+    as_json: bool,
+    write_classes: Path | None,
+    write_recipe: Path | None,
+) -> None:
+    """Print what DIR holds, and propose a recipe for it."""
+    from ecgan.data import inspect as library
+
+    found = library.inspect(folder, dataset=dataset, num_files=files)
+    proposed = None if found.space is not None else library.propose_classes(found)
+    if write_classes is not None:
+        space = found.space or proposed
+        if space is None:
+            raise UserError(f"{folder}: no class list can be proposed for these label maps")
+        _write_new(write_classes, json.dumps(space.to_json(), indent=1) + "\n")
+    recipe = _recipe(found, proposed, write_classes)
+    if write_recipe is not None:
+        _write_new(write_recipe, recipe)
+    if as_json:
+        click.echo(json.dumps({**found.to_json(), "recipe": recipe}, indent=2))
+        return
+    click.echo(found.to_text())
+    click.echo("Proposed recipe (save it as a .yaml file, or use --write-recipe FILE):\n")
+    click.echo(recipe, nl=False)
+
+
+def _recipe(found: "Inspection", proposed: "LabelSpace | None", classes: Path | None) -> str:
+    """A recipe that fits the size and number of the photos, as YAML with comments."""
+    import yaml
+
+    from ecgan.data.datasets import clean_key
+    from ecgan.recipe import nearest_size
+
+    height, width = found.common_size or (256, 512)
+    scale = min(1, math.sqrt(_PIXELS / (height * width)))
+    fitting = nearest_size(round(height * scale), round(width * scale), "auto")
+    num_train = next((s.num_pairs for s in found.splits if s.name == "train"), found.num_pairs)
+    small = num_train < 2000
+    images = min(600_000, max(20_000, 250 * num_train)) // 1000 * 1000
+    sections: dict[str, dict[str, Any]] = {
+        "data": {
+            "dataset": found.dataset,
+            "root": str(found.root),
+            "height": fitting[0],
+            "width": fitting[1],
+            **_classes(found, proposed, classes),
+            **({"instances": True} if found.has_instances else {}),
+        },
+        "model": {
+            "style": True,
+            "label_generator": "train",
+            "label_generator_images": min(20_000, max(4_000, 20 * num_train)),
+        },
+        "losses": {"perceptual_network": "efficientnet_lite0", "perceptual": 5},
+        "train": {
+            "images": images,
+            "batch": 16,
+            "ema_images": 5_000 if small else 10_000,
+            **({"augment": "diffaugment"} if small else {}),
+            "checkpoint_every": images // 10,
+            "preview_every": images // 20,
+        },
+    }
+    name = clean_key(found.root.resolve().name)
+    text = yaml.safe_dump({"name": name, **sections}, sort_keys=False, allow_unicode=True)
+    common = f", most of them {width} x {height}" if found.common_size else ""
+    head = [f"# {name}: {num_train} pairs to train on{common}."]
+    if small:
+        head.append("# Below 2,000 photos: D sees augmented inputs (train.augment).")
+    if found.space is None:
+        head.append("# The names of the classes are yours to fill in.")
+    if found.has_edges:
+        head.append("# edges/ has a map for each photo: data.edges: folder uses them.")
+    return "\n".join(head) + "\n" + text
+
+
+def _classes(
+    found: "Inspection", proposed: "LabelSpace | None", written: Path | None
+) -> dict[str, Any]:
+    """The keys of section data that say what the numbers in label maps mean."""
+    if written is not None:
+        return {"classes": str(written)}
+    if found.space is not None or proposed is None:
+        return {}
+    return {"classes": proposed.to_json()["classes"], "ignore": proposed.ignore}
+
+
+def _write_new(path: Path, text: str) -> None:
+    try:
+        with path.open("x", encoding="utf-8") as stream:
+            stream.write(text)
+    except FileExistsError:
+        raise UserError(f"{path} exists already; give another file name") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot write: {error.strerror}") from error

@@ -180,6 +180,9 @@ class BatchNormOverRanks(nn.BatchNorm2d):
             affine=norm.affine,
             track_running_stats=norm.track_running_stats,
         )
+        for value in norm.state_dict().values():
+            if value.is_floating_point():
+                own = own.to(value)
         own.load_state_dict(norm.state_dict())
         return own.train(norm.training)
 

@@ -1,0 +1,207 @@
+"""Several ranks: what they compute together equals what one computes alone."""
+
+import os
+
+import pytest
+import torch
+import torch.multiprocessing
+from torch import nn
+
+from ecgan import distributed, objective, players
+from ecgan.data import loader, toy
+from ecgan.data.datasets import items_for
+from ecgan.data.loader import TripleDataset, to_images
+from ecgan.errors import UserError
+from ecgan.objective import Inputs, Objective
+from ecgan.recipe import label_space, load_recipe
+from ecgan.segmentation import Normalisation, Provenance, Segmenter, segformer
+
+STEPS = 3
+TINY = (
+    "data.height=32", "data.width=64", "model.width=4", "train.batch=4",
+    "losses.contrastive_bank=2", "losses.contrastive_taps=[0,1]",
+    "train.lr_generator=1e-4", "train.lr_discriminator=1e-4",
+)  # fmt: skip
+
+
+def test_one_process_is_a_world_of_one():
+    x = torch.ones(2, requires_grad=True)
+    assert distributed.world_size() == 1
+    assert distributed.rank() == 0
+    assert distributed.gather(x) is x
+    assert distributed.all_reduce_sum(x) is x
+    assert distributed.any_rank(True, torch.device("cpu"))
+    network = nn.BatchNorm2d(2)
+    assert distributed.synchronised(network, torch.device("cpu")) is network
+    assert distributed.parallel(network, torch.device("cpu")) is network
+
+
+def test_a_device_that_is_not_there_is_refused(monkeypatch):
+    assert distributed.choose_device("cpu") == torch.device("cpu")
+    for name in ("gpu", "mps:99999999999", "meta"):
+        with pytest.raises(UserError, match="expected auto, cpu, cuda or cuda:N"):
+            distributed.choose_device(name)
+    if not torch.cuda.is_available():
+        assert distributed.choose_device("auto") == torch.device("cpu")
+        with pytest.raises(UserError, match="no CUDA device here; use --device cpu"):
+            distributed.choose_device("cuda")
+
+
+def test_torchrun_is_never_started_twice(monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="torchrun started this process already"):
+        distributed.launch(2, ["train"], device="cpu")
+
+
+def test_batch_norm_over_one_rank_is_batch_norm():
+    torch.manual_seed(0)
+    theirs = nn.BatchNorm2d(3)
+    nn.init.normal_(theirs.weight)
+    ours = distributed.BatchNormOverRanks.like(theirs)
+    x = (torch.randn(4, 3, 5, 6) * 3 + 100).requires_grad_()
+    y = x.detach().clone().requires_grad_()
+    target = torch.randn(4, 3, 5, 6)
+    for _ in range(2):
+        for norm, values in ((theirs, x), (ours, y)):
+            values.grad = None
+            (norm(values) * target).sum().backward()
+    torch.testing.assert_close(y.grad, x.grad, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours.running_mean, theirs.running_mean)
+    torch.testing.assert_close(ours.running_var, theirs.running_var)
+    torch.testing.assert_close(ours.eval()(x), theirs.eval()(x))
+
+
+def on_two_ranks(function, port, *arguments):
+    torch.multiprocessing.spawn(_start, (function, port, arguments), nprocs=2)
+
+
+def _start(rank, function, port, arguments):
+    torch.set_num_threads(1)
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+    }  # fmt: skip
+    with distributed.process_group(torch.device("cpu")):
+        function(rank, *arguments)
+
+
+def _sums_and_norms(rank):
+    torch.manual_seed(0)
+    whole = torch.randn(4, 3, 5, 6, dtype=torch.float64)
+    target = torch.randn(4, 3, 5, 6, dtype=torch.float64)
+    own = slice(2 * rank, 2 * rank + 2)
+
+    # a loss of gathered and of summed tensors: each rank holds all of it, DDP takes the mean
+    alone = whole.clone().requires_grad_()
+    ((alone * target).sum().square() + (alone**3).mean()).backward()
+    x = whole[own].clone().requires_grad_()
+    total = distributed.all_reduce_sum((x * target[own]).sum())
+    (total.square() + (distributed.gather(x) ** 3).mean()).backward()
+    torch.testing.assert_close(x.grad / 2, alone.grad[own])
+
+    # batch norm over ranks against batch norm on the whole batch
+    alone = whole.clone().requires_grad_()
+    norm = nn.BatchNorm2d(3, affine=False).double()
+    ours = distributed.synchronised(nn.Sequential(nn.BatchNorm2d(3, affine=False).double()),
+                                    torch.device("cpu"))  # fmt: skip
+    expected = norm(alone)
+    (expected * target).sum().backward()
+    x = whole[own].clone().requires_grad_()
+    actual = ours(x)
+    (actual * target[own]).sum().backward()
+    torch.testing.assert_close(actual, expected[own])
+    torch.testing.assert_close(x.grad, alone.grad[own])
+    torch.testing.assert_close(ours[0].running_var, norm.running_var)
+    assert list(ours.state_dict()) == [f"0.{name}" for name in norm.state_dict()]
+
+    assert distributed.any_rank(rank == 1, torch.device("cpu"))
+    assert distributed.mean_(torch.tensor(float(rank))).item() == 0.5
+
+
+@pytest.mark.slow
+def test_sums_gathers_and_norms_over_two_ranks_have_the_gradient_of_the_whole_batch(free_port):
+    on_two_ranks(_sums_and_norms, free_port)
+
+
+def _train(rank, world, root, out):
+    """A few steps with every part on; weights and logged terms go to a file."""
+    recipe = load_recipe("demo", (*TINY, f"data.root={root}"))
+    space = label_space(recipe.data)
+    dataset = TripleDataset(
+        items_for("folder", root, "train"), space, "folder",
+        height=32, width=64, flip=True, seed=recipe.train.seed,
+    )  # fmt: skip
+    label_generator = Segmenter(
+        segformer(8, space.names, seed=0), range(space.num_classes), space.names,
+        normalisation=Normalisation(), provenance=Provenance("trained", "test"),
+    ).double()  # fmt: skip
+    from ecgan.models.pretrained import perceptual_features
+
+    device = torch.device("cpu")
+    torch.set_default_dtype(torch.float64)
+    bank = players.build_bank(recipe, space, device)
+    terms = Objective(
+        recipe, space, device, label_generator,
+        perceptual_features("efficientnet_lite0").double(), bank,
+    )  # fmt: skip
+    both = players.build(recipe, space, device)
+    logged = []
+    found = loader.batches(dataset, 0, recipe.train.batch, rank=rank, world=world)
+    for _, batch in zip(range(STEPS), found, strict=False):
+        inputs = Inputs(
+            batch.keys, batch.positions, batch.labels.long(),
+            objective.condition(batch, space).double(),
+            to_images(batch.images).double(),
+            to_images(batch.edges).double().expand(-1, 3, -1, -1),
+        )  # fmt: skip
+        values = players.step(both, terms, [inputs], 1.0)
+        stacked = torch.stack([value.double() for value in values.values()])
+        logged.append(dict(zip(values, distributed.mean_(stacked).tolist(), strict=True)))
+    weights = {
+        "generator": both.side.state_dict(),
+        "discriminator": both.discriminator.network.state_dict(),
+        "bank": bank.state_dict(),
+    }
+    torch.save({"weights": weights, "logged": logged}, out / f"{world}-{rank}.pt")
+
+
+def _train_one_of_two(rank, root, out):
+    _train(rank, 2, root, out)
+
+
+def _flat(path):
+    saved = torch.load(path, weights_only=True)
+    return saved["logged"], {
+        f"{part}.{name}": value
+        for part, state in saved["weights"].items()
+        for name, value in state.items()
+    }
+
+
+@pytest.mark.slow
+def test_two_ranks_with_half_a_batch_each_equal_one_with_all_of_it(tmp_path, free_port):
+    """All parts, style and bank on, in float64: only the order of sums differs."""
+    root = tmp_path / "toy"
+    toy.write_toy(root, 12, 0, 32, 64)
+    default = torch.get_default_dtype()
+    try:
+        _train(0, 1, root, tmp_path)
+    finally:
+        torch.set_default_dtype(default)
+    on_two_ranks(_train_one_of_two, free_port, root, tmp_path)
+
+    logged, alone = _flat(tmp_path / "1-0.pt")
+    logged_by_two, first = _flat(tmp_path / "2-0.pt")
+    _, second = _flat(tmp_path / "2-1.pt")
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), f"{name} differs between the ranks"
+    assert len(logged) == STEPS
+    for one, two in zip(logged, logged_by_two, strict=True):
+        assert list(one) == [
+            "discriminator", "adversarial", "feature_matching", "perceptual", "similarity",
+            "contrastive", "class_l1", "kl",
+        ]  # fmt: skip
+        assert two == pytest.approx(one, rel=1e-7)
+    for name, value in alone.items():
+        torch.testing.assert_close(first[name], value, rtol=1e-6, atol=1e-8, msg=name)

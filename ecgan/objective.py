@@ -441,14 +441,15 @@ class Objective:
 
 
 def condition(batch: Batch, space: LabelSpace) -> Tensor:
-    """S of a batch, on its device."""
-    return one_hot(
+    """S of a batch, on its device; channels last, as the networks are."""
+    S = one_hot(
         batch.labels,
         space.num_classes,
         space.ignore_index,
         unknown=space.ignore is not None,
         boundary=batch.boundary,
     )
+    return S.contiguous(memory_format=torch.channels_last)
 
 
 def keyed(seed: int, stream: int, position: int) -> torch.Generator:

@@ -60,7 +60,11 @@ class Player:
         cls, network: nn.Module, rate: float, device: torch.device, *, find_unused: bool = False
     ) -> "Player":
         """Put a network on the device and, with several ranks, in DDP."""
-        network = distributed.synchronised(network.to(device).train(), device)
+        network = network.to(device).train()
+        for parameter in network.parameters():
+            if parameter.dim() == 4:  # a third faster on CPU, and what tensor cores want
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        network = distributed.synchronised(network, device)
         optimizer = torch.optim.Adam(network.parameters(), rate, BETAS)
         parallel = distributed.parallel(network, device, find_unused=find_unused)
         return cls(network, parallel, optimizer, rate)
@@ -166,6 +170,14 @@ def step(
     for player in sides:
         player.move(factor)
     return sums
+
+
+def _channels_last(network: nn.Module) -> nn.Module:
+    """Convolutions by pixels: a third faster on CPU, and what tensor cores want."""
+    for parameter in network.parameters():
+        if parameter.ndim == 4:  # not the stacks of class-specific heads
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return network
 
 
 def _add_gradients(

@@ -8,13 +8,14 @@ import torch.multiprocessing
 from torch import nn
 
 from ecgan import distributed, objective, players
-from ecgan.data import loader, toy
+from ecgan.data import loader
 from ecgan.data.datasets import items_for
 from ecgan.data.loader import TripleDataset, to_images
 from ecgan.errors import UserError
 from ecgan.objective import Inputs, Objective
 from ecgan.recipe import label_space, load_recipe
 from ecgan.segmentation import Normalisation, Provenance, Segmenter, segformer
+from tests.tiny import write_pairs
 
 STEPS = 3
 TINY = (
@@ -183,7 +184,7 @@ def _flat(path):
 def test_two_ranks_with_half_a_batch_each_equal_one_with_all_of_it(tmp_path, free_port):
     """All parts, style and bank on, in float64: only the order of sums differs."""
     root = tmp_path / "toy"
-    toy.write_toy(root, 12, 0, 32, 64)
+    write_pairs(root)
     default = torch.get_default_dtype()
     try:
         _train(0, 1, root, tmp_path)

@@ -1,0 +1,273 @@
+"""Distances between sets of images, and the agreement of segmentations.
+
+Distances work on features, (images, dim), that a frozen network gave: compute them once, and every
+number comes from them. Only Inception's are called FID and KID; those of another network carry its
+name. Everything is float64 or int64, so neither the batch size nor the order matters, and parts of
+a set can be merged.
+
+Shape legend:
+    n, m  images      d  features of an image      N  classes      B  images in a batch
+"""
+
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Self, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import KernelInceptionDistance
+
+from ecgan.errors import UserError
+
+Floats = npt.NDArray[np.floating[Any]]
+Counts = npt.NDArray[np.int64]
+
+KID_SUBSETS = 100
+KID_SUBSET_SIZE = 1000
+
+
+@dataclass
+class FeatureStatistics:
+    """Mean and covariance of a stream of feature vectors; the batch size does not matter.
+
+    Sums in float64: the covariance is a difference of two large numbers. They are taken about the
+    first vector, which takes most of that difference away.
+    """
+
+    dim: int
+    count: int = 0
+    origin: Floats = field(init=False)
+    total: Floats = field(init=False)
+    total_outer: Floats = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.origin = np.zeros(self.dim)
+        self.total = np.zeros(self.dim)
+        self.total_outer = np.zeros((self.dim, self.dim))
+
+    @classmethod
+    def of(cls, features: Floats) -> Self:
+        """Statistics of an array, (n, d)."""
+        statistics = cls(features.shape[1])
+        statistics.update(features)
+        return statistics
+
+    def update(self, features: Floats) -> None:
+        """Add features, (n, d)."""
+        assert features.shape[1:] == (self.dim,), f"{features.shape} features, {self.dim} expected"
+        if not len(features):
+            return
+        features = features.astype(np.float64)
+        if self.count == 0:
+            self.origin = features[0].copy()
+        offsets = features - self.origin
+        self.count += len(features)
+        self.total += offsets.sum(axis=0)
+        self.total_outer += offsets.T @ offsets
+
+    def merge(self, other: "FeatureStatistics") -> None:
+        """Add what another part of the set has seen."""
+        if other.count == 0:
+            return
+        if self.count == 0:
+            self.origin = other.origin.copy()
+        shift = other.origin - self.origin
+        cross = np.outer(other.total, shift)
+        self.total += other.total + other.count * shift
+        self.total_outer += other.total_outer + cross + cross.T
+        self.total_outer += other.count * np.outer(shift, shift)
+        self.count += other.count
+
+    def mean_and_covariance(self) -> tuple[Floats, Floats]:
+        """Mean, (d,), and unbiased covariance, (d, d)."""
+        if self.count < 2:
+            raise ValueError(f"covariance needs at least 2 images, got {self.count}")
+        mean = self.total / self.count
+        centred = self.total_outer - self.count * np.outer(mean, mean)
+        return self.origin + mean, centred / (self.count - 1)
+
+
+def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
+    """Frechet distance of two Gaussians: |mu_a - mu_b|^2 + tr(A + B - 2 (A B)^(1/2)).
+
+    The trace of the root is the sum of the singular values of L_a^T L_b with A = L_a L_a^T: all
+    real, and without the root of rounding errors that a matrix root makes of fewer images than
+    features.
+    """
+    mean_a, cov_a = a.mean_and_covariance()
+    mean_b, cov_b = b.mean_and_covariance()
+    root = np.linalg.svd(_factor(cov_a).T @ _factor(cov_b), compute_uv=False).sum()
+    distance = np.square(mean_a - mean_b).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * root
+    return max(0.0, float(distance))
+
+
+def _factor(covariance: Floats) -> Floats:
+    """L with L L^T = covariance, (d, rank)."""
+    values, vectors = np.linalg.eigh(covariance)
+    kept = values > values[-1] * len(values) * np.finfo(np.float64).eps
+    return vectors[:, kept] * np.sqrt(values[kept])
+
+
+def fid(real: Floats, generated: Floats) -> float:
+    """Frechet Inception distance by torchmetrics, of Inception features (n, 2048) and (m, 2048)."""
+    metric = FrechetInceptionDistance(feature=_Features(real.shape[1])).set_dtype(torch.float64)
+    metric.update(_tensor(real), real=True)
+    metric.update(_tensor(generated), real=False)
+    return float(metric.compute())
+
+
+class Kid(NamedTuple):
+    """Kernel Inception distance: mean and standard deviation over random subsets."""
+
+    mean: float
+    std: float
+    subset_size: int
+
+
+def kid(real: Floats, generated: Floats, *, seed: int = 0) -> Kid:
+    """Kernel Inception distance by torchmetrics, of Inception features (n, 2048) and (m, 2048).
+
+    Unbiased for any number of images, unlike FID. Subsets of 1,000 images as is usual, or half of
+    the smaller set, so that subsets differ and their deviation says something.
+    """
+    size = min(KID_SUBSET_SIZE, max(2, min(len(real), len(generated)) // 2))
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.filterwarnings("ignore", message=".*save all extracted features.*")
+        torch.manual_seed(seed)
+        metric = KernelInceptionDistance(
+            feature=_Features(real.shape[1]), subsets=KID_SUBSETS, subset_size=size
+        )
+        metric.update(_tensor(real), real=True)
+        metric.update(_tensor(generated), real=False)
+        mean, std = metric.compute()
+    return Kid(float(mean), float(std), size)
+
+
+class InceptionFeatures(nn.Module):
+    """The Inception network of FID and KID, with torch-fidelity's TF1 resize; frozen.
+
+    Args:
+        weights: ``pt_inception-2015-12-05-6726825d.pth`` of pytorch-fid, which torch-fidelity
+            calls ``weights-inception-2015-12-05-6726825d.pth``.
+
+    Raises:
+        UserError: torch-fidelity is missing, or the weights do not fit.
+    """
+
+    dim = 2048
+
+    def __init__(self, weights: str | Path) -> None:
+        super().__init__()
+        try:
+            from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+        except ImportError:
+            raise UserError("FID and KID take torch-fidelity; pip install 'ecgan[eval]'") from None
+        _check_weights(Path(weights))
+        try:
+            self.network = FeatureExtractorInceptionV3("inception", ["2048"], str(weights))
+        except RuntimeError as error:
+            raise _bad_weights(Path(weights), str(error).splitlines()[0]) from None
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images in [-1, 1], (B, 3, H, W) -> features, (B, 2048); rounded as in a file."""
+        pixels = ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        return cast("tuple[Tensor]", self.network(pixels))[0]
+
+
+@dataclass
+class ConfusionMatrix:
+    """Pixels by true and by predicted class, summed over a whole set, as mIoU is defined.
+
+    Attributes:
+        num_classes: N.
+        counts: true class x predicted class, int64, (N, N + 1); the last column is predictions
+            that are no class.
+        num_void: pixels without a true class.
+    """
+
+    num_classes: int
+    counts: Counts = field(init=False)
+    num_void: int = 0
+
+    def __post_init__(self) -> None:
+        self.counts = np.zeros((self.num_classes, self.num_classes + 1), np.int64)
+
+    def update(self, labels: npt.ArrayLike, predictions: npt.ArrayLike) -> None:
+        """Add pixels; labels from N on are void, predictions from N on are wrong everywhere."""
+        true, predicted = np.asarray(labels).ravel(), np.asarray(predictions).ravel()
+        assert true.shape == predicted.shape, f"{true.shape} labels, {predicted.shape} predictions"
+        N = self.num_classes
+        labelled = true < N
+        pairs = true[labelled].astype(np.int64) * (N + 1)
+        pairs += np.minimum(predicted[labelled].astype(np.int64), N)
+        self.counts += np.bincount(pairs, minlength=N * (N + 1)).reshape(N, N + 1)
+        self.num_void += int(true.size - labelled.sum())
+
+    def merge(self, other: "ConfusionMatrix") -> None:
+        """Add another part of the set."""
+        self.counts += other.counts
+        self.num_void += other.num_void
+
+    def iou(self) -> Floats:
+        """Intersection over union of each class, (N,); NaN for a class in neither.
+
+        A class that was predicted and never there has 0.
+        """
+        hits = self.counts.diagonal().astype(np.float64)
+        union = self.counts.sum(axis=1) + self.counts.sum(axis=0)[: self.num_classes] - hits
+        return np.divide(hits, union, out=np.full(self.num_classes, np.nan), where=union > 0)
+
+    def miou(self) -> float:
+        """Mean IoU of the classes that occur; NaN where none does."""
+        iou = self.iou()
+        return float(np.nanmean(iou)) if np.isfinite(iou).any() else float("nan")
+
+    def accuracy(self) -> float:
+        """Share of the labelled pixels that are right."""
+        return _share(int(self.counts.diagonal().sum()), int(self.counts.sum()))
+
+    def accuracy_with_void(self) -> float:
+        """Share of all pixels that are right; void pixels count as wrong."""
+        hits = int(self.counts.diagonal().sum())
+        return _share(hits, int(self.counts.sum()) + self.num_void)
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else float("nan")
+
+
+class _Features(nn.Module):
+    """What torchmetrics takes for a network, where it gets the features themselves."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.num_features = dim
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features
+
+
+def _tensor(features: Floats) -> Tensor:
+    return torch.from_numpy(features.astype(np.float64))
+
+
+def _check_weights(path: Path) -> None:
+    """torch-fidelity would run what a pickle holds: read it as plain tensors first."""
+    try:
+        torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise _bad_weights(path, "no such file") from None
+    except Exception as error:  # noqa: BLE001  torch has half a dozen kinds for foreign files
+        raise _bad_weights(path, str(error).splitlines()[0]) from None
+
+
+def _bad_weights(path: Path, reason: str) -> UserError:
+    return UserError(
+        f"evaluate.inception_weights: {path}: {reason}; expected "
+        "pt_inception-2015-12-05-6726825d.pth (https://github.com/mseitzer/pytorch-fid/releases), "
+        "or leave it out with evaluate.features: [efficientnet_lite0]"
+    )

@@ -1,0 +1,212 @@
+"""Metrics against scikit-learn, SciPy's matrix root, torchmetrics and loops."""
+
+import numpy as np
+import pytest
+import scipy.linalg
+import sklearn.metrics
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torchmetrics.classification import MulticlassJaccardIndex
+
+from ecgan import metrics
+from ecgan.errors import UserError
+from ecgan.metrics import ConfusionMatrix, FeatureStatistics
+
+IGNORE = 255
+
+
+def naive_frechet(x, y):
+    """|mu - nu|^2 + tr(A + B - 2 (A B)^(1/2)), by SciPy's root of a matrix."""
+    A, B = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
+    root = scipy.linalg.sqrtm(A @ B)
+    return ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(A + B - 2 * root).real
+
+
+def naive_kid(x, y):
+    """Unbiased squared MMD with the kernel (x.y / d + 1)^3, by loops."""
+
+    def k(a, b):
+        return (a @ b / len(a) + 1) ** 3
+
+    n, m = len(x), len(y)
+    xx = sum(k(x[i], x[j]) for i in range(n) for j in range(n) if i != j) / (n * (n - 1))
+    yy = sum(k(y[i], y[j]) for i in range(m) for j in range(m) if i != j) / (m * (m - 1))
+    xy = sum(k(a, b) for a in x for b in y) / (n * m)
+    return xx + yy - 2 * xy
+
+
+def naive_scores(labels, predictions, N):
+    """IoU of each class, accuracy without and with void pixels, pixel by pixel."""
+    hits, union, right, labelled = [0] * N, [0] * N, 0, 0
+    for t, p in zip(labels.ravel().tolist(), predictions.ravel().tolist(), strict=True):
+        if t >= N:
+            continue
+        labelled += 1
+        right += t == p
+        for c in range(N):
+            hits[c] += t == c and p == c
+            union[c] += c in (t, p)
+    iou = [h / u if u else float("nan") for h, u in zip(hits, union, strict=True)]
+    return iou, right / labelled, right / labels.size
+
+
+def features(n, d, seed, offset=0.0):
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(n, d)) @ rng.normal(size=(d, d)) + offset
+
+
+@pytest.mark.parametrize("offset", [0.0, 5.0, 1e4])
+def test_frechet_distance_is_scipys(offset):
+    x, y = features(60, 8, 0, offset), features(50, 8, 1, offset)
+    ours = metrics.frechet_distance(FeatureStatistics.of(x), FeatureStatistics.of(y))
+    # float64; an offset of 1e4 costs np.cov 8 of 16 digits of the squares
+    assert ours == pytest.approx(naive_frechet(x, y), rel=1e-7)
+
+
+def test_frechet_distance_of_fewer_images_than_features():
+    x, y = features(20, 64, 0), features(15, 64, 1)
+    ours = metrics.frechet_distance(FeatureStatistics.of(x), FeatureStatistics.of(y))
+    ridge = 1e-9 * np.eye(64)
+    A, B = np.cov(x, rowvar=False) + ridge, np.cov(y, rowvar=False) + ridge
+    root = scipy.linalg.sqrtm(A @ B).real
+    expected = ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(A + B - 2 * root)
+    assert ours == pytest.approx(expected, rel=1e-3)
+    itself = FeatureStatistics.of(x)
+    assert metrics.frechet_distance(itself, itself) == pytest.approx(0, abs=1e-8)
+
+
+def test_frechet_distance_is_symmetric_and_knows_a_shift():
+    x = features(40, 6, 0)
+    a, b = FeatureStatistics.of(x), FeatureStatistics.of(x + 2.0)
+    assert metrics.frechet_distance(a, b) == pytest.approx(6 * 4.0)
+    assert metrics.frechet_distance(a, b) == pytest.approx(metrics.frechet_distance(b, a))
+
+
+@given(st.lists(st.integers(0, 7), min_size=1, max_size=6), st.integers(0, 9))
+def test_statistics_know_no_batches_and_merge(sizes, seed):
+    x = features(sum(sizes) + 2, 5, seed, offset=100.0)
+    whole = FeatureStatistics.of(x)
+    parts, merged, first = FeatureStatistics(5), FeatureStatistics(5), 0
+    for size in [*sizes, 2]:
+        part = x[first : first + size].astype(np.float64)
+        parts.update(part)
+        merged.merge(FeatureStatistics.of(part))
+        first += size
+    for other in (parts, merged):
+        assert other.count == whole.count == len(x)
+        for ours, expected in zip(
+            other.mean_and_covariance(), (x.mean(0), np.cov(x, rowvar=False)), strict=True
+        ):
+            np.testing.assert_allclose(ours, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_statistics_of_one_image_are_refused():
+    with pytest.raises(ValueError, match="at least 2 images, got 1"):
+        FeatureStatistics.of(np.ones((1, 3))).mean_and_covariance()
+
+
+def test_fid_is_the_frechet_distance():
+    x, y = features(60, 8, 0), features(50, 8, 1)
+    assert metrics.fid(x, y) == pytest.approx(naive_frechet(x, y), rel=1e-6)
+
+
+def test_kid_is_the_unbiased_mmd():
+    x, y = features(8, 4, 0) / 4, features(8, 4, 1) / 4
+    # Subsets of 4 of 8: their mean tends to the estimate on all, which is unbiased for both.
+    result = metrics.kid(x, y, seed=3)
+    assert result.subset_size == 4
+    assert result.mean == pytest.approx(naive_kid(x, y), abs=4 * result.std / 10)
+    assert result.std > 0
+    assert metrics.kid(x, y, seed=3) == result
+    assert metrics.kid(x, y, seed=4) != result
+
+
+def test_kid_leaves_the_random_state_alone():
+    state = torch.get_rng_state()
+    metrics.kid(features(6, 4, 0), features(6, 4, 1))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@given(st.integers(2, 5), st.integers(0, 1000))
+def test_confusion_matrix_against_loops_and_sklearn(N, seed):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, N + 1, (2, 4, 5)).astype(np.uint8)
+    labels[labels == N] = IGNORE
+    labels[0, 0, 0] = 0
+    predictions = rng.integers(0, N, labels.shape)
+    matrix, first, second = ConfusionMatrix(N), ConfusionMatrix(N), ConfusionMatrix(N)
+    matrix.update(labels, torch.from_numpy(predictions))
+    first.update(labels[0], predictions[0])
+    second.update(labels[1], predictions[1])
+    first.merge(second)
+    np.testing.assert_array_equal(first.counts, matrix.counts)
+    assert matrix.counts.dtype == np.int64
+
+    iou, accuracy, with_void = naive_scores(labels, predictions, N)
+    np.testing.assert_allclose(matrix.iou(), iou)
+    assert matrix.miou() == pytest.approx(np.nanmean(iou))
+    assert first.accuracy() == matrix.accuracy() == pytest.approx(accuracy)
+    assert first.accuracy_with_void() == matrix.accuracy_with_void() == pytest.approx(with_void)
+
+    seen = labels != IGNORE
+    np.testing.assert_array_equal(
+        matrix.counts[:, :N],
+        sklearn.metrics.confusion_matrix(labels[seen], predictions[seen], labels=range(N)),
+    )
+    jaccard = MulticlassJaccardIndex(N, ignore_index=IGNORE)
+    expected = jaccard(torch.from_numpy(predictions), torch.from_numpy(labels.astype(np.int64)))
+    assert matrix.miou() == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_confusion_matrix_at_the_edges():
+    matrix = ConfusionMatrix(3)
+    assert np.isnan(matrix.miou())
+    assert np.isnan(matrix.accuracy())
+    matrix.update(np.array([0, 0, 1]), np.array([0, 2, IGNORE]))
+    # 0: 1 of 2; 1: read as no class; 2: read, but never there
+    np.testing.assert_allclose(matrix.iou(), [0.5, 0.0, 0.0])
+    assert matrix.accuracy() == pytest.approx(1 / 3)
+
+
+def test_inception_weights_are_checked(tmp_path):
+    pytest.importorskip("torch_fidelity")
+    with pytest.raises(UserError, match=r"inception_weights.*no such file"):
+        metrics.InceptionFeatures(tmp_path / "none.pth")
+    bad = tmp_path / "bad.pth"
+    bad.write_bytes(b"nothing")
+    with pytest.raises(UserError, match=r"pt_inception-2015-12-05"):
+        metrics.InceptionFeatures(bad)
+    torch.save({"a": torch.zeros(1)}, bad)
+    with pytest.raises(UserError, match=r"pt_inception-2015-12-05"):
+        metrics.InceptionFeatures(bad)
+
+
+@pytest.mark.slow
+def test_inception_features_take_images_in_our_range(tmp_path):
+    extractor = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
+    network = extractor.FeatureExtractorInceptionV3.__new__(extractor.FeatureExtractorInceptionV3)
+    original = extractor.load_state_dict_from_url
+
+    class StopError(Exception):
+        pass
+
+    def stop(*args, **kwargs):
+        raise StopError
+
+    extractor.load_state_dict_from_url = stop
+    try:
+        with pytest.raises(StopError):
+            network.__init__("inception", ["2048"])
+    finally:
+        extractor.load_state_dict_from_url = original
+    saved = network.state_dict()  # random weights of the right shapes
+    path = tmp_path / "inception.pth"
+    torch.save(saved, path)
+    ours = metrics.InceptionFeatures(path)
+    images = torch.rand(2, 3, 40, 60) * 2 - 1
+    result = ours(images)
+    assert result.shape == (2, metrics.InceptionFeatures.dim)
+    pixels = ((images + 1) * 127.5).round().to(torch.uint8)
+    torch.testing.assert_close(result, ours.network(pixels)[0])
+    assert not any(p.requires_grad for p in ours.parameters())

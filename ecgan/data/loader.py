@@ -11,7 +11,7 @@ Shape legend:
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import cv2
 import numpy as np
@@ -190,11 +190,12 @@ def ordered_batches(
 
 def to_device(batch: Batch, device: torch.device | str) -> Batch:
     """The batch on another device; asynchronous from pinned memory."""
-    moved = [
-        value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-        for value in batch
-    ]
-    return Batch(*moved)
+    moved = {
+        name: value.to(device, non_blocking=True)
+        for name, value in batch._asdict().items()
+        if isinstance(value, Tensor)
+    }
+    return batch._replace(**moved)
 
 
 def to_images(pixels: Tensor) -> Tensor:
@@ -263,7 +264,7 @@ def _load(
         yield batch
 
 
-def _unchanged(batch: "Batch | UserError") -> "Batch | UserError":
+def _unchanged(batch: Any) -> Any:  # noqa: ANN401
     return batch
 
 

@@ -1,0 +1,62 @@
+"""Pictures for people: label maps in colour, and grids of pictures with titles."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+Bytes = npt.NDArray[np.uint8]
+_GUTTER = 4  # pixels
+
+
+def colorize(label: npt.NDArray[np.integer], palette: Bytes) -> Bytes:
+    """Label map, (H, W), in the colours of :attr:`LabelSpace.palette` -> RGB, (H, W, 3)."""
+    return palette[label]
+
+
+def grid(
+    rows: Sequence[Sequence[Bytes]],
+    titles: Sequence[str],
+    *,
+    cell_size: tuple[int, int] | None = None,
+) -> Image.Image:
+    """Rows of pictures on white, with a title above every column.
+
+    Args:
+        rows: pictures, (H, W, 3) or (H, W), as many in a row as there are titles.
+        titles: one for each column; shortened where the column is too narrow.
+        cell_size: height and width of a cell; default: the first picture's. Pictures of another
+            size are resized.
+    """
+    if not rows or any(len(row) != len(titles) for row in rows):
+        raise ValueError(f"each row must have {len(titles)} pictures, one for each title")
+    height, width = cell_size or rows[0][0].shape[:2]
+    points = max(11, min(24, width // 12))
+    font = ImageFont.load_default(size=points)
+    header = 2 * points
+    size = _GUTTER + len(titles) * (width + _GUTTER), header + len(rows) * (height + _GUTTER)
+    sheet = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, title in enumerate(titles):
+        left = _GUTTER + column * (width + _GUTTER)
+        text = _fitting(title, font, width)
+        draw.text((left + width / 2, header / 2), text, fill="black", font=font, anchor="mm")
+        for index, row in enumerate(rows):
+            top = header + index * (height + _GUTTER)
+            sheet.paste(_cell(row[column], height, width), (left, top))
+    return sheet
+
+
+def _cell(picture: Bytes, height: int, width: int) -> Image.Image:
+    cell = Image.fromarray(picture).convert("RGB")
+    return cell if cell.size == (width, height) else cell.resize((width, height))
+
+
+def _fitting(title: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> str:
+    """The title, or as much of it as the column can hold."""
+    if font.getlength(title) <= width:
+        return title
+    while title and font.getlength(f"{title}…") > width:
+        title = title[:-1]
+    return f"{title}…"

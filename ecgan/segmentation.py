@@ -103,11 +103,15 @@ class Segmenter(Frozen):
         normalisation: what the network expects.
         provenance: for reports.
         evaluation: the classes are evaluation ids, not input ids.
+        task: tokens of the task's name for a OneFormer, (1, length).
     """
 
     known: Tensor  # (N,), bool: classes that the network can tell
     _mapped: Tensor  # classes of the network that mean one of the recipe
     _targets: Tensor  # and which
+    _scale: Tensor
+    _shift: Tensor
+    _task: Tensor | None
 
     def __init__(
         self,
@@ -118,6 +122,7 @@ class Segmenter(Frozen):
         normalisation: Normalisation,
         provenance: Provenance,
         evaluation: bool = False,
+        task: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -137,7 +142,7 @@ class Segmenter(Frozen):
         # (images + 1) / 2 less mean, by std, as one multiplication and one addition
         self.register_buffer("_scale", 0.5 / std, persistent=False)
         self.register_buffer("_shift", (0.5 - mean) / std, persistent=False)
-        self.register_buffer("_task", _task_tokens(network, provenance.source), persistent=False)
+        self.register_buffer("_task", task, persistent=False)
         self.freeze()
 
     @property
@@ -172,12 +177,9 @@ class Segmenter(Frozen):
         distribution.
         """
         size = size or (images.shape[2], images.shape[3])
-        inputs: dict[str, Tensor] = {
-            "pixel_values": images * self._buffer("_scale") + self._buffer("_shift")
-        }
-        task = cast("Tensor | None", self._task)
-        if task is not None:
-            inputs["task_inputs"] = task.expand(len(images), -1)
+        inputs = {"pixel_values": images * self._scale + self._shift}
+        if self._task is not None:
+            inputs["task_inputs"] = self._task.expand(len(images), -1)
         output = self.network(**inputs)
         if hasattr(output, "class_queries_logits"):
             return _mask_logits(output.class_queries_logits, output.masks_queries_logits, size)
@@ -228,6 +230,7 @@ class Segmenter(Frozen):
                 "names": self.names,
                 "evaluation": self.evaluation,
                 "provenance": asdict(self.provenance),
+                "task": None if self._task is None else self._task.tolist(),
             }
             _write_json(partial / _OWN_FILE, own)
             try:
@@ -237,9 +240,6 @@ class Segmenter(Frozen):
                     raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-
-    def _buffer(self, name: str) -> Tensor:
-        return cast(Tensor, getattr(self, name))
 
 
 def load_segmenter(
@@ -286,6 +286,7 @@ def load_segmenter(
         normalisation=_normalisation(folder),
         provenance=provenance,
         evaluation=evaluation,
+        task=_task_tokens(network, folder, own),
     )
     return segmenter.to(device)
 
@@ -524,12 +525,14 @@ def _mask_logits(classes: Tensor, masks: Tensor, size: Sequence[int]) -> Tensor:
     return sums.clamp(min=1e-6).log()
 
 
-def _task_tokens(network: nn.Module, source: str) -> Tensor | None:
+def _task_tokens(network: nn.Module, folder: Path, own: dict[str, Any] | None) -> Tensor | None:
     """OneFormer is told its task in words."""
     config = cast(Any, network).config
     if config.model_type != "oneformer":
         return None
-    tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    if own is not None:
+        return torch.tensor(own["task"])
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     tokens = tokenizer(
         "the task is semantic",
         padding="max_length",

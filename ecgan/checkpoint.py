@@ -180,6 +180,11 @@ def load_generator(path: Path) -> GeneratorFile:
     )
 
 
+def images_seen(path: Path) -> int | None:
+    """How long the generator in a file was trained; None where there is none."""
+    return _metadata(path).get("images_seen")
+
+
 def newest_run(folder: Path) -> Path:
     """The finished run below ``folder`` whose generator was written last.
 
@@ -371,13 +376,18 @@ def _full_disk(path: Path) -> Iterator[None]:
 
 
 def _is_finished(path: Path) -> bool:
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {}).get(_METADATA, "{}"))
-    except (safetensors.SafetensorError, OSError):
-        return False
+    metadata = _metadata(path)
     length = metadata.get("recipe", {}).get("train", {}).get("images")
     return length is not None and metadata["images_seen"] >= length
+
+
+def _metadata(path: Path) -> dict[str, Any]:
+    """Of a generator, without its weights; empty where there is none."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return json.loads((file.metadata() or {}).get(_METADATA, "{}"))
+    except (safetensors.SafetensorError, OSError):
+        return {}
 
 
 def _load_optimizer(path: Path, device: torch.device | None) -> dict[str, Any]:

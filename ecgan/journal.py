@@ -1,6 +1,7 @@
 """What a training tells: metrics.jsonl, TensorBoard, preview files, the progress bar."""
 
 import json
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -54,6 +55,7 @@ class Journal:
 
     def __init__(self, run: Path, images_seen: int, length: int, *, quiet: bool) -> None:
         self._writes = distributed.rank() == 0
+        self._quiet = quiet
         self._path = run / "metrics.jsonl"
         self._run = run
         self._last = time.monotonic()
@@ -88,9 +90,9 @@ class Journal:
         self._bar.update(images)
 
     def say(self, text: str) -> None:
-        """A line above the bar."""
-        if self._writes and not self._bar.disable:
-            self._bar.write(text)
+        """A line for the user, above the bar where there is one."""
+        if self._writes and not self._quiet:
+            self._bar.write(text, file=sys.stderr)
 
     def speed(self, images_seen: int) -> float:
         """Images a second since the last call."""

@@ -253,6 +253,8 @@ class _Training:
     def run(self, signals: "_Signals") -> Outcome:
         """Go on from the newest checkpoint, if there is one, to the end."""
         self._resume()
+        if self._is_finished():
+            return "done"
         length, place = self.recipe.train.images, self.place
         with Journal(place.out, self.progress.images_seen, length, quiet=place.quiet) as journal:
             for note in self.notes:
@@ -278,8 +280,15 @@ class _Training:
             self.averaged.update(self.players.side, progress.images_seen)
             journal.advance(recipe.batch)
             self._report(journal, before)
+        if progress.means.count:
+            self._log(journal)
         self._save()
         return "done"
+
+    def _is_finished(self) -> bool:
+        images_seen = self.progress.images_seen
+        written = checkpoint.images_seen(self.place.out / checkpoint.GENERATOR)
+        return written == images_seen >= self.recipe.train.images
 
     def _batches(self) -> Iterator[Batch]:
         return batches(
@@ -333,13 +342,7 @@ class _Training:
             return every > 0 and now // every > before // every
 
         if due(recipe.log_every):
-            factor = players.rate_factor(self.recipe, before)
-            rates = {
-                "lr_generator": recipe.lr_generator * factor,
-                "lr_discriminator": recipe.lr_discriminator * factor,
-                "images_per_second": journal.speed(now),
-            }
-            journal.log(now, self.progress.means.take() | rates)
+            self._log(journal)
         better = False
         if distributed.rank() == 0:
             if due(recipe.preview_every):
@@ -351,6 +354,17 @@ class _Training:
             self._save()
             if distributed.rank() == 0:
                 self._save_generator(checkpoint.GENERATOR)
+
+    def _log(self, journal: Journal) -> None:
+        """A line of means since the last one."""
+        recipe, now = self.recipe.train, self.progress.images_seen
+        factor = players.rate_factor(self.recipe, now - recipe.batch)  # of the last step
+        rates = {
+            "lr_generator": recipe.lr_generator * factor,
+            "lr_discriminator": recipe.lr_discriminator * factor,
+            "images_per_second": journal.speed(now),
+        }
+        journal.log(now, self.progress.means.take() | rates)
 
     def _score(self, journal: Journal) -> bool:
         """Score on the validation split; keep the generator if it is the best so far."""

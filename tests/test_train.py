@@ -229,20 +229,24 @@ def test_a_setting_changes_what_is_computed(recipe, override):
     assert Setting(recipe(override)).values() != Setting(recipe()).values()
 
 
-def test_the_two_sides_get_their_own_gradients_only(recipe):
-    setting = Setting(recipe("losses.adversarial=0"))
-    both = setting.players
-    before = [p.detach().clone() for p in both.discriminator.network.parameters()]
-    players.step(both, setting.objective, [setting.inputs], 1.0)
-    after = list(both.discriminator.network.parameters())
-    assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
-    frozen = [name for name, p in both.side.named_parameters() if p.grad is None]
-    assert frozen == [], "a part of G that no term reaches"
-    # D's gradient is that of its own loss alone
-    network = both.discriminator.network
-    own = {name: p.grad.clone() for name, p in network.named_parameters()}
-    assert all(p.requires_grad for p in network.parameters())
-    assert own.keys() == dict(network.named_parameters()).keys()
+def test_every_part_of_g_is_reached_by_a_term(recipe):
+    setting = Setting(recipe())
+    players.step(setting.players, setting.objective, [setting.inputs], 1.0)
+    side = setting.players.side
+    assert [name for name, p in side.named_parameters() if p.grad is None] == []
+
+
+def test_d_learns_from_its_own_loss_alone(recipe):
+    setting = Setting(recipe())
+    network = setting.players.discriminator.network.eval()
+    setting.players.side.eval()
+    players.step(setting.players, setting.objective, [setting.inputs], 0.0)
+    after_step = [p.grad.clone() for p in network.parameters()]
+    network.zero_grad()
+    loss, _ = setting.objective.discriminator_loss(network, setting.inputs, setting.made())
+    loss.backward()
+    for own, parameter in zip(after_step, network.parameters(), strict=True):
+        torch.testing.assert_close(own, parameter.grad, rtol=1e-4, atol=1e-6)
 
 
 def test_a_batch_in_parts_takes_one_step_of_their_mean(recipe):
@@ -553,8 +557,7 @@ def test_with_everything_on_a_resumed_run_equals_an_unbroken_one(recipe, tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [1, 2])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("ranks", "number"), [(1, signal.SIGINT), (2, signal.SIGTERM)])
 def test_a_signal_to_the_command_leaves_a_checkpoint_and_exit_code_130(
     scenes, tmp_path, ranks, number
 ):

@@ -265,7 +265,7 @@ def test_a_batch_in_parts_takes_one_step_of_their_mean(recipe):
         networks = (setting.players.side, setting.players.discriminator.network)
         gradients.append([p.grad for n in networks for p in n.parameters() if p.grad is not None])
     for whole, added in zip(*gradients, strict=True):
-        assert (added - whole).norm() <= 1e-3 * whole.norm() + 1e-6
+        assert (added - whole).norm() <= 1e-2 * whole.norm() + 1e-4
 
 
 def test_rates_are_constant_then_fall_to_zero():

@@ -103,9 +103,10 @@ def join(
 ) -> Players:
     """Networks with their optimisers, on the device."""
     if recipe.train.compile:
-        side.generator.compile()
+        # G sees one size, D two: real and generated pictures, and generated ones alone
+        side.generator.compile(dynamic=False)
         if discriminator is not None:
-            discriminator.compile()
+            discriminator.compile(dynamic=False)
     train = recipe.train
     # Weights of 0 can leave a part of G without any term; DDP has to look for it then.
     pictures_judged = {"adversarial", "feature_matching", "perceptual"} & set(terms(recipe))

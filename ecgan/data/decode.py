@@ -133,7 +133,7 @@ def read_raw(path: Path) -> RawLabel:
             palette[: len(colors)] = _codes(colors)
         values = np.asarray(image)
     if values.dtype == np.bool_:
-        values = values.view(np.uint8)
+        values = values.astype(np.uint8)  # as bytes they may be 255
     elif values.dtype.byteorder == ">":
         values = values.astype(np.uint16)
     return RawLabel(values, colors=False, palette=palette, mode=mode)

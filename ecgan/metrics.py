@@ -137,7 +137,7 @@ def kid(real: Floats, generated: Floats, *, seed: int = 0) -> Kid:
     size = min(KID_SUBSET_SIZE, max(2, min(len(real), len(generated)) // 2))
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.filterwarnings("ignore", message=".*save all extracted features.*")
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         metric = KernelInceptionDistance(
             feature=_Features(real.shape[1]), subsets=KID_SUBSETS, subset_size=size
         )

@@ -25,6 +25,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -380,7 +381,9 @@ def train_segmenter(  # noqa: PLR0913  the settings that the cache's hash covers
     folder = cache / f"segformer-{name[:16]}"
     if not (folder / _OWN_FILE).is_file():
         torch.device(device)  # a wrong name fails before the work
-        network, loss = _fit(pairs, space, settings, device, workers=workers, progress=progress)
+        # A run that trains it and one that finds it go on with the same random state.
+        with torch.random.fork_rng(devices=[]):
+            network, loss = _fit(pairs, space, settings, device, workers=workers, progress=progress)
         provenance = Provenance("trained", "SegFormer, from scratch", width, images, name, loss)
         segmenter = Segmenter(
             network.cpu(),
@@ -415,8 +418,8 @@ def segformer(width: int, names: Sequence[str], seed: int) -> nn.Module:
         drop_path_rate=0.0,
         classifier_dropout_prob=0.0,
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # weights are drawn on the CPU; CUDA's stays
         return transformers.SegformerForSemanticSegmentation(config)
 
 
@@ -596,9 +599,9 @@ def _load_network(folder: Path, source: str) -> nn.Module:
                 f"{source}: a {config.model_type} is not a model for semantic segmentation; "
                 "expected SegFormer, UperNet, MaskFormer, Mask2Former, OneFormer or the like"
             )
-        with _quiet_transformers():
+        with _quiet_transformers(), torch.random.fork_rng(devices=[]):
             return kind.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise UserError(f"{source}: cannot be loaded as a segmenter: {error}") from None
 
 

@@ -22,9 +22,10 @@ from ecgan.labels import LabelSpace
 from ecgan.models.averaging import Average, reestimate_statistics
 from ecgan.models.generator import STYLE_DIM, Generator
 from ecgan.models.pretrained import Hed
-from ecgan.objective import GeneratorSide, condition, keyed
+from ecgan.objective import GeneratorSide, keyed
 from ecgan.preview import colorize, grid
 from ecgan.recipe import Recipe
+from ecgan.sampling import condition
 from ecgan.segmentation import Segmenter, load_segmenter, train_segmenter
 
 NUM_LAYOUTS = 512  # that statistics are estimated over
@@ -116,7 +117,7 @@ class AveragedGenerator:
             moved = to_device(batch, self.device)
             assert moved.images is not None
             made = generator(
-                condition(moved, self.space),
+                condition(moved.labels, moved.boundary, self.space),
                 moved.labels.long(),
                 self.space.ignore_index,
                 self._style(_PREVIEW, [index]),
@@ -146,6 +147,7 @@ class AveragedGenerator:
             self.validation_set,
             self._judge,
             features=self.recipe.evaluate.features,
+            seed=self.recipe.evaluate.seed,
         )
 
     def _find_judge(self, cache: Path, *, progress: bool) -> Segmenter:
@@ -180,7 +182,8 @@ class AveragedGenerator:
             self._layouts = [batch._replace(images=None, edges=None) for batch in found]
         for batch in self._layouts:
             z = self._style(_STATISTICS, batch.positions.tolist())
-            yield condition(to_device(batch, self.device), self.space), z
+            moved = to_device(batch, self.device)
+            yield condition(moved.labels, moved.boundary, self.space), z
 
     def _style(self, stream: int, numbers: list[int]) -> Tensor | None:
         if not self.recipe.model.style:

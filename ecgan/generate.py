@@ -655,7 +655,7 @@ def _finish(request: Request, sampler: Sampler, plan: Plan, committed: dict[int,
     if request.data_format == "webdataset":
         shards.write_whole(out / "index.json", shards.wids_index(out.name, listed), tmp)
     if request.data_format == "folder":
-        palette = np.zeros_like(space.palette) if evaluation else space.palette
+        palette = space.evaluation_palette if evaluation else space.palette
         sidecars = shards.folder_sidecars(
             out,
             listed,
@@ -782,14 +782,7 @@ maps; the labels are the maps themselves. All images are synthetic.
 def _preview(out: Path, sampler: Sampler, *, evaluation: bool) -> Any:  # noqa: ANN401 - a PIL image
     """Rows of layouts: label, edge of the first style, images of the first styles."""
     rows: dict[str, list[npt.NDArray[np.uint8]]] = {}
-    palette = sampler.space.palette
-    if evaluation and sampler.space.evaluation is not None:
-        palette = palette.copy()
-        palette[:] = 0
-        for c in sampler.space.classes:
-            kept = sampler.space.evaluation[c.id]
-            if kept != sampler.space.ignore_index:
-                palette[kept] = c.color
+    palette = sampler.space.evaluation_palette if evaluation else sampler.space.palette
     for sample in _preview_samples(out):
         assert sample.edge is not None
         row = rows.setdefault(sample.source, [colorize(sample.label, palette), sample.edge])

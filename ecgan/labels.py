@@ -74,6 +74,17 @@ class LabelSpace:
             palette[c.id] = c.color
         return palette
 
+    @cached_property
+    def evaluation_palette(self) -> npt.NDArray[np.uint8]:
+        """The palette of evaluation ids; of several classes with one id, the first one's colour."""
+        if self.evaluation is None:
+            return self.palette
+        palette = np.zeros_like(self.palette)
+        for c in reversed(self.classes):
+            if self.evaluation[c.id] != self.ignore_index:
+                palette[self.evaluation[c.id]] = c.color
+        return palette
+
     def num_conditions(self, *, boundary: bool) -> int:
         """Channels of S: the classes, one for unlabelled pixels if there are any, the boundary."""
         return self.num_classes + (self.ignore is not None) + boundary

@@ -22,9 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ecgan import distributed, losses
+from ecgan import distributed, losses, sampling
 from ecgan.checkpoint import build_generator, build_style_encoder
-from ecgan.data.loader import Batch
 from ecgan.labels import LabelSpace
 from ecgan.models.contrastive import ContrastiveHead
 from ecgan.models.diffaugment import diffaugment, draw
@@ -32,7 +31,6 @@ from ecgan.models.discriminator import Discriminator
 from ecgan.models.generator import STYLE_DIM, Generated, Generator
 from ecgan.models.pretrained import PerceptualFeatures
 from ecgan.models.style import StyleEncoder, reparameterise
-from ecgan.ops.onehot_conv import one_hot
 from ecgan.recipe import Recipe
 from ecgan.segmentation import Segmenter
 
@@ -438,18 +436,6 @@ class Objective:
         return [
             [[chunks[index] for chunks in scale] for scale in parts] for index in range(len(shown))
         ]
-
-
-def condition(batch: Batch, space: LabelSpace) -> Tensor:
-    """S of a batch, on its device; channels last, as the networks are."""
-    S = one_hot(
-        batch.labels,
-        space.num_classes,
-        space.ignore_index,
-        unknown=space.ignore is not None,
-        boundary=batch.boundary,
-    )
-    return S.contiguous(memory_format=torch.channels_last)
 
 
 def keyed(seed: int, stream: int, position: int) -> torch.Generator:

@@ -243,8 +243,8 @@ class Evaluate(Section):
     """pt_inception-2015-12-05 weights (.pth) for fid and kid."""
     num_images: Count = 0
     """Images to score, the first by key; 0: all."""
-    seed: Count = 0
-    """Of the judge's training."""
+    seed: Count = 1
+    """Of the judge's training; not train.seed's default, so that the judge is not Gl again."""
 
 
 class Sampling(Section):

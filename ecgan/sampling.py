@@ -26,7 +26,7 @@ from ecgan.data import datasets, transforms
 from ecgan.data.datasets import Item
 from ecgan.data.edges import canny_edges
 from ecgan.errors import UserError
-from ecgan.labels import Labels
+from ecgan.labels import Labels, LabelSpace
 from ecgan.models.generator import STYLE_DIM
 from ecgan.ops.onehot_conv import one_hot
 
@@ -80,6 +80,18 @@ def sample_seed(run_seed: int, source: str, style: int) -> int:
     """Seed of a sample, below 2^53 (JSON's safe integers); never of its batch, shard or device."""
     digest = hashlib.sha256(f"{run_seed}\n{source}\n{style}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 11
+
+
+def condition(labels: Tensor, boundary: Tensor | None, space: LabelSpace) -> Tensor:
+    """S of labels, (B, H, W), and instance boundaries, (B, 1, H, W); channels last, as networks."""
+    S = one_hot(
+        labels,
+        space.num_classes,
+        space.ignore_index,
+        unknown=space.ignore is not None,
+        boundary=boundary,
+    )
+    return S.contiguous(memory_format=torch.channels_last)
 
 
 class Sampler:
@@ -161,14 +173,7 @@ class Sampler:
                 [layout.boundary for layout in layouts if layout.boundary is not None]
             )
             boundary = torch.from_numpy(stacked)[:, None].to(self.device)
-        S = one_hot(
-            torch.from_numpy(labels).to(self.device),
-            self.space.num_classes,
-            self.space.ignore_index,
-            unknown=self.space.ignore is not None,
-            boundary=boundary,
-        )
-        return S.contiguous(memory_format=torch.channels_last)
+        return condition(torch.from_numpy(labels).to(self.device), boundary, self.space)
 
     def _append(self, made: list[list[Made]], images: Tensor, edges: Tensor | None) -> None:
         """Bytes of a pass, (L, k, 3, H, W), behind what each layout has already."""

@@ -10,18 +10,20 @@ Shape legend:
     n  images      E  evaluation classes      B  images in a batch      H, W  height and width
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from ecgan import metrics
-from ecgan.data.loader import Batch, TripleDataset, ordered_batches, to_device, to_images
+from ecgan import metrics, sampling
+from ecgan.data.loader import TripleDataset, ordered_batches, to_device, to_images
 from ecgan.labels import Labels, LabelSpace
+from ecgan.models.generator import Generator
+from ecgan.models.pretrained import efficientnet_lite0
 from ecgan.segmentation import Segmenter
 
 Counts = npt.NDArray[np.int64]
@@ -29,6 +31,15 @@ Numbers = npt.NDArray[np.float64]
 
 RESAMPLES = 200
 AGREEMENTS = ("miou", "frequency_weighted_iou", "accuracy", "accuracy_with_void")
+
+
+class Scene(NamedTuple):
+    """An image and its label map, generated or real."""
+
+    key: str
+    source: str  # key of the layout
+    image: npt.NDArray[np.uint8]  # (H, W, 3)
+    label: Labels  # (H, W), evaluation ids
 
 
 class Estimate(NamedTuple):
@@ -150,7 +161,9 @@ def agreement(tally: Tally, *, seed: int = 0) -> Agreement:
     return Agreement(overall, iou)
 
 
-def _numbers(hits: Numbers, labelled: Numbers, read: Numbers, pixels: Numbers) -> dict[str, Numbers]:
+def _numbers(
+    hits: Numbers, labelled: Numbers, read: Numbers, pixels: Numbers
+) -> dict[str, Numbers]:
     """The definitions, on rows of counts (R, E), (R, E), (R, E) and (R,)."""
     iou = _ratio(hits, labelled + read - hits)  # (R, E)
     occurs = np.isfinite(iou)
@@ -164,6 +177,136 @@ def _numbers(hits: Numbers, labelled: Numbers, read: Numbers, pixels: Numbers) -
     }
 
 
-def _ratio(part: Numbers, whole: npt.NDArray[np.generic]) -> Numbers:
-    whole = np.asarray(whole, float)
+def _ratio(part: Numbers, whole: npt.NDArray[np.number[Any]]) -> Numbers:
+    whole = np.asarray(whole, np.float64)
     return np.divide(part, whole, out=np.full(np.shape(part), np.nan), where=whole > 0)
+
+
+def read_scenes(
+    scenes: Iterable[Scene],
+    judge: Segmenter | None,
+    networks: Mapping[str, nn.Module],
+    num_classes: int,
+    *,
+    device: torch.device,
+    batch: int = 16,
+) -> tuple[Tally, dict[str, npt.NDArray[np.float32]]]:
+    """Look at every image once: with the judge, and with each network of features.
+
+    Args:
+        scenes: all of one size.
+        judge: reads evaluation ids; None counts nothing.
+        networks: images in [-1, 1], (B, 3, H, W), to features, (B, d), by name.
+        num_classes: E.
+        device: where the networks are.
+        batch: images looked at together.
+
+    Returns:
+        What the judge read, and the features of each network, (n, d).
+    """
+    tally = Tally(num_classes)
+    features: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in networks}
+    for group in _grouped(scenes, batch):
+        images = images_of(group, device)
+        if judge is not None:
+            readings = judge.predict(images).cpu().numpy()
+            for scene, reading in zip(group, readings, strict=True):
+                tally.add(scene.key, scene.source, scene.label, reading)
+        with torch.inference_mode():
+            for name, network in networks.items():
+                features[name].append(network(images).float().cpu().numpy())
+    return tally, {name: np.concatenate(parts) for name, parts in features.items() if parts}
+
+
+def images_of(scenes: Sequence[Scene], device: torch.device) -> Tensor:
+    """Images in [-1, 1], (B, 3, H, W)."""
+    stacked = torch.from_numpy(np.stack([scene.image for scene in scenes]))
+    return to_images(stacked.permute(0, 3, 1, 2).to(device))
+
+
+def distances(
+    samples: npt.NDArray[np.float32], reference: npt.NDArray[np.float32]
+) -> tuple[float, int, int]:
+    """Frechet distance of two sets of features, (n, d) and (m, d); n, and d."""
+    statistics = [metrics.FeatureStatistics.of(part) for part in (samples, reference)]
+    return metrics.frechet_distance(*statistics), len(samples), samples.shape[1]
+
+
+@torch.no_grad()
+def validate(
+    generator: Generator,
+    dataset: TripleDataset,
+    judge: Segmenter | None,
+    *,
+    features: Sequence[str] = (),
+    batch: int = 8,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Scores of a generator during training: one image of each layout of a data set.
+
+    Args:
+        generator: in evaluation mode or not; left as it was.
+        dataset: layouts with their photos.
+        judge: reads evaluation ids; None leaves its scores out.
+        features: networks of features; only ``efficientnet_lite0`` is looked at here.
+        batch: images made together.
+        seed: of the styles.
+
+    Returns:
+        ``miou``, ``accuracy`` and ``fd_efficientnet_lite0``, those that there are.
+    """
+    device = next(generator.parameters()).device
+    network = efficientnet_lite0().to(device) if "efficientnet_lite0" in features else None
+    training = generator.training
+    generator.eval()
+    space = dataset.space
+    tally = Tally(space.num_evaluation_classes)
+    made: list[npt.NDArray[np.float32]] = []
+    real: list[npt.NDArray[np.float32]] = []
+    for found in ordered_batches(dataset, batch):
+        moved = to_device(found, device)
+        assert moved.images is not None
+        z = None
+        if generator.style:
+            draws = [_noise(seed, n, generator.style_dim) for n in found.positions.tolist()]
+            z = torch.stack(draws).to(device)[:, None]
+        S = sampling.condition(moved.labels, moved.boundary, space)
+        images = generator.sample(S, z)[0][:, 0].float().clamp(-1, 1)
+        if judge is not None:
+            raw = cast("Labels", found.labels.numpy().astype(_dtype(space)))
+            labels = space.to_evaluation(raw)
+            readings = judge.predict(images).cpu().numpy()
+            for key, label, reading in zip(found.keys, labels, readings, strict=True):
+                tally.add(key, key, label, reading)
+        if network is not None:
+            made.append(network(images).float().cpu().numpy())
+            real.append(network(to_images(moved.images)).float().cpu().numpy())
+    generator.train(training)
+    scores: dict[str, float] = {}
+    if len(tally):
+        overall = agreement(tally).overall
+        scores = {name: overall[name].value for name in ("miou", "accuracy")}
+    if sum(map(len, made)) > 1:
+        value = distances(np.concatenate(made), np.concatenate(real))[0]
+        scores["fd_efficientnet_lite0"] = value
+    return scores
+
+
+def _noise(seed: int, number: int, dim: int) -> Tensor:
+    generator = torch.Generator().manual_seed(sampling.sample_seed(seed, "validation", number))
+    return torch.randn(dim, generator=generator)
+
+
+def _dtype(space: LabelSpace) -> type[np.uint8] | type[np.uint16]:
+    return np.uint8 if space.ignore_index == 255 else np.uint16
+
+
+def _grouped(scenes: Iterable[Scene], batch: int) -> Iterable[list[Scene]]:
+    group: list[Scene] = []
+    for scene in scenes:
+        group.append(scene)
+        if len(group) == batch:
+            yield group
+            group = []
+    if group:
+        yield group

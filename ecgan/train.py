@@ -27,9 +27,10 @@ from ecgan.errors import UserError
 from ecgan.journal import Journal, Means
 from ecgan.labels import LabelSpace
 from ecgan.models.pretrained import Hed, PerceptualFeatures, perceptual_features
-from ecgan.objective import Inputs, Objective, condition, modules
+from ecgan.objective import Inputs, Objective, modules
 from ecgan.players import NonFiniteError, Players
 from ecgan.recipe import Recipe, label_space
+from ecgan.sampling import condition
 from ecgan.segmentation import Segmenter, load_segmenter, train_segmenter
 from ecgan.transfer import transfer
 
@@ -329,7 +330,7 @@ class _Training:
             keys=batch.keys,
             positions=batch.positions,
             labels=moved.labels.long(),
-            S=condition(moved, self.space),
+            S=condition(moved.labels, moved.boundary, self.space),
             image=image,
             edge=None if edge is None else edge.expand(-1, 3, -1, -1),
         )
@@ -374,7 +375,7 @@ class _Training:
         # the higher the better: mIoU, or the negative distance where there is no judge
         value = scores.get("miou", -scores.get("fd_efficientnet_lite0", float("inf")))
         best = self.progress.best
-        if best is not None and value <= best["value"]:
+        if best is not None and not value > best["value"]:  # NaN is no better
             return False
         self.progress.best = {"images": now, "value": value}
         self._save_generator(checkpoint.BEST)

@@ -328,7 +328,7 @@ def check_labels(
         findings = pool.map(inspect, items)
         for item, finding in zip(
             items,
-            tqdm(findings, "Checking labels", len(items), unit="file", disable=not progress),
+            tqdm(findings, "Checking labels", len(items), unit="file", disable=not progress or None),
             strict=True,
         ):
             pixels += finding.pixels

@@ -18,6 +18,7 @@ from PIL import Image
 
 from ecgan.data.edges import canny_edges
 from ecgan.data.sample import Sample
+from ecgan.errors import UserError
 
 Size = tuple[int, int]  # height, width
 Bytes = npt.NDArray[np.uint8]
@@ -56,8 +57,16 @@ def resize(sample: Sample, size: Size, instances: npt.NDArray[np.integer] | None
     """The part of :func:`prepare` before the crop; see there.
 
     A boundary that is one pixel wide does not survive resizing: it is drawn anew from the ids.
+
+    Raises:
+        UserError: the instance map has another size than the label.
     """
     assert sample.boundary is None
+    if instances is not None and instances.shape != sample.label.shape:
+        raise UserError(
+            f"{sample.key}: label {sample.label.shape} and instance map {instances.shape} "
+            "differ in size"
+        )
     return replace(
         sample,
         label=resize_nearest(sample.label, size),

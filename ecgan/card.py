@@ -1,0 +1,128 @@
+"""What people look at first in a data set: its card (README.md) and its preview."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import yaml
+from PIL import Image
+
+from ecgan.data import shards
+from ecgan.data.shards import ShardSample
+from ecgan.preview import colorize, grid
+
+PREVIEW_ROWS, PREVIEW_STYLES = 6, 5
+
+_SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M"}
+_OPENED_BY = {
+    "webdataset": """import io
+import numpy as np
+import webdataset as wds
+from PIL import Image
+
+ids = wds.handle_extension("seg.png", lambda data: np.array(Image.open(io.BytesIO(data))))
+data = wds.WebDataset("{last}", shardshuffle=100).decode(ids, "rgb8").to_tuple("{image}", "seg.png")
+""",
+    "parquet": """from datasets import load_dataset
+
+data = load_dataset("FOLDER", split="{split}")  # columns image, label, edge, key, ...
+""",
+    "folder": """# mmsegmentation: mmseg_dataset.py; Ultralytics: dataset.yaml
+from datasets import load_dataset
+
+data = load_dataset("FOLDER", split="{split}")  # columns image, label, edge, key, ...
+""",
+}
+
+
+def card(about: dict[str, Any]) -> str:
+    """README.md of a data set, from its manifest. No time, so that the same set has the same card.
+
+    The front matter names the files of the data: with it no reader of Hugging Face's guesses.
+    """
+    recipe, count, split = about["recipe"], about["samples"], about["split"]
+    dataset = recipe["data"]["dataset"]
+    front = {
+        "license": recipe["sampling"]["license"],
+        "task_categories": ["image-segmentation"],
+        "task_ids": ["semantic-segmentation"],
+        "annotations_creators": ["machine-generated"],
+        "source_datasets": ["extended|" + ("other" if dataset == "folder" else dataset)],
+        "size_categories": [next((n for m, n in _SIZES.items() if count < m), "n>1M")],
+        "tags": ["synthetic", "ecgan"],
+        "configs": [
+            {
+                "config_name": "default",
+                "data_files": [
+                    {"split": split, "path": shards.card_data_files(about["format"], split)}
+                ],
+            }
+        ],
+    }
+    pixels = about["class_pixels"]
+    total = max(1, sum(pixels))
+    rows = "".join(
+        f"| {i} | {name} | {n / total:.2%} |\n"
+        for i, (name, n) in enumerate(zip(about["names"], pixels, strict=True))
+    )
+    code = _OPENED_BY[about["format"]].format(
+        last=_braces(about), image=about["image_format"], split=split
+    )
+    height, width = about["size"]
+    quality = "" if about["image_format"] == "png" else f", quality {about['quality']}"
+    return f"""---
+{yaml.safe_dump(front, sort_keys=False)}---
+
+# {count} synthetic samples from {about["layouts"]} layouts
+
+Images and edges made by ECGAN (ecgan {about["versions"]["ecgan"]}, recipe {recipe["name"]},
+checkpoint `{about["checkpoint"]["sha256"][:16]}` after {about["checkpoint"]["images_seen"]} images)
+from label maps; the labels are the maps themselves. All images are synthetic.
+
+```python
+{code}```
+
+- Size {height} x {width} (height x width), {about["image_format"]}{quality}.
+- Labels are greyscale PNG, pixel = class id ({about["label_space"]} ids), {about["ignore_index"]} =
+  unlabelled.
+- Edges are greyscale PNG, source: {about["edge_source"]}. Styles: {about["style_source"]}.
+- `manifest.json` has the recipe, hashes and counts; `preview.png` shows some samples.
+
+| id | class | share of labelled pixels |
+|---|---|---|
+{rows}"""
+
+
+def preview(
+    samples: Iterable[ShardSample], palette: npt.NDArray[np.uint8], size: tuple[int, int]
+) -> Image.Image:
+    """Rows of layouts: label, edge of the first style, images of the first styles.
+
+    Args:
+        samples: in the order of the data set; only as many are read as are shown.
+        palette: colours of the class ids.
+        size: height and width of the samples.
+    """
+    rows: dict[str, list[npt.NDArray[np.uint8]]] = {}
+    for sample in samples:
+        if sample.source not in rows:
+            if len(rows) == PREVIEW_ROWS:
+                break
+            assert sample.edge is not None
+            rows[sample.source] = [colorize(sample.label, palette), sample.edge]
+        if len(rows[sample.source]) < 2 + PREVIEW_STYLES:
+            rows[sample.source].append(sample.image)
+    columns = max(len(row) for row in rows.values())
+    blank = np.full((*size, 3), 255, np.uint8)
+    titles = ["label", "edge", *(f"style {k}" for k in range(columns - 2))]
+    return grid([row + [blank] * (columns - len(row)) for row in rows.values()], titles)
+
+
+def _braces(about: dict[str, Any]) -> str:
+    """All shards in webdataset's notation."""
+    names = [shard["name"] for shard in about["shards"]]
+    if about["format"] != "webdataset" or len(names) == 1:
+        return names[0]
+    first, last = (name.removesuffix(".tar").rpartition("-")[2] for name in (names[0], names[-1]))
+    return names[0].replace(first, f"{{{first}..{last}}}")

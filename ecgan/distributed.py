@@ -13,6 +13,7 @@ Shape legend:
     C  channels                      h, w  height and width of features
 """
 
+import inspect
 import os
 import signal
 import subprocess
@@ -154,11 +155,15 @@ def parallel(network: nn.Module, device: torch.device, *, find_unused: bool = Fa
     """
     if world_size() == 1:
         return network
+    # Buffers are equal on all ranks: statistics are synchronised. torch 2.14 renames the option.
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    settings: dict[str, Any] = {option: False}
     return DistributedDataParallel(
         network,
         device_ids=[device.index] if device.type == "cuda" else None,
-        broadcast_buffers=False,  # equal on all ranks: statistics are synchronised
         find_unused_parameters=find_unused,
+        **settings,
     )
 
 

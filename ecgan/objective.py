@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ecgan import distributed, losses, sampling
+from ecgan import distributed, losses
 from ecgan.checkpoint import build_generator, build_style_encoder
 from ecgan.labels import LabelSpace
 from ecgan.models.contrastive import ContrastiveHead
@@ -363,7 +363,7 @@ class Objective:
             images.append(made.generated.image)
         with self.autocast():
             probabilities = network.probabilities(torch.cat(images), size)
-        parts = probabilities.float().chunk(len(images))
+        parts = probabilities.chunk(len(images))
         return torch.stack([losses.similarity_loss(p, labels, ignore) for p in parts]).sum()
 
     def _contrastive(self, inputs: Inputs, made: Made) -> Tensor:

@@ -7,13 +7,14 @@ import torch
 import torch.multiprocessing
 from torch import nn
 
-from ecgan import distributed, objective, players
+from ecgan import distributed, players
 from ecgan.data import loader
 from ecgan.data.datasets import items_for
 from ecgan.data.loader import TripleDataset, to_images
 from ecgan.errors import UserError
 from ecgan.objective import Inputs, Objective
 from ecgan.recipe import label_space, load_recipe
+from ecgan.sampling import condition
 from ecgan.segmentation import Normalisation, Provenance, Segmenter, segformer
 from tests.tiny import write_pairs
 
@@ -152,7 +153,7 @@ def _train(rank, world, root, out):
     for _, batch in zip(range(STEPS), found, strict=False):
         inputs = Inputs(
             batch.keys, batch.positions, batch.labels.long(),
-            objective.condition(batch, space).double(),
+            condition(batch.labels, batch.boundary, space).double(),
             to_images(batch.images).double(),
             to_images(batch.edges).double().expand(-1, 3, -1, -1),
         )  # fmt: skip
@@ -182,7 +183,7 @@ def _flat(path):
 
 @pytest.mark.slow
 def test_two_ranks_with_half_a_batch_each_equal_one_with_all_of_it(tmp_path, free_port):
-    """All parts, style and bank on, in float64: only the order of sums differs."""
+    """All parts, style and bank on, in float64 (but for Gl's softmax): sums differ in order."""
     root = tmp_path / "toy"
     write_pairs(root)
     default = torch.get_default_dtype()
@@ -203,6 +204,6 @@ def test_two_ranks_with_half_a_batch_each_equal_one_with_all_of_it(tmp_path, fre
             "discriminator", "adversarial", "feature_matching", "perceptual", "similarity",
             "contrastive", "class_l1", "kl",
         ]  # fmt: skip
-        assert two == pytest.approx(one, rel=1e-7)
+        assert two == pytest.approx(one, rel=1e-6)
     for name, value in alone.items():
-        torch.testing.assert_close(first[name], value, rtol=1e-6, atol=1e-8, msg=name)
+        torch.testing.assert_close(first[name], value, rtol=1e-5, atol=1e-7, msg=name)

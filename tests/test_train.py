@@ -14,12 +14,13 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
-from ecgan import checkpoint, objective, players, train
+from ecgan import checkpoint, players, train
 from ecgan.data.loader import batches, to_images
 from ecgan.errors import UserError
 from ecgan.labels import LabelClass, LabelSpace
 from ecgan.objective import Inputs, MemoryBank, Objective, modules, pictures, terms
 from ecgan.recipe import label_space, load_recipe
+from ecgan.sampling import condition
 from ecgan.transfer import transfer
 from ecgan_cli.main import cli
 from tests.tiny import write_pairs
@@ -143,7 +144,7 @@ class Setting:
         batch = next(batches(self.train_set, 0, recipe.train.batch))
         self.inputs = Inputs(
             batch.keys, batch.positions, batch.labels.long(),
-            objective.condition(batch, self.space), to_images(batch.images),
+            condition(batch.labels, batch.boundary, self.space), to_images(batch.images),
             None if batch.edges is None else to_images(batch.edges).expand(-1, 3, -1, -1),
         )  # fmt: skip
 
@@ -413,6 +414,7 @@ def test_a_loss_that_is_not_finite_stops_with_term_step_and_keys(recipe, tmp_pat
     assert checkpoint.training_checkpoints(out) == []
 
 
+@pytest.mark.slow
 def test_the_best_generator_is_kept(recipe, tmp_path):
     out = tmp_path / "run"
     run(recipe("train.evaluate_every=4", "train.keep=1"), out)
@@ -481,6 +483,7 @@ def test_a_generator_of_another_width_is_named_as_not_fitting(recipe, tmp_path):
     assert any("not in the file" in reason for reason in taken.left)
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_another_and_remembers_it(recipe, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     run(recipe("train.images=4"), first)

@@ -130,6 +130,8 @@ def test_coco_stuff_keeps_255_as_unlabelled(tmp_path):
     root = trees.write_coco_stuff(tmp_path)
     items = index("coco_stuff", root, "train", instances=True)
     assert keys(items) == ["000000000001", "000000000002"]
+    save(root / "stuffthingmaps/train2017/000000000001_labelTrainIds.png", stripes([0]))
+    assert index("coco_stuff", root, "train", instances=True) == items  # another tool's variant
     label = datasets.read_label(items[0], labels.builtin("coco_stuff"), "coco_stuff")
     assert np.unique(label).tolist() == [0, 181, 255]
     assert np.unique(datasets.read_instances(items[0])).tolist() == [0, 1, 181, 255]
@@ -170,8 +172,9 @@ def test_hidden_files_are_not_seen_and_links_are_followed(tmp_path):
     (root / "images/train/.0.jpg").write_bytes(b"")
     (tmp_path / "b").mkdir()
     for kind in ("images", "labels"):
-        (tmp_path / "b" / kind).symlink_to(root / kind / "train")
-    assert keys(index(FOLDER, tmp_path / "b", None)) == ["0"]
+        (tmp_path / "b" / kind).mkdir()
+        (tmp_path / "b" / kind / "day").symlink_to(root / kind / "train")
+    assert keys(index(FOLDER, tmp_path / "b", None)) == ["day-0"]
 
 
 def test_synonyms_of_split_folders(tmp_path):
@@ -253,6 +256,13 @@ def test_of_cityscapes_only_label_ids_are_taken(tmp_path):
         "aachen_000000_000019",
         "weimar_000000_000019",
     ]
+
+
+def test_instance_maps_alone_have_the_keys_of_their_label_maps(tmp_path):
+    root = trees.write_cityscapes(tmp_path, splits=("val",), num=1)
+    maps = index_labels("cityscapes", root / "gtFine/val", kind="instances")
+    assert keys(maps) == keys(index_labels("cityscapes", root / "gtFine/val"))
+    assert all(item.label.stem.endswith("_instanceIds") for item in maps)
 
 
 def test_a_label_folder_without_a_file(tmp_path):

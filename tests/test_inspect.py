@@ -130,6 +130,18 @@ def test_palette_images_are_reported_and_lend_their_colours(tmp_path):
     assert space.ignore is None
 
 
+def test_palette_images_are_reported_as_they_would_be_read(tmp_path):
+    """Indices that are no ids, colours that are those of the class list: a colour mask."""
+    root = trees.write_folder(tmp_path, splits=("train",), num=2)
+    for path in (root / "labels").rglob("*.png"):
+        image = Image.frombytes("P", (64, 32), stripes([8, 9]).tobytes())
+        image.putpalette([0] * 24 + [128, 64, 128, 0, 0, 142])
+        image.save(path)
+    text = inspect(root).to_text()
+    assert "colours (palette images, read by their colours)" in text
+    assert "(128, 64, 128)   50.00 %  in     2 files  road" in text
+
+
 @pytest.mark.parametrize("values", [[0, 60_000], [5_000]], ids=["instance ids", "depth"])
 def test_no_class_list_is_proposed_for_what_is_none(tmp_path, values):
     root = trees.write_folder(tmp_path, splits=("train",))

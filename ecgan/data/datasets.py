@@ -172,20 +172,25 @@ def items_for(
     return [item for item in whole if (item.key in held_out) == (split == "val")] or whole
 
 
-def index_labels(dataset: str, folder: Path) -> list[Item]:
-    """Label maps alone, at any depth below a folder, sorted by key.
+def index_labels(
+    dataset: str, folder: Path, kind: Literal["label", "instances"] = "label"
+) -> list[Item]:
+    """Label maps alone, at any depth below a folder, sorted by key; or instance maps alone.
 
-    Below a whole data set (with photos beside the labels), only its label maps are taken.
+    Below a whole data set (with photos beside the labels), only its label maps are taken. Instance
+    maps stand in ``Item.label`` too, under the keys of their label maps.
 
     Raises:
         UserError: no such folder, no label map in it, keys that collide.
     """
     check_root(folder)
-    labels_below = [folder / name for name in ("labels", "masks") if (folder / name).is_dir()]
+    names = ("labels", "masks") if kind == "label" else ("instances",)
+    labels_below = [folder / name for name in names if (folder / name).is_dir()]
     if labels_below and (folder / "images").is_dir():
         folder = labels_below[0]
     files = _files_below(folder, LABEL_SUFFIXES)
-    ending = "_gtFine_labelIds" if dataset == "cityscapes" else ""
+    endings = {"label": "_gtFine_labelIds", "instances": "_gtFine_instanceIds"}
+    ending = endings[kind] if dataset == "cityscapes" else ""
     if not any(path.stem.endswith(ending) for path in files):
         ending = ""  # maps under names of the user's own
     if not files:
@@ -193,7 +198,7 @@ def index_labels(dataset: str, folder: Path) -> list[Item]:
         raise UserError(
             f"{folder}: {_lossy_fault(lossy, folder)}"
             if lossy
-            else f"{folder}: no label maps below it; expected files {_list_suffixes()}"
+            else f"{folder}: no {_NOUNS[kind][1]} below it; expected files {_list_suffixes()}"
         )
     faults: list[str] = []
     keyed = _by_key(files, _Tree(folder, ending, flat=bool(ending)), faults)
@@ -328,7 +333,9 @@ def check_labels(
         findings = pool.map(inspect, items)
         for item, finding in zip(
             items,
-            tqdm(findings, "Checking labels", len(items), unit="file", disable=not progress or None),
+            tqdm(
+                findings, "Checking labels", len(items), unit="file", disable=not progress or None
+            ),
             strict=True,
         ):
             pixels += finding.pixels

@@ -113,5 +113,5 @@ def test_reestimation_lets_averaged_weights_make_what_training_would():
     trained_mode = copy.deepcopy(generator)(S, labels, IGNORE).image
     in_evaluation = generator.eval()(S, labels, IGNORE).image
     # Not equal: running variances are the unbiased ones, over 64 values at the trunk's start.
-    assert (in_evaluation - trained_mode).abs().mean() < 0.01
-    assert (untouched - trained_mode).abs().mean() > 0.1
+    assert (in_evaluation - trained_mode).abs().mean() < 0.03
+    assert (untouched - trained_mode).abs().mean() > 0.15

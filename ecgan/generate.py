@@ -11,14 +11,14 @@ what is not committed, and the finished data set is the same to the byte.
 import errno
 import hashlib
 import json
-import os
 import platform
 import shutil
-import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
+from importlib import metadata
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -29,26 +29,25 @@ import torch
 from tqdm import tqdm
 
 import ecgan
-from ecgan import distributed
+from ecgan import card, distributed, lock
 from ecgan.data import datasets, shards
 from ecgan.data.datasets import Item
 from ecgan.data.shards import Encoded, Format, ImageFormat, Record, Shard
 from ecgan.errors import UserError
 from ecgan.labels import Labels
-from ecgan.preview import colorize, grid
-from ecgan.sampling import Layout, Sampler, Styles
+from ecgan.sampling import Layout, Made, Sampler, Styles
 
 SPLIT = "train"  # what the samples are for
-FILE_LIMIT = 20  # faults of one kind that are worth a line each
 LabelSpaceName = Literal["input", "evaluation"]
 
-_PREVIEW_ROWS, _PREVIEW_STYLES = 6, 5
-# What we write at the root of a data set: all that --overwrite removes.
+# What we write in a data set beside .ecgan: all that --overwrite removes.
 _OURS = (
     *("README.md", "id2label.json", "manifest.json", "index.json", "preview.png", "metadata.jsonl"),
-    *("dataset.yaml", "mmseg_dataset.py", "dataset_meta.json", "data", "images", "masks", "edges"),
-    shards.HIDDEN,
+    *("dataset.yaml", "mmseg_dataset.py", "dataset_meta.json"),
+    *(f"data/{SPLIT}-[0-9]*.{suffix}" for suffix in ("tar", "parquet")),
+    *(f"{folder}/{SPLIT}/*-s[0-9][0-9][0-9]*.*" for folder in ("images", "masks", "edges")),
 )
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _BYTES_PER_PIXEL = {"jpg": 0.5, "png": 1.9, "webp": 0.35}  # of images; seen on street scenes
 _MAP_BYTES_PER_PIXEL = 0.4  # label and edge map together
 
@@ -61,12 +60,12 @@ class Request:
         generator: path of a ``generator.safetensors``.
         out: folder of the data set.
         labels: folder of label maps; None takes the layouts of the recipe's own data.
-        split: of the recipe's data, where ``labels`` is None.
-        root: replaces the recipe's data.root.
+        split: of the recipe's data, where ``labels`` is None; None: the one of training.
+        root: replaces the recipe's data.root, where ``labels`` is None.
         instances: folder of instance maps beside ``labels``.
         n_styles: styles of each layout; None: 1, or one for each style photo.
         num: number of samples, spread over the layouts; replaces ``n_styles``.
-        seed: of the styles.
+        seed: of the styles, each sample its own; None: 0.
         style_images: folder of photos to take styles from.
         style_seed: the same styles for all layouts, drawn from this seed.
         data_format: of the data set.
@@ -82,12 +81,12 @@ class Request:
     generator: Path
     out: Path
     labels: Path | None = None
-    split: str = "train"
+    split: str | None = None
     root: Path | None = None
     instances: Path | None = None
     n_styles: int | None = None
     num: int | None = None
-    seed: int = 0
+    seed: int | None = None
     style_images: Path | None = None
     style_seed: int | None = None
     data_format: Format = "webdataset"
@@ -98,6 +97,20 @@ class Request:
     overwrite: bool = False
     device: str = "auto"
     quiet: bool = False
+
+
+@dataclass(frozen=True)
+class Output:
+    """How samples are written: the request's options, the recipe's where there are none."""
+
+    data_format: Format
+    image_format: ImageFormat
+    quality: int
+    samples_per_shard: int
+    batch: int
+    evaluation: bool  # which ids labels have
+    names: tuple[str, ...]  # of those ids
+    palette: npt.NDArray[np.uint8]
 
 
 class Task(NamedTuple):
@@ -115,32 +128,42 @@ class Plan:
 
     Attributes:
         items: layouts, sorted by key.
-        styles: number of styles of each layout, (layouts,).
-        samples_per_shard: of all shards but the last.
+        counts: number of styles of each layout, (layouts,).
+        styles: where they come from.
+        output: how samples are written.
         fingerprint: everything that decides the bytes, by name.
     """
 
     items: Sequence[Item]
-    styles: npt.NDArray[np.int64]
-    samples_per_shard: int
+    counts: npt.NDArray[np.int64]
+    styles: Styles
+    output: Output
     fingerprint: dict[str, Any]
 
     @property
     def num_samples(self) -> int:
-        return int(self.styles.sum())
+        return int(self._starts[-1])
 
     @property
     def num_shards(self) -> int:
-        return -(-self.num_samples // self.samples_per_shard)
+        return -(-self.num_samples // self.output.samples_per_shard)
+
+    @cached_property
+    def _starts(self) -> npt.NDArray[np.int64]:
+        """Number of the first sample of each layout, and of all samples."""
+        return np.concatenate([[0], np.cumsum(self.counts)])
+
+    def samples_in(self, shard: int) -> int:
+        first = shard * self.output.samples_per_shard
+        return min(self.output.samples_per_shard, self.num_samples - first)
 
     def tasks(self, shard: int) -> list[Task]:
         """The samples of a shard, in order."""
-        first = shard * self.samples_per_shard
-        stop = min(first + self.samples_per_shard, self.num_samples)
-        starts = np.concatenate([[0], np.cumsum(self.styles)])
-        numbers = np.arange(first, stop)
-        layouts = np.searchsorted(starts, numbers, side="right") - 1
-        return [Task(int(a), int(n - starts[a])) for n, a in zip(numbers, layouts, strict=True)]
+        first = shard * self.output.samples_per_shard
+        numbers = np.arange(first, first + self.samples_in(shard))
+        layouts = np.searchsorted(self._starts, numbers, side="right") - 1
+        styles = numbers - self._starts[layouts]
+        return [Task(int(a), int(k)) for a, k in zip(layouts, styles, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -164,56 +187,60 @@ class Outcome:
     failed: tuple[str, ...] = ()
 
 
-def prepare(request: Request) -> tuple[Sampler, Plan, Styles]:
+def prepare(request: Request) -> tuple[Sampler, Plan]:
     """Check everything that can be refused, and plan.
 
     Raises:
         UserError: the options contradict each other or the generator; the labels have faults.
     """
-    _check_numbers(request)
+    _check_options(request)
+    photos = _style_photos(request.style_images)
     sampler = Sampler(request.generator, distributed.choose_device(request.device))
-    photos = _style_photos(request)
-    n_styles = request.n_styles
-    if n_styles is None and request.num is None:
-        n_styles = max(1, len(photos))
+    _check_against_generator(request, sampler)
     items = _items(request, sampler)
-    counts = _style_counts(len(items), n_styles, request.num)
+    counts = _style_counts(request, len(items), max(1, len(photos)))
+    items = items[: len(counts)]
     if not sampler.has_style and counts.max() > 1:
-        asked = f"--num {request.num}" if request.num is not None else f"--n-styles {n_styles}"
+        asked = f"--num {request.num}" if request.num is not None else f"--n-styles {counts.max()}"
         raise UserError(
             f"{asked}: this run has no style encoder, so one layout has one image "
             f"({len(items)} here); train with model.style=true, or ask for one style"
         )
-    if not sampler.has_style and (photos or request.style_seed is not None):
-        raise UserError(
-            "--style-images and --style-seed: this run has no style encoder; train one with "
-            "model.style=true"
-        )
+    datasets.check_labels(
+        items,
+        sampler.space,
+        sampler.recipe.data.dataset,
+        check_images=False,
+        progress=not request.quiet,
+    )
     encoded = sampler.encode_styles(photos) if photos else None
-    styles = Styles(request.seed, request.style_seed, encoded)
-    recipe = sampler.recipe.sampling
-    fingerprint = _fingerprint(request, sampler, items, photos) | {
-        "layouts x styles": f"{len(items)} x {counts.min()}..{counts.max()}, {counts.sum()} samples"
+    styles = Styles(request.seed or 0, request.style_seed, encoded)
+    output = _output(request, sampler)
+    fingerprint = _fingerprint(request, sampler, output) | {
+        "labels": _hash_files([(i.key, i.label) for i in items]),
+        "--instances": _hash_files([(i.key, i.instances) for i in items if i.instances]),
+        "--style-images": _hash_files([(p.name, p) for p in photos]),
+        "layouts": len(items),
+        "styles of a layout": f"{counts.min()} to {counts.max()}",
+        "samples": int(counts.sum()),
     }
-    per_shard = request.samples_per_shard or recipe.samples_per_shard
-    return sampler, Plan(items, counts, per_shard, fingerprint), styles
+    return sampler, Plan(items, counts, styles, output, fingerprint)
 
 
 def describe(request: Request) -> str:
     """What ``run`` would make, and how large it would be."""
-    sampler, plan, _ = prepare(request)
+    sampler, plan = prepare(request)
     height, width = sampler.size
-    image_format = request.image_format or sampler.recipe.sampling.image_format
-    each = height * width * (_BYTES_PER_PIXEL[image_format] + _MAP_BYTES_PER_PIXEL)
+    size = plan.num_samples * _estimated_bytes(sampler, plan.output)
     return (
         f"{plan.num_samples} samples of {height} x {width} ({len(plan.items)} layouts, "
-        f"{plan.styles.min()} to {plan.styles.max()} styles each) in {plan.num_shards} shards "
-        f"({request.data_format}), about {plan.num_samples * each / 1e6:.1f} MB, in {request.out}"
+        f"{plan.counts.min()} to {plan.counts.max()} styles each) in {plan.num_shards} shards "
+        f"({request.data_format}), about {size / 1e6:.1f} MB, in {request.out}"
     )
 
 
 def run(request: Request) -> Outcome:
-    """Make the data set, or what is missing of it.
+    """Make the data set, or what is missing of it; nothing where it is complete.
 
     Returns:
         What was done; ``failed`` names shards that could not be made, the others are kept.
@@ -221,32 +248,32 @@ def run(request: Request) -> Outcome:
     Raises:
         UserError: whatever the user can mend; what is committed stays.
     """
-    _check_folder(request)
-    sampler, plan, styles = prepare(request)
-    out = request.out
-    if request.overwrite:
-        _remove(out)
-    with _lock(out):
+    _check_folder(request.out)
+    sampler, plan = prepare(request)
+    out, start = request.out, time.monotonic()
+    with _writable(out):
+        (out / shards.HIDDEN).mkdir(parents=True, exist_ok=True)
+    with lock.held(out / shards.HIDDEN / "lock", str(out)):
+        if request.overwrite:
+            _remove(out)
         _refuse_another_plan(out, plan)
-        shutil.rmtree(out / shards.HIDDEN / "tmp", ignore_errors=True)  # of dead writers
-        with _full_disk(out, plan):
-            text = json.dumps({"fingerprint": plan.fingerprint}, indent=2)
+        shutil.rmtree(_tmp(out), ignore_errors=True)  # of dead writers
+        with _full_disk(out, plan, _estimated_bytes(sampler, plan.output)), _writable(out):
+            text = json.dumps({"fingerprint": plan.fingerprint}, indent=2) + "\n"
             shards.write_whole(out / shards.HIDDEN / "plan.json", text, _tmp(out))
-            start = time.monotonic()
-            made, failed = _make_shards(request, sampler, plan, styles)
-            seconds = time.monotonic() - start
-            committed = _committed(out, plan)
-            if not failed:
-                _finish(request, sampler, plan, committed)
+            made, failed = _make_shards(out, sampler, plan, quiet=request.quiet)
+            if not failed and not (out / "manifest.json").is_file():
+                _finish(request, sampler, plan)
         shutil.rmtree(_tmp(out), ignore_errors=True)
-    total = sum(shard.bytes for shard in committed.values())
-    return Outcome(out, plan.num_samples, made, seconds, total, tuple(failed))
+    size = sum(shard.bytes for shard in _committed(out, plan).values())
+    seconds = time.monotonic() - start
+    return Outcome(out, plan.num_samples, made, seconds, size, tuple(failed))
 
 
 # Planning
 
 
-def _check_numbers(request: Request) -> None:
+def _check_options(request: Request) -> None:
     faults = [
         f"{name} {value}: must be at least 1"
         for name, value in (
@@ -257,25 +284,54 @@ def _check_numbers(request: Request) -> None:
         )
         if value is not None and value < 1
     ]
-    if request.style_images is not None and request.style_seed is not None:
-        faults.append("--style-images and --style-seed: give one of them")
+    styles = {
+        "--seed": request.seed,
+        "--style-seed": request.style_seed,
+        "--style-images": request.style_images,
+    }
+    given = [name for name, value in styles.items() if value is not None]
+    if len(given) > 1:
+        faults.append(f"{' and '.join(given)}: each says where styles come from; give one of them")
     if request.num is not None and request.n_styles is not None:
         faults.append("--num and --n-styles: give one of them")
+    if request.labels is not None and (request.split is not None or request.root is not None):
+        faults.append("--split and --data name layouts of the recipe's data, --labels others")
+    if request.labels is None and request.instances is not None:
+        faults.append("--instances belongs to --labels; the recipe's data has its own")
+    if len(faults) == 1:
+        raise UserError(faults[0])
     if faults:
-        raise UserError(faults[0] if len(faults) == 1 else "options", faults[1:] and faults)
+        raise UserError("options", faults)
 
 
-def _style_counts(num_layouts: int, n_styles: int | None, num: int | None) -> npt.NDArray[np.int64]:
+def _check_against_generator(request: Request, sampler: Sampler) -> None:
+    if request.instances is not None and not sampler.recipe.data.instances:
+        raise UserError(
+            "--instances: this run takes no instance boundaries (data.instances is false)"
+        )
+    if sampler.has_style:
+        return
+    for name, value in (
+        ("--style-images", request.style_images),
+        ("--style-seed", request.style_seed),
+    ):
+        if value is not None:
+            raise UserError(
+                f"{name}: this run has no style encoder; train one with model.style=true"
+            )
+
+
+def _style_counts(request: Request, num_layouts: int, default: int) -> npt.NDArray[np.int64]:
     """Styles of each layout; ``num`` samples are spread evenly, the first layouts take the rest."""
-    if num is None:
-        assert n_styles is not None
-        return np.full(num_layouts, n_styles, np.int64)
-    each, rest = divmod(num, num_layouts)
-    return np.array([each + (i < rest) for i in range(num_layouts)], np.int64)
+    if request.num is None:
+        return np.full(num_layouts, request.n_styles or default, np.int64)
+    each, rest = divmod(request.num, num_layouts)
+    counts = np.full(num_layouts, each, np.int64)
+    counts[:rest] += 1
+    return counts[counts > 0]
 
 
-def _style_photos(request: Request) -> list[Path]:
-    folder = request.style_images
+def _style_photos(folder: Path | None) -> list[Path]:
     if folder is None:
         return []
     if not folder.is_dir():
@@ -292,79 +348,79 @@ def _items(request: Request, sampler: Sampler) -> list[Item]:
     data = sampler.recipe.data
     if request.labels is not None:
         items = datasets.index_labels(data.dataset, request.labels)
-        if data.instances and request.instances is not None:
-            items = _with_instances(items, request.instances)
-    else:
-        root = request.root or (None if data.root is None else Path(data.root))
-        if root is None:
-            raise UserError("the recipe has no data.root: give the data set with --data DIR")
-        items = datasets.items_for(
-            data.dataset,
-            root,
-            request.split,
-            train_split=data.split,
-            instances=data.instances,
-            need_images=False,
-        )
-    if request.instances is not None and not data.instances:
-        raise UserError(
-            "--instances: this run takes no instance boundaries (data.instances is false)"
-        )
-    _check_keys(items)
-    datasets.check_labels(
-        items, sampler.space, data.dataset, check_images=False, progress=not request.quiet
+        if request.instances is None:
+            return items
+        return _with_instances(items, data.dataset, request.instances)
+    root = request.root or (None if data.root is None else Path(data.root))
+    if root is None:
+        raise UserError("the recipe has no data.root: give the data set with --data DIR")
+    return datasets.items_for(
+        data.dataset,
+        root,
+        request.split or data.split,
+        train_split=data.split,
+        instances=data.instances,
+        need_images=False,
     )
-    return items
 
 
-def _check_keys(items: Sequence[Item]) -> None:
-    """Keys are cleaned and unique; the longest ones are cut when samples are named."""
-    assert len({item.key for item in items}) == len(items)
-
-
-def _with_instances(items: Sequence[Item], folder: Path) -> list[Item]:
-    maps = {item.key: item.label for item in datasets.index_labels("folder", folder)}
-
-    def stem(key: str) -> str:
-        return key.replace("labelIds", "instanceIds")
-
-    found = {item.key: maps.get(item.key) or maps.get(stem(item.key)) for item in items}
-    missing = [key for key, path in found.items() if path is None]
+def _with_instances(items: Sequence[Item], dataset: str, folder: Path) -> list[Item]:
+    found = datasets.index_labels(dataset, folder, "instances")
+    maps = {item.key: item.label for item in found}
+    missing = [item.key for item in items if item.key not in maps]
     if missing:
         raise UserError(
             f"--instances {folder}: {len(missing)} label maps have no instance map of the same "
             f"name (first: {missing[0]}); leave the option out to take boundaries between classes"
         )
-    return [Item(item.key, item.label, instances=found[item.key]) for item in items]
+    return [Item(item.key, item.label, instances=maps[item.key]) for item in items]
 
 
-def _fingerprint(
-    request: Request, sampler: Sampler, items: Sequence[Item], photos: Sequence[Path]
-) -> dict[str, Any]:
+def _output(request: Request, sampler: Sampler) -> Output:
+    sampling, space = sampler.recipe.sampling, sampler.space
+    evaluation = request.label_space == "evaluation"
+    return Output(
+        data_format=request.data_format,
+        image_format=request.image_format or sampling.image_format,
+        quality=sampling.quality,
+        samples_per_shard=request.samples_per_shard or sampling.samples_per_shard,
+        batch=request.batch or sampling.batch,
+        evaluation=evaluation,
+        names=space.names_for_evaluation if evaluation else space.names,
+        palette=space.evaluation_palette if evaluation else space.palette,
+    )
+
+
+def _fingerprint(request: Request, sampler: Sampler, output: Output) -> dict[str, Any]:
     """Everything that decides the bytes; names are what a refusal says."""
-    recipe = sampler.recipe
     on_cpu = sampler.device.type == "cpu"
+    cpu = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
     return {
         "checkpoint": sampler.file.sha256,
-        "recipe": recipe.hash(),
-        "labels": _hash_files([(i.key, i.label) for i in items]),
-        "--instances": _hash_files([(i.key, i.instances) for i in items if i.instances]),
-        "--seed": request.seed,
-        "--style-images": _hash_files([(p.name, p) for p in photos]),
-        "--style-seed": -1 if request.style_seed is None else request.style_seed,
-        "--format": request.data_format,
-        "--image-format": request.image_format or recipe.sampling.image_format,
-        "quality": recipe.sampling.quality,
-        "--samples-per-shard": request.samples_per_shard or recipe.sampling.samples_per_shard,
-        "--batch": request.batch or recipe.sampling.batch,
+        "recipe": sampler.recipe.hash(),
+        "--seed": request.seed or 0,
+        "--style-seed": request.style_seed,
+        "--format": output.data_format,
+        "--image-format": output.image_format,
+        "quality": output.quality,
+        "--samples-per-shard": output.samples_per_shard,
+        "--batch": output.batch,
         "--label-space": request.label_space,
-        "device": platform.machine() if on_cpu else torch.cuda.get_device_name(sampler.device),
-        "threads (OMP_NUM_THREADS)": torch.get_num_threads() if on_cpu else 1,
-        "torch": torch.__version__,
+        "device": cpu if on_cpu else torch.cuda.get_device_name(sampler.device),
+        "threads": 1,
+        **{f"version of {name}": version for name, version in _versions().items()},
     }
 
 
-def _hash_files(named: Sequence[tuple[str, Path]]) -> str:
+def _versions() -> dict[str, str]:
+    """Of the programs that decide the bytes."""
+    names = ("torch", "numpy", "pillow", "pyarrow")
+    return {"ecgan": ecgan.__version__, **{name: metadata.version(name) for name in names}}
+
+
+def _hash_files(named: Sequence[tuple[str, Path]]) -> str | None:
+    if not named:
+        return None
     total = hashlib.sha256()
     for name, path in named:
         with path.open("rb") as file:
@@ -372,11 +428,16 @@ def _hash_files(named: Sequence[tuple[str, Path]]) -> str:
     return total.hexdigest()
 
 
+def _estimated_bytes(sampler: Sampler, output: Output) -> float:
+    """Of a sample."""
+    height, width = sampler.size
+    return height * width * (_BYTES_PER_PIXEL[output.image_format] + _MAP_BYTES_PER_PIXEL)
+
+
 # The folder
 
 
-def _check_folder(request: Request) -> None:
-    out = request.out
+def _check_folder(out: Path) -> None:
     if not out.exists():
         return
     if not out.is_dir():
@@ -390,12 +451,19 @@ def _check_folder(request: Request) -> None:
 
 
 def _remove(out: Path) -> None:
-    for name in _OURS:
-        path = out / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+    """Remove what we wrote; by plan.json, which goes last, the folder is known to be ours."""
+    for pattern in _OURS:
+        for path in out.glob(pattern):
+            path.unlink()
+    for folder in ("data", *(f"{n}/{SPLIT}" for n in ("images", "masks", "edges"))):
+        for empty in (out / folder, (out / folder).parent):
+            if empty != out and empty.is_dir() and not any(empty.iterdir()):
+                empty.rmdir()
+    hidden = out / shards.HIDDEN
+    for name in ("tmp", "shards", "records"):
+        shutil.rmtree(hidden / name, ignore_errors=True)
+    for name in ("failures.jsonl", "plan.json"):
+        (hidden / name).unlink(missing_ok=True)
 
 
 def _refuse_another_plan(out: Path, plan: Plan) -> None:
@@ -408,6 +476,8 @@ def _refuse_another_plan(out: Path, plan: Plan) -> None:
         return
 
     def shown(value: object) -> str:
+        if value is None:
+            return "none"
         return value[:12] if isinstance(value, str) and len(value) == 64 else str(value)
 
     changes = ", ".join(
@@ -425,75 +495,29 @@ def _tmp(out: Path) -> Path:
 
 
 @contextmanager
-def _lock(out: Path) -> Iterator[None]:
-    """Keep two drivers apart; the lock of a dead one is taken over."""
-    path = out / shards.HIDDEN / "lock"
-    own = {"host": socket.gethostname(), "pid": os.getpid()}
-    with _writable(out):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            file = path.open("x", encoding="utf-8")
-        except FileExistsError:
-            _refuse_living(path, own["host"], out)
-            file = path.open("w", encoding="utf-8")
-        with file:
-            json.dump(own, file)
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-
-
-def _refuse_living(path: Path, host: str, out: Path) -> None:
-    try:
-        holder = json.loads(path.read_text(encoding="utf-8"))
-        there, pid = str(holder["host"]), int(holder["pid"])
-    except (ValueError, KeyError, OSError):
-        return  # died while it wrote its name
-    if there == host and not _is_alive(pid):
-        return
-    raise UserError(
-        f"{out} is being written by process {pid} on {there}; wait for it, or, if it is dead, "
-        f"delete {path}"
-    )
-
-
-def _is_alive(pid: int) -> bool:
-    if pid == os.getpid():
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-@contextmanager
 def _writable(out: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
-        if isinstance(error, FileNotFoundError):
-            raise
+    except (PermissionError, FileExistsError, NotADirectoryError) as error:
         raise UserError(f"--out {out}: cannot write: {error.strerror}") from error
 
 
 @contextmanager
-def _full_disk(out: Path, plan: Plan) -> Iterator[None]:
+def _full_disk(out: Path, plan: Plan, estimate: float) -> Iterator[None]:
+    """Turn a full disk into a sentence that says what was kept and how much room is needed."""
     try:
         yield
     except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+        if error.errno not in _FULL:
             raise
-        committed = _committed(out, plan)
-        kept = sum(shard.samples for shard in committed.values())
-        size = sum(shard.bytes for shard in committed.values())
-        rest = f"about {size / kept * (plan.num_samples - kept) / 1e6:.0f} MB" if kept else "room"
+        committed = _committed(out, plan).values()
+        kept, size = sum(s.samples for s in committed), sum(s.bytes for s in committed)
+        each = size / kept if kept else estimate
+        needed = (plan.num_samples - kept) * each / 1e6
         raise UserError(
             f"{out}: the disk is full ({error.strerror}). {len(committed)} of {plan.num_shards} "
-            f"shards are kept; {rest} more is needed. Make room, then run the same command again"
+            f"shards are kept; about {needed:.1f} MB more are needed. Make room, then run the same "
+            "command again"
         ) from error
 
 
@@ -514,23 +538,24 @@ def _committed(out: Path, plan: Plan) -> dict[int, Shard]:
     return found
 
 
-def _make_shards(
-    request: Request, sampler: Sampler, plan: Plan, styles: Styles
-) -> tuple[int, list[str]]:
+def _make_shards(out: Path, sampler: Sampler, plan: Plan, *, quiet: bool) -> tuple[int, list[str]]:
     """Make what is not committed; samples made, and a sentence for each shard that failed."""
-    out = request.out
     intact = {n for n, shard in _committed(out, plan).items() if shards.is_intact(out, shard)}
     missing = [number for number in range(plan.num_shards) if number not in intact]
     failures, made = out / shards.HIDDEN / "failures.jsonl", 0
     failures.unlink(missing_ok=True)
+    if missing:
+        (out / "manifest.json").unlink(missing_ok=True)
     failed: list[str] = []
-    total = sum(len(plan.tasks(number)) for number in missing)
-    with tqdm(total=total, unit="sample", disable=request.quiet or None, desc=str(out)) as bar:
+    total = sum(map(plan.samples_in, missing))
+    with tqdm(total=total, unit="sample", disable=quiet or None, desc=str(out)) as bar:
         for number in missing:
             _record_path(out, number).unlink(missing_ok=True)
             try:
-                shard = _make_shard(request, sampler, plan, styles, number, bar)
-            except (UserError, RuntimeError, ValueError) as error:
+                shard = _make_shard(out, sampler, plan, number, bar)
+            except (UserError, RuntimeError, ValueError, OSError) as error:
+                if isinstance(error, OSError) and error.errno in _FULL:
+                    raise
                 failed.append(f"shard {number}: {error}")
                 with failures.open("a", encoding="utf-8") as file:
                     file.write(json.dumps({"shard": number, "reason": str(error)}) + "\n")
@@ -540,29 +565,20 @@ def _make_shards(
     return made, failed
 
 
-def _make_shard(
-    request: Request, sampler: Sampler, plan: Plan, styles: Styles, number: int, bar: "tqdm[Any]"
-) -> Shard:
-    image_format = request.image_format or sampler.recipe.sampling.image_format
-
+def _make_shard(out: Path, sampler: Sampler, plan: Plan, number: int, bar: "tqdm[Any]") -> Shard:
     def samples() -> Iterator[Encoded]:
-        batch = request.batch or sampler.recipe.sampling.batch
-        for part in passes(plan.tasks(number), batch):
-            for sample in _make_pass(request, sampler, plan, styles, part, batch):
+        for part in passes(plan.tasks(number), plan.output.batch):
+            for sample in _make_pass(sampler, plan, part):
                 yield sample
                 bar.update()
 
-    space = sampler.space
-    num_classes = (
-        space.num_classes if request.label_space == "input" else space.num_evaluation_classes
-    )
     return shards.write_shard(
-        request.out,
-        shards.shard_name(request.data_format, SPLIT, number),
+        out,
+        shards.shard_name(plan.output.data_format, SPLIT, number),
         samples(),
-        data_format=request.data_format,
-        image_format=image_format,
-        num_classes=num_classes,
+        data_format=plan.output.data_format,
+        image_format=plan.output.image_format,
+        num_classes=len(plan.output.names),
     )
 
 
@@ -587,120 +603,96 @@ def passes(tasks: Sequence[Task], batch: int) -> list[list[list[Task]]]:
     return found
 
 
-def _make_pass(
-    request: Request,
-    sampler: Sampler,
-    plan: Plan,
-    styles: Styles,
-    part: Sequence[Sequence[Task]],
-    batch: int,
-) -> Iterator[Encoded]:
+def _make_pass(sampler: Sampler, plan: Plan, part: Sequence[Sequence[Task]]) -> Iterator[Encoded]:
+    """Samples of the layouts of one pass, each with equally many styles."""
     layouts = [sampler.read_layout(plan.items[own[0].layout]) for own in part]
     z = None
     if sampler.has_style:
-        z = torch.stack(
-            [
-                torch.stack([styles.draw(layout.key, task.style) for task in own])
-                for layout, own in zip(layouts, part, strict=True)
-            ]
-        )
-    made = sampler.make(layouts, z, batch)
-    sampling = sampler.recipe.sampling
-    image_format = request.image_format or sampling.image_format
+        drawn = [
+            plan.styles.draw(layout.key, task.style)
+            for layout, own in zip(layouts, part, strict=True)
+            for task in own
+        ]
+        z = torch.stack(drawn).unflatten(0, (len(layouts), -1))  # (L, K, 256)
+    made = sampler.make(layouts, z, plan.output.batch)
     for layout, own, pairs in zip(layouts, part, made, strict=True):
-        label = _written_label(request, sampler, layout)
-        encoded_label = shards.encode_map(label)  # once for all styles
-        num_classes = (
-            sampler.space.num_classes
-            if request.label_space == "input"
-            else sampler.space.num_evaluation_classes
+        yield from _encode(sampler, plan, layout, own, pairs)
+
+
+def _encode(
+    sampler: Sampler, plan: Plan, layout: Layout, own: Sequence[Task], pairs: Sequence[Made]
+) -> Iterator[Encoded]:
+    output = plan.output
+    label: Labels = layout.label
+    if output.evaluation:
+        label = sampler.space.to_evaluation(label)
+    encoded_label = shards.encode_map(label)  # once for all styles
+    counts = shards.count_classes(label, len(output.names))
+    for task, pair in zip(own, pairs, strict=True):
+        record = Record(
+            key=shards.sample_key(layout.key, task.style),
+            source=layout.key,
+            style=task.style,
+            seed=plan.styles.seed_of(layout.key, task.style),
+            width=label.shape[1],
+            height=label.shape[0],
+            class_pixels=counts,
         )
-        counts = shards.count_classes(label, num_classes)
-        for task, pair in zip(own, pairs, strict=True):
-            record = Record(
-                key=shards.sample_key(layout.key, task.style),
-                source=layout.key,
-                style=task.style,
-                seed=styles.seed_of(layout.key, task.style),
-                width=label.shape[1],
-                height=label.shape[0],
-                class_pixels=counts,
-            )
-            yield Encoded(
-                record,
-                shards.encode_image(pair.image, image_format, sampling.quality),
-                encoded_label,
-                shards.encode_map(pair.edge),
-            )
-
-
-def _written_label(request: Request, sampler: Sampler, layout: Layout) -> Labels:
-    if request.label_space == "input":
-        return layout.label
-    return sampler.space.to_evaluation(layout.label)
+        image = shards.encode_image(pair.image, output.image_format, output.quality)
+        yield Encoded(record, image, encoded_label, shards.encode_map(pair.edge))
 
 
 # What stands beside the shards
 
 
-def _finish(request: Request, sampler: Sampler, plan: Plan, committed: dict[int, Shard]) -> None:
+def _finish(request: Request, sampler: Sampler, plan: Plan) -> None:
     """Manifest last: with it the data set is complete."""
-    out, tmp = request.out, _tmp(request.out)
-    listed = [committed[number] for number in range(plan.num_shards)]
-    space = sampler.space
-    evaluation = request.label_space == "evaluation"
-    names = space.names_for_evaluation if evaluation else space.names
-    image_format = request.image_format or sampler.recipe.sampling.image_format
-    shards.write_whole(out / "id2label.json", shards.id2label(names), tmp)
-    if request.data_format == "webdataset":
-        shards.write_whole(out / "index.json", shards.wids_index(out.name, listed), tmp)
-    if request.data_format == "folder":
-        palette = space.evaluation_palette if evaluation else space.palette
-        sidecars = shards.folder_sidecars(
+    out, tmp, output = request.out, _tmp(request.out), plan.output
+    listed = [shard for _, shard in sorted(_committed(out, plan).items())]
+    about = _manifest(request, sampler, plan, listed)
+    texts = {"id2label.json": shards.id2label(output.names), "README.md": card.card(about)}
+    if output.data_format == "webdataset":
+        texts["index.json"] = shards.wids_index(sampler.recipe.name, listed)
+    if output.data_format == "folder":
+        texts |= shards.folder_sidecars(
             out,
             listed,
-            names,
-            palette,
+            output.names,
+            output.palette,
             split=SPLIT,
-            image_format=image_format,
-            ignore_index=space.ignore_index,
+            image_format=output.image_format,
+            ignore_index=sampler.space.ignore_index,
         )
-        for name, text in sidecars.items():
-            shards.write_whole(out / name, text, tmp)
-    about = _manifest(request, sampler, plan, listed, names)
-    shards.write_whole(out / "README.md", _card(about, sampler, request), tmp)
-    shards.write_whole(out / "manifest.json", json.dumps(about, indent=2) + "\n", tmp)
+    for name, text in texts.items():
+        shards.write_whole(out / name, text, tmp)
+    samples = (sample for shard in listed for sample in shards.read_shard(out, shard.name))
     with shards.whole_file(out / "preview.png", tmp) as file:
-        _preview(out, sampler, evaluation=evaluation).save(file, "PNG")
+        card.preview(samples, output.palette, sampler.size).save(file, "PNG")
+    shards.write_whole(out / "manifest.json", json.dumps(about, indent=2) + "\n", tmp)
 
 
 def _manifest(
-    request: Request,
-    sampler: Sampler,
-    plan: Plan,
-    listed: Sequence[Shard],
-    names: Sequence[str],
+    request: Request, sampler: Sampler, plan: Plan, listed: Sequence[Shard]
 ) -> dict[str, Any]:
     """All there is to know of the data set; no time, so that the same set has the same bytes."""
-    pixels = np.sum([shard.class_pixels for shard in listed], axis=0)
-    recipe = sampler.recipe
+    recipe, output = sampler.recipe, plan.output
     return {
         "schema": shards.SCHEMA,
-        "ecgan": ecgan.__version__,
-        "torch": torch.__version__,
-        "format": request.data_format,
+        "versions": _versions(),
+        "format": output.data_format,
         "split": SPLIT,
         "samples": plan.num_samples,
         "layouts": len(plan.items),
         "size": list(sampler.size),
-        "image_format": plan.fingerprint["--image-format"],
-        "quality": recipe.sampling.quality,
+        "image_format": output.image_format,
+        "quality": output.quality,
         "jpeg_subsampling": "4:4:4",
         "label_space": request.label_space,
+        "ignore_index": sampler.space.ignore_index,
         "edge_source": sampler.edge_source,
         "boundary_source": _boundary_source(request, sampler),
         "style_source": _style_source(request, sampler),
-        "seed": request.seed,
+        "seed": request.seed or 0,
         "checkpoint": {
             "sha256": sampler.file.sha256,
             "images_seen": sampler.file.images_seen,
@@ -709,8 +701,8 @@ def _manifest(
         "recipe": recipe.model_dump(mode="json"),
         "fingerprint": plan.fingerprint,
         "classes": sampler.space.to_json(),
-        "names": list(names),
-        "class_pixels": {n: int(c) for n, c in zip(names, pixels, strict=True)},
+        "names": list(output.names),
+        "class_pixels": np.sum([shard.class_pixels for shard in listed], axis=0).tolist(),
         "filter": {"kind": "none", "kept_fraction": 1.0},
         "shards": [shard.to_json() for shard in listed],
     }
@@ -728,76 +720,6 @@ def _style_source(request: Request, sampler: Sampler) -> str:
         return "none"
     if request.style_images is not None:
         return "photos"
-    return "seed" if request.style_seed is None else f"style seed {request.style_seed}"
-
-
-def _card(about: dict[str, Any], sampler: Sampler, request: Request) -> str:
-    count = about["samples"]
-    sizes = [(1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (10**6, "100K<n<1M")]
-    category = next((name for limit, name in sizes if count < limit), "1M<n<10M")
-    patterns = shards.card_data_files(request.data_format, SPLIT)
-    listed = "".join(f"      - {json.dumps(p)}\n" for p in patterns)
-    total = max(1, sum(about["class_pixels"].values()))
-    rows = "".join(
-        f"| {i} | {name} | {pixels / total:.2%} |\n"
-        for i, (name, pixels) in enumerate(about["class_pixels"].items())
-    )
-    fields = (
-        "`image`, `label`, `edge`"
-        if request.data_format == "parquet"
-        else (f"`{about['image_format']}`, `seg.png`, `edge.png`, `json`")
-    )
-    return f"""---
-license: {sampler.recipe.sampling.license}
-task_categories: [image-segmentation]
-task_ids: [semantic-segmentation]
-annotations_creators: [machine-generated]
-size_categories: [{category}]
-tags: [synthetic, ecgan]
-configs:
-- config_name: default
-  data_files:
-  - split: {SPLIT}
-    path:
-{listed}---
-
-# {count} synthetic samples from {about["layouts"]} layouts
-
-Images and edges made by ECGAN (ecgan {about["ecgan"]}, recipe {sampler.recipe.name}, checkpoint
-`{about["checkpoint"]["sha256"][:16]}` after {about["checkpoint"]["images_seen"]} images) from label
-maps; the labels are the maps themselves. All images are synthetic.
-
-- Fields: {fields}.
-- Labels are class ids ({about["label_space"]} space), {sampler.space.ignore_index} = unlabelled.
-- Edges: {about["edge_source"]}.
-- Size {about["size"][0]} x {about["size"][1]} (height x width), {about["image_format"]}, quality
-  {about["quality"]}.
-- `manifest.json` has the recipe, hashes and counts.
-
-| id | class | share of labelled pixels |
-|---|---|---|
-{rows}"""
-
-
-def _preview(out: Path, sampler: Sampler, *, evaluation: bool) -> Any:  # noqa: ANN401 - a PIL image
-    """Rows of layouts: label, edge of the first style, images of the first styles."""
-    rows: dict[str, list[npt.NDArray[np.uint8]]] = {}
-    palette = sampler.space.evaluation_palette if evaluation else sampler.space.palette
-    for sample in _preview_samples(out):
-        assert sample.edge is not None
-        row = rows.setdefault(sample.source, [colorize(sample.label, palette), sample.edge])
-        if len(row) < 2 + _PREVIEW_STYLES:
-            row.append(sample.image)
-    columns = max(len(row) for row in rows.values())
-    blank = np.full((*sampler.size, 3), 255, np.uint8)
-    titles = ["label", "edge", *(f"style {k}" for k in range(columns - 2))]
-    return grid([row + [blank] * (columns - len(row)) for row in rows.values()], titles)
-
-
-def _preview_samples(out: Path) -> Iterator[shards.ShardSample]:
-    sources: set[str] = set()
-    for sample in shards.read(out):
-        sources.add(sample.source)
-        if len(sources) > _PREVIEW_ROWS:
-            return
-        yield sample
+    if request.style_seed is not None:
+        return f"style seed {request.style_seed}, the same for all layouts"
+    return f"seed {request.seed or 0}"

@@ -10,8 +10,8 @@ Shape legend:
 """
 
 import hashlib
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -153,7 +153,7 @@ class Sampler:
         assert (z is not None) == self.has_style
         S = self.condition(layouts)
         made: list[list[Made]] = [[] for _ in layouts]
-        with self._autocast():
+        with self._same_sums():
             modulations = self.generator.modulations(S)
             step = max(1, batch // len(layouts))
             parts = [None] if z is None else list(z.to(self.device).split(step, dim=1))
@@ -202,14 +202,25 @@ class Sampler:
             pixels = datasets.read_image(Item(path.stem, path, image=path))
             pixels = transforms.resize_image(pixels, self.size)
             image = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
-            with torch.inference_mode():
+            with torch.inference_mode(), one_thread():
                 styles.append(encoder(image.to(self.device))[0][0].float().cpu())
         return torch.stack(styles).clone()
 
-    def _autocast(self) -> AbstractContextManager[object]:
-        if self.device.type != "cuda":
-            return nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16)
+    def _same_sums(self) -> AbstractContextManager[object]:
+        if self.device.type == "cuda":
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return one_thread()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Sums in one order, whatever the number of cores: samples are the same to the byte."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _to_bytes(pictures: Tensor) -> Pixels:

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from ecgan_cli.options import PATH, make, shared
+from ecgan_cli.options import INSTANCES, PATH, make, shared
 
 
 @click.command()
@@ -13,12 +13,7 @@ from ecgan_cli.options import PATH, make, shared
 @click.option(
     "--n-styles", type=int, help="Images of each layout; default: 1, or one for each style photo."
 )
-@click.option(
-    "--instances",
-    type=PATH,
-    metavar="DIR",
-    help="Instance maps of the same names, if the run uses them.",
-)
+@INSTANCES
 @shared
 def augment(labels: Path, n_styles: int | None, instances: Path | None, **options: Any) -> None:  # noqa: ANN401
     """Make a data set from a folder of label maps; photos are not needed.

@@ -13,6 +13,14 @@ FAILED_SHARDS, INTERRUPTED = 3, 130  # exit codes
 Command = TypeVar("Command", bound=Callable[..., Any])
 PATH = click.Path(path_type=Path)
 
+INSTANCES = click.option(
+    "--instances",
+    type=PATH,
+    metavar="DIR",
+    help="Instance maps of the labels' names, for a run that uses them; default: boundaries "
+    "between classes.",
+)
+
 _SHARED = (
     click.option("--run", type=PATH, help="Run folder; default: the newest finished below runs/."),
     click.option("--checkpoint", type=PATH, help="A generator.safetensors, in place of --run."),
@@ -32,7 +40,9 @@ _SHARED = (
     ),
     click.option("--samples-per-shard", type=int, help="Default: the recipe's."),
     click.option("--batch", type=int, help="Samples of one pass; default: the recipe's."),
-    click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True),
+    click.option(
+        "--seed", type=click.IntRange(min=0), help="A style of its own for each sample; default: 0."
+    ),
     click.option("--style-images", type=PATH, metavar="DIR", help="Take styles from photos."),
     click.option(
         "--style-seed", type=click.IntRange(min=0), help="The same styles for all layouts."

@@ -542,21 +542,33 @@ def read(path: Path) -> Iterator[ShardSample]:
     if not path.is_dir():
         raise UserError(f"{path}: no such folder")
     about = manifest(path)
+    if about is not None and about["format"] == "folder":
+        yield from _read_listed(path, path / "metadata.jsonl")
+        return
     if about is not None:
-        names = [shard["name"] for shard in about["shards"]]
-        if about["format"] == "folder":
-            yield from _read_listed_folder(path)
-            return
-        files = [path / name for name in names]
-    else:
-        files = _find_shards(path)
-        if not files:
-            yield from _read_plain_folder(path)
-            return
-    for file in files:
-        if not file.is_file():
-            raise UserError(f"{file}: the manifest lists this shard, but it is not there")
-        yield from _read_parquet(file) if file.suffix == ".parquet" else _read_tar(file)
+        for shard in about["shards"]:
+            yield from read_shard(path, shard["name"])
+        return
+    for file in (found := _find_shards(path)):
+        yield from _read_file(file)
+    if not found:
+        yield from _read_plain_folder(path)
+
+
+def read_shard(root: Path, name: str) -> Iterator[ShardSample]:
+    """Samples of one shard of a data set that we wrote, in order.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    path = root / name if name.startswith("data/") else _listing(root, name)
+    if not path.is_file():
+        raise UserError(f"{path}: the manifest lists this shard, but it is not there")
+    yield from _read_listed(root, path) if path.suffix == ".jsonl" else _read_file(path)
+
+
+def _read_file(path: Path) -> Iterator[ShardSample]:
+    return _read_parquet(path) if path.suffix == ".parquet" else _read_tar(path)
 
 
 def _find_shards(path: Path) -> list[Path]:
@@ -645,8 +657,7 @@ def _as_map(image: Image.Image) -> Labels:
     return values.astype(np.uint16) if image.mode.startswith("I") else values
 
 
-def _read_listed_folder(root: Path) -> Iterator[ShardSample]:
-    listing = root / "metadata.jsonl"
+def _read_listed(root: Path, listing: Path) -> Iterator[ShardSample]:
     with listing.open(encoding="utf-8") as lines:
         for line in lines:
             entry = json.loads(line)
@@ -689,7 +700,7 @@ def _file_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        raise UserError(f"{path}: listed in metadata.jsonl, but not there") from None
+        raise UserError(f"{path}: the data set lists this file, but it is not there") from None
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401

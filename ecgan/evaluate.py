@@ -1,8 +1,9 @@
 """Samples and reference -> numbers -> ``report.json`` and ``report.html``.
 
 Every number stands beside what the same measurement gives for the real photos: the judge's score on
-the reference's split, and the distance between the reference's own train photos and that split. The
-reference is resized as in training, to the size of the samples, and the protocol says so.
+the reference's split (on the photos of the very layouts, where the samples are of that split), and
+the distance between the reference's own train photos and that split. The reference is resized as in
+training, to the size of the samples, and the protocol says so.
 """
 
 import itertools
@@ -20,7 +21,7 @@ from torch import nn
 from tqdm import tqdm
 
 import ecgan
-from ecgan import distributed, labels, metrics, report, scoring
+from ecgan import checkpoint, distributed, labels, metrics, report, scoring
 from ecgan.data import datasets, shards
 from ecgan.data.loader import TripleDataset
 from ecgan.errors import UserError
@@ -32,6 +33,7 @@ from ecgan.scoring import Scene, Tally
 from ecgan.segmentation import Segmenter, load_segmenter, train_segmenter
 
 _GALLERY_ROWS, _EXTREMES = 6, 4
+_FLOOR_IMAGES = 2048  # train photos, at least, behind the real photos' own distance
 _COLUMNS = ("layout", "edge", "image", "real photo", "judge's reading")
 _CURVES = ("discriminator", "adversarial", "similarity", "contrastive", "perceptual", "miou")
 Features = dict[str, npt.NDArray[np.float32]]
@@ -45,7 +47,8 @@ class Request:
         samples: data sets of samples; empty takes the newest below ``datasets/``.
         out: folder of the report; None: ``reports/`` and the name of the first data set.
         reference: the real data set; None: the data.root of the samples' recipe.
-        recipe: for samples that carry none; its evaluate section wins over theirs.
+        recipe: wins over the one that the samples carry.
+        overrides: ``section.key=value``, over the samples' recipe; used only without ``recipe``.
         split: of the reference; None: test, or val where there is no test.
         judge: replaces evaluate.judge.
         device: auto, cpu, cuda or cuda:N.
@@ -56,6 +59,7 @@ class Request:
     out: Path | None = None
     reference: Path | None = None
     recipe: Recipe | None = None
+    overrides: tuple[str, ...] = ()
     split: str | None = None
     judge: str | None = None
     device: str = "auto"
@@ -126,7 +130,9 @@ def _recipe(request: Request, sets: Sequence[_Set]) -> Recipe:
                 f"--samples {sets[0].path}: has no manifest.json of ecgan, so its classes are not "
                 "known; give --recipe NAME|FILE"
             )
-        recipe = parse_recipe(carried.manifest["recipe"], f"{carried.path}/manifest.json: recipe")
+        recipe = parse_recipe(
+            carried.manifest["recipe"], f"{carried.path}/manifest.json: recipe", request.overrides
+        )
     if request.reference is not None:
         data = recipe.data.model_copy(update={"root": str(request.reference)})
         recipe = recipe.model_copy(update={"data": data})
@@ -170,16 +176,25 @@ class _Evaluation:
             return scoring.read_scenes(bar, self.judge, self.networks, E, device=self.device)
 
         real, real_features = look(
-            self._real(self.reference), len(self._indices(self.reference)), "reference"
+            self._real(self.reference, self._indices(self.reference)),
+            len(self._indices(self.reference)),
+            "reference",
         )
         train_features: Features = {}
         if self.networks:
             # Without the judge: it was trained on them.
-            train_features = scoring.read_scenes(
-                self._real(self.train), None, self.networks, E, device=self.device
-            )[1]
+            bar = tqdm(
+                self._real(self.train, self._floor()),
+                "train photos",
+                len(self._floor()),
+                unit="image",
+                disable=self.request.quiet or None,
+            )
+            train_features = scoring.read_scenes(bar, None, self.networks, E, device=self.device)[1]
         for one in self.sets:
-            one.tally, one.features = look(self._samples(one), _count(one), one.path.name)
+            one.tally, one.features = look(self._samples(one), self._count(one), one.path.name)
+            if not np.any(one.tally.labelled):
+                raise UserError(f"{one.path}: no pixel of its labels has a class that is scored")
         parts = [self._report(one, real, real_features, train_features) for one in self.sets]
         document = {"schema": report.SCHEMA, **parts[0], "compared": parts[1:]}
         pictures = [self._illustrations(one) for one in self.sets]
@@ -284,8 +299,17 @@ class _Evaluation:
         limit = self.recipe.evaluate.num_images
         return range(len(data) if limit == 0 else min(limit, len(data)))
 
-    def _real(self, data: TripleDataset) -> Iterator[Scene]:
-        for index in self._indices(data):
+    def _floor(self) -> Sequence[int]:
+        """Train photos for the real photos' own distance: all, or enough, evenly spread."""
+        most = min(len(self.train), max(_FLOOR_IMAGES, len(self._indices(self.reference))))
+        return np.linspace(0, len(self.train) - 1, most).round().astype(int).tolist()
+
+    def _count(self, one: _Set) -> int | None:
+        counts = [self._limit(), None if one.manifest is None else int(one.manifest["samples"])]
+        return min((count for count in counts if count is not None), default=None)
+
+    def _real(self, data: TripleDataset, indices: Sequence[int]) -> Iterator[Scene]:
+        for index in indices:
             sample = data.load_plain(index)
             assert sample.image is not None
             label = self.space.to_evaluation(sample.label)
@@ -312,22 +336,23 @@ class _Evaluation:
 
     def _label(self, one: _Set, sample: shards.ShardSample) -> labels.Labels:
         """Evaluation ids."""
-        if one.is_evaluation:
-            return sample.label
-        known = (sample.label < self.space.num_classes) | (sample.label == self.space.ignore_index)
+        space = self.space
+        count = space.num_evaluation_classes if one.is_evaluation else space.num_classes
+        known = (sample.label < count) | (sample.label == space.ignore_index)
         if not known.all():
             raise UserError(
                 f"{one.path}: {sample.key} has the label {int(sample.label[~known][0])}, the class "
-                f"list has 0-{self.space.num_classes - 1} and {self.space.ignore_index}"
+                f"list has 0-{count - 1} and {space.ignore_index}"
             )
-        return self.space.to_evaluation(sample.label)
+        return sample.label if one.is_evaluation else space.to_evaluation(sample.label)
 
     # What is written
 
     def _report(
         self, one: _Set, real: Tally, real_features: Features, train_features: Features
     ) -> dict[str, Any]:
-        of_samples, of_real = scoring.agreement(one.tally), scoring.agreement(real)
+        photos = self._photos_of(one, real)
+        of_samples, of_real = scoring.agreement(one.tally), scoring.agreement(photos)
         numbers: dict[str, dict[str, Any]] = {
             name: {
                 "value": _finite(estimate.value),
@@ -362,22 +387,27 @@ class _Evaluation:
                     "is biased upwards; compare it at this n only"
                 )
         order = np.argsort(one.tally.accuracies(), kind="stable")
-        ranked = [one.tally.keys[index] for index in order]
         return {
             "samples": str(one.path),
             "protocol": self._protocol(one),
             "metrics": numbers,
-            "per_class": self._per_class(one, real, of_samples, of_real),
+            "per_class": self._per_class(one, photos, of_samples, of_real),
             "skipped": skipped,
             "notes": notes,
-            "best": ranked[::-1][:_EXTREMES],
-            "worst": ranked[:_EXTREMES],
+            "best": [one.tally.keys[i] for i in _extremes(one.tally, order[::-1])],
+            "worst": [one.tally.keys[i] for i in _extremes(one.tally, order)],
         }
+
+    def _photos_of(self, one: _Set, real: Tally) -> Tally:
+        """The photos of the samples' own layouts; all of the split if some have no photo there."""
+        sources = frozenset(one.tally.layouts)
+        return real.select(sources) if sources <= set(real.layouts) else real
 
     def _notes(self, one: _Set) -> list[str]:
         notes: list[str] = []
         sources = set(one.tally.layouts)
-        seen = sources & set(self.train.keys)
+        # A key that both splits have is a layout of the split that is asked about.
+        seen = sources & set(self.train.keys) - set(self.reference.keys)
         if seen and self.judge.provenance.kind == "trained":
             notes.append(
                 f"{len(seen)} of {len(sources)} layouts of these samples are in the judge's own "
@@ -407,11 +437,17 @@ class _Evaluation:
         return {
             "reference": str(self.recipe.data.root),
             "split": self.split,
-            "reference images": len(self._indices(self.reference)),
+            "reference_images": len(self._indices(self.reference)),
+            "layouts": len(set(one.tally.layouts)),
+            "real": "the judge's score on the photos of the samples' own layouts"
+            if set(one.tally.layouts) <= set(self.reference.keys)
+            else f"the judge's score on all photos of split {self.split}",
+            "real_of_distances": f"{len(self._floor())} photos of split {self.recipe.data.split} "
+            f"against those of split {self.split}",
             "size": size,
             "resizing": "reference as in training: photos bicubic with antialias, labels nearest",
             "judge": f"{judge['source']}{trained}",
-            "judge hash": judge["hash"],
+            "judge_hash": judge["hash"],
             "classes": f"{self.space.num_evaluation_classes} evaluation ids",
             "void": "unlabelled pixels and ids without an evaluation class are not scored, but in "
             "accuracy_with_void",
@@ -420,8 +456,6 @@ class _Evaluation:
             "codec": f"{about.get('image_format', 'as found')}, quality {about.get('quality', '?')}"
             if about
             else "as found",
-            "real, of distances": f"photos of split {self.recipe.data.split} against those of "
-            f"split {self.split}",
             "checkpoint": about.get("checkpoint", {}).get("sha256", "not known"),
             "ecgan": ecgan.__version__,
             "torch": torch.__version__,
@@ -459,8 +493,11 @@ class _Evaluation:
         spread = np.linspace(0, len(order) - 1, min(_GALLERY_ROWS, len(order))).round().astype(int)
         picked = {
             "Samples": ([*spread], "Evenly spread over the set, in its order."),
-            "Best": ([*order[::-1][:_EXTREMES]], "Where the judge agrees most with the layout."),
-            "Worst": ([*order[:_EXTREMES]], "Where the judge agrees least with the layout."),
+            "Best": (
+                _extremes(one.tally, order[::-1]),
+                "Where the judge agrees most with the layout.",
+            ),
+            "Worst": (_extremes(one.tally, order), "Where the judge agrees least with the layout."),
         }
         wanted = {one.tally.keys[i] for indices, _ in picked.values() for i in indices}
         found = {s.key: s for s in self._raw(one) if s.key in wanted}
@@ -474,7 +511,7 @@ class _Evaluation:
             )
             for title, (indices, text) in picked.items()
         ]
-        return report.Illustrations(galleries, self._curves())
+        return report.Illustrations(galleries, _curves(one))
 
     def _row(self, one: _Set, sample: shards.ShardSample, share: dict[str, float]) -> report.Row:
         label = self._label(one, sample)
@@ -495,18 +532,32 @@ class _Evaluation:
         ]
         return report.Row(key, f"{share[key]:.1%} of the labelled pixels read as meant", cells)
 
-    def _curves(self) -> list[report.Curve]:
-        """Training curves, where the samples' run is known and still there."""
-        run = Path("runs") / self.recipe.name / "metrics.jsonl"
-        if not run.is_file():
-            return []
-        lines = [json.loads(line) for line in run.read_text(encoding="utf-8").splitlines()]
-        curves: list[report.Curve] = []
-        for name in _CURVES:
-            points = [(float(r["images"]), float(r[name])) for r in lines if name in r]
-            if len(points) > 1:
-                curves.append(report.Curve(name, points))
-        return curves
+
+def _extremes(tally: Tally, order: npt.NDArray[np.intp]) -> list[int]:
+    """The first samples in this order, one of each layout."""
+    first: dict[str, int] = {}
+    for index in order.tolist():
+        first.setdefault(tally.layouts[index], index)
+    return list(first.values())[:_EXTREMES]
+
+
+def _curves(one: _Set) -> list[report.Curve]:
+    """Training curves of the run whose generator made the samples, where it is still at hand."""
+    made_by = (one.manifest or {}).get("checkpoint", {}).get("sha256")
+    folders = [*Path("runs").glob("*"), *one.path.resolve().parent.glob("*")]
+    for log in (folder / "metrics.jsonl" for folder in folders):
+        generators = sorted(log.parent.glob("generator*.safetensors")) if log.is_file() else []
+        if made_by in {checkpoint.sha256(path) for path in generators}:
+            break
+    else:
+        return []
+    records = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    curves: list[report.Curve] = []
+    for name in _CURVES:
+        points = [(float(r["images"]), float(r[name])) for r in records if name in r]
+        if len(points) > 1:
+            curves.append(report.Curve(name, points))
+    return curves
 
 
 def _frechet(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float:
@@ -528,10 +579,6 @@ _DISTANCES: dict[str, dict[str, Distance]] = {
     "efficientnet_lite0": {"fd_efficientnet_lite0": _frechet},
     "inception": {"fid": _fid, "kid": _kid},
 }
-
-
-def _count(one: _Set) -> int | None:
-    return None if one.manifest is None else int(one.manifest["samples"])
 
 
 def _finite(value: float) -> float | None:

@@ -4,6 +4,7 @@
 ``section.key=value``. ``ecgan recipes schema`` prints every key with its default and description.
 """
 
+import copy
 import difflib
 import hashlib
 import json
@@ -366,17 +367,18 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
         raise UserError(f"{source}: expected sections data, model, losses, train, ...")
     fields = cast("dict[str, Any]", document)
     fields.setdefault("name", path.stem)
-    for override in overrides:
-        _apply_override(fields, override)
-    return parse_recipe(fields, source)
+    return parse_recipe(fields, source, overrides)
 
 
-def parse_recipe(document: dict[str, Any], source: str) -> Recipe:
-    """Check a recipe given as nested dicts.
+def parse_recipe(document: dict[str, Any], source: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Check a recipe given as nested dicts; ``overrides`` as for :func:`load_recipe`.
 
     Raises:
         UserError: unknown keys, wrong types or values; all of them at once.
     """
+    document = copy.deepcopy(document)
+    for override in overrides:
+        _apply_override(document, override)
     try:
         return Recipe.model_validate(document)
     except ValidationError as error:

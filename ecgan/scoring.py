@@ -69,8 +69,6 @@ class Tally:
         labelled: pixels of each class in the layout.
         read: labelled pixels that were read as each class.
         pixels: all pixels of each image, unlabelled ones too.
-        confusion: over all images, layout's class x class read; the last column holds readings
-            that are no evaluation class. (E, E + 1)
     """
 
     num_classes: int
@@ -80,10 +78,6 @@ class Tally:
     labelled: list[Counts] = field(default_factory=list[Counts])
     read: list[Counts] = field(default_factory=list[Counts])
     pixels: list[int] = field(default_factory=list[int])
-    confusion: Counts = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.confusion = np.zeros((self.num_classes, self.num_classes + 1), np.int64)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -107,10 +101,9 @@ class Tally:
         self.labelled.append(confusion.sum(axis=1))
         self.read.append(confusion.sum(axis=0)[:E])
         self.pixels.append(label.size)
-        self.confusion += confusion
 
     def select(self, layouts: frozenset[str]) -> "Tally":
-        """The images of these layouts; its confusion is left at zero."""
+        """The images of these layouts."""
         part = Tally(self.num_classes)
         for index, layout in enumerate(self.layouts):
             if layout in layouts:

@@ -19,9 +19,13 @@ BELOW = 4  # exit code
 @click.option("--reference", type=PATH, metavar="DIR", help="Real data set; default: the recipe's.")
 @click.option("--out", type=PATH, help="Folder of the report; default: reports/NAME.")
 @click.option("--split", help="Of the reference; default: test, or val.")
-@click.option("--recipe", "recipe_name", metavar="NAME|FILE", help="For samples without manifest.")
+@click.option("--recipe", "recipe_name", metavar="NAME|FILE", help="In place of the samples' own.")
 @click.option(
-    "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change --recipe's keys."
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="SECTION.KEY=VALUE",
+    help="Change a key of the recipe.",
 )
 @click.option("--judge", metavar="train|PATH|NAME", help="Default: evaluate.judge of the recipe.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
@@ -47,13 +51,11 @@ def evaluate(
     ecgan evaluate --samples A --samples B --fail-below miou=0.5
     """
     limits = [_limit(text) for text in fail_below]
-    if overrides and recipe_name is None:
-        raise UserError("--set needs --recipe: the samples' own recipe is not changed")
     from ecgan import evaluate as library
     from ecgan import report
 
     recipe = None if recipe_name is None else load_recipe(recipe_name, overrides)
-    request = library.Request(samples=samples, recipe=recipe, **options)
+    request = library.Request(samples=samples, recipe=recipe, overrides=overrides, **options)
     document, out = library.run(request)
     click.echo(json.dumps(document, indent=2) if as_json else report.table(document), nl=as_json)
     click.echo(f"{out}/report.html", err=as_json)
@@ -65,19 +67,23 @@ def evaluate(
 
 
 def _limit(text: str) -> tuple[str, float]:
+    from ecgan.report import MEANINGS
+
     name, _, number = text.partition("=")
+    higher = [n for n, meaning in MEANINGS.items() if meaning.better == "higher"]
     try:
-        return name, float(number)
+        limit = float(number)
     except ValueError:
         raise UserError(f"--fail-below {text}: expected NAME=X, e.g. miou=0.5") from None
+    if name not in higher:
+        kind = "better when it is low" if name in MEANINGS else "no such metric"
+        raise UserError(f"--fail-below {text}: {name} is {kind}; choose {', '.join(higher)}")
+    return name, limit
 
 
 def _below(document: dict[str, Any], name: str, limit: float) -> list[str]:
     from ecgan import report
 
-    if name not in document["metrics"]:
-        known = ", ".join(document["metrics"])
-        raise UserError(f"--fail-below {name}={limit:g}: no such metric; there are {known}")
     found = [(one["samples"], one["metrics"][name]["value"]) for one in report.sets(document)]
     return [
         f"{samples}: {name} is {report.number(value)}, below {limit:g}"

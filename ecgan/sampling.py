@@ -201,7 +201,7 @@ class Sampler:
         for path in photos:
             pixels = datasets.read_image(Item(path.stem, path, image=path))
             pixels = transforms.resize_image(pixels, self.size)
-            image = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
+            image = torch.tensor(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
             with torch.inference_mode(), one_thread():
                 styles.append(encoder(image.to(self.device))[0][0].float().cpu())
         return torch.stack(styles).clone()

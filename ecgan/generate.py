@@ -260,7 +260,8 @@ def run(request: Request) -> Outcome:
         shutil.rmtree(_tmp(out), ignore_errors=True)  # of dead writers
         with _full_disk(out, plan, _estimated_bytes(sampler, plan.output)), _writable(out):
             text = json.dumps({"fingerprint": plan.fingerprint}, indent=2) + "\n"
-            shards.write_whole(out / shards.HIDDEN / "plan.json", text, _tmp(out))
+            if not (out / shards.HIDDEN / "plan.json").is_file():
+                shards.write_whole(out / shards.HIDDEN / "plan.json", text, _tmp(out))
             made, failed = _make_shards(out, sampler, plan, quiet=request.quiet)
             if not failed and not (out / "manifest.json").is_file():
                 _finish(request, sampler, plan)

@@ -5,46 +5,13 @@ import pytest
 import torch
 from PIL import Image
 
-from ecgan import checkpoint, labels
 from ecgan.data.datasets import Item
 from ecgan.data.edges import canny_edges
 from ecgan.errors import UserError
-from ecgan.recipe import parse_recipe
 from ecgan.sampling import Layout, Sampler, Styles, sample_seed
+from tests.tiny import SIZE, make_generator
 
 CPU = torch.device("cpu")
-SIZE = (32, 64)
-
-
-def make_generator(path, **sections):
-    """A generator of width 4 with random weights; batch-norm statistics that are not the first."""
-    document = {
-        "name": "tiny",
-        "data": {"height": SIZE[0], "width": SIZE[1], "classes": ["road", "sky", "car"]},
-        "model": {"width": 4, "style": True, "label_generator": "off"},
-    }
-    for name, keys in sections.items():
-        document[name] = document.get(name, {}) | keys
-    recipe = parse_recipe(document, "test")
-    space = labels.from_json(
-        {"classes": recipe.data.classes, "ignore": recipe.data.ignore}, "classes"
-    )
-    generator = checkpoint.build_generator(recipe, space)
-    for name, buffer in generator.named_buffers():
-        if name.endswith("running_mean"):
-            buffer.uniform_(-0.1, 0.1)
-    for parameter in generator.parameters():
-        if parameter.dim() == 4:
-            parameter.data *= 2  # pictures that are not all grey
-    checkpoint.save_generator(
-        path,
-        generator,
-        recipe,
-        space,
-        style_encoder=checkpoint.build_style_encoder(recipe),
-        images_seen=recipe.train.images,
-    )
-    return path
 
 
 def layout(seed, key="a", boundary=None):

@@ -1,10 +1,14 @@
-"""A folder data set in a blink: blocks of classes, photos that show them, a little noise."""
+"""A data set and a generator in a blink: blocks of classes with their photos, random weights."""
 
 import json
 
 import numpy as np
 from PIL import Image
 
+from ecgan import checkpoint
+from ecgan.recipe import label_space, parse_recipe
+
+SIZE = (32, 64)  # of the generator's pictures
 NAMES = ("road", "sky", "building", "tree", "car")
 
 
@@ -24,3 +28,32 @@ def write_pairs(root, num_train=10, num_val=2, height=32, width=64):
                 Image.fromarray(pixels).save(path)
     classes = [{"id": i, "name": name} for i, name in enumerate(NAMES)]
     (root / "classes.json").write_text(json.dumps({"classes": classes, "ignore": 255}))
+
+
+def make_generator(path, **sections):
+    """A generator of width 4 with random weights; batch-norm statistics that are not the first."""
+    document = {
+        "name": "tiny",
+        "data": {"height": SIZE[0], "width": SIZE[1], "classes": ["road", "sky", "car"]},
+        "model": {"width": 4, "style": True, "label_generator": "off"},
+    }
+    for name, keys in sections.items():
+        document[name] = document.get(name, {}) | keys
+    recipe = parse_recipe(document, "test")
+    space = label_space(recipe.data)
+    generator = checkpoint.build_generator(recipe, space)
+    for name, buffer in generator.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.uniform_(-0.1, 0.1)
+    for parameter in generator.parameters():
+        if parameter.dim() == 4:
+            parameter.data *= 2  # pictures that are not all grey
+    checkpoint.save_generator(
+        path,
+        generator,
+        recipe,
+        space,
+        style_encoder=checkpoint.build_style_encoder(recipe),
+        images_seen=recipe.train.images,
+    )
+    return path

@@ -264,7 +264,7 @@ def is_intact(root: Path, shard: Shard) -> bool:
     """Whether the shard is there with the bytes that were written."""
     try:
         return _measure(root, shard.name)[1] == shard.sha256
-    except FileNotFoundError:
+    except (OSError, ValueError, KeyError):  # unreadable, or a damaged list of a folder's files
         return False
 
 

@@ -10,6 +10,7 @@ on where the newest checkpoint is, and ends with the same bits as a run that was
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -17,7 +18,7 @@ from typing import Any, Literal
 
 import torch
 
-from ecgan import checkpoint, distributed, players
+from ecgan import checkpoint, distributed, lock, players
 from ecgan.averaged import AveragedGenerator
 from ecgan.data import datasets
 from ecgan.data.loader import Batch, TripleDataset, batches, to_device, to_images
@@ -35,6 +36,8 @@ from ecgan.segmentation import Segmenter, load_segmenter, train_segmenter
 from ecgan.transfer import transfer
 
 Outcome = Literal["done", "interrupted"]
+
+_LOCK = ".lock"
 
 Sets = tuple[TripleDataset, TripleDataset]
 """What a run trains on, and what it is looked at with."""
@@ -69,9 +72,18 @@ def run(
         with _Signals() as signals:
             try:
                 space, sets = check(recipe, out, progress=place.shows_progress)
-                return _Training(recipe, space, sets, place).run(signals)
+                with _only_writer(out):
+                    return _Training(recipe, space, sets, place).run(signals)
             except KeyboardInterrupt:  # before the first step, or a second one after that
                 return "interrupted"
+
+
+def _only_writer(out: Path) -> AbstractContextManager[None]:
+    """Keep a second training out of the run folder; rank 0 speaks for all."""
+    if not distributed.is_first():
+        return nullcontext()
+    out.mkdir(parents=True, exist_ok=True)
+    return lock.held(out / _LOCK, str(out))
 
 
 def check(
@@ -136,7 +148,7 @@ def check_folder(out: Path, recipe: Recipe) -> None:
         raise UserError(f"--out {out}: a file; give a folder")
     if (out / "recipe.yaml").is_file():
         checkpoint.refuse_another_recipe(out, recipe)
-    elif any(out.iterdir()):
+    elif any(path.name != _LOCK for path in out.iterdir()):
         raise UserError(
             f"--out {out}: not empty, and not a run of ecgan train (no recipe.yaml in it); "
             "give another folder"

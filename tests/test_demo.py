@@ -54,7 +54,7 @@ def test_the_demo_refuses_a_folder_of_somebody_else(tmp_path):
 
 def commands():
     """Every ``ecgan …`` line in a code block of the README, without its comment."""
-    blocks = re.findall(r"^```\w*\n(.*?)^```", README.read_text(), re.M | re.S)
+    blocks = re.findall(r"^```\w*\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     parts = [part.strip() for line in lines for part in line.split("#")[0].split("&&")]
     return [part for part in parts if part.startswith("ecgan ") and "…" not in part]

@@ -14,7 +14,7 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
-from ecgan import checkpoint, players, train
+from ecgan import checkpoint, lock, players, train
 from ecgan.data.loader import batches, to_images
 from ecgan.errors import UserError
 from ecgan.labels import LabelClass, LabelSpace
@@ -393,6 +393,16 @@ def test_another_recipe_or_folder_is_refused_before_anything_is_written(recipe, 
         train.check(recipe("train.batch=6", "train.accumulate=2"), tmp_path / "new",
                     num_processes=2)  # fmt: skip
     assert not (tmp_path / "new").exists()
+
+
+def test_a_second_training_in_the_same_folder_is_refused(recipe, tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    with lock.held(out / ".lock", str(out)), pytest.raises(UserError, match="is being written by"):
+        run(recipe(), out)
+    assert list(out.iterdir()) == []
+    run(recipe("train.images=2"), out)
+    assert not (out / ".lock").exists()
 
 
 def test_labels_out_of_range_stop_a_run_before_it_starts(recipe, scenes, tmp_path):

@@ -105,6 +105,28 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     return max(0.0, float(distance))
 
 
+def frechet_distance_of(a: Floats, b: Floats) -> float:
+    """:func:`frechet_distance` of the features themselves, (n, d) and (m, d).
+
+    With fewer images than features the centred features are a factor of the covariance already:
+    seconds become milliseconds.
+    """
+    (mean_a, factor_a), (mean_b, factor_b) = _mean_and_factor(a), _mean_and_factor(b)
+    root = np.linalg.svd(factor_a.T @ factor_b, compute_uv=False).sum()
+    traces = np.square(factor_a).sum() + np.square(factor_b).sum()
+    return max(0.0, float(np.square(mean_a - mean_b).sum() + traces - 2 * root))
+
+
+def _mean_and_factor(features: Floats) -> tuple[Floats, Floats]:
+    """Mean, (d,), and L with L L^T = covariance, (d, at most d)."""
+    if not 2 <= len(features) <= features.shape[1]:
+        mean, covariance = FeatureStatistics.of(features).mean_and_covariance()
+        return mean, _factor(covariance)
+    features = features.astype(np.float64)
+    mean = features.mean(axis=0)
+    return mean, (features - mean).T / np.sqrt(len(features) - 1)
+
+
 def _factor(covariance: Floats) -> Floats:
     """L with L L^T = covariance, (d, rank)."""
     values, vectors = np.linalg.eigh(covariance)

@@ -169,7 +169,7 @@ def table(report: Mapping[str, Any], *, markdown: bool = False) -> str:
         name = f"**{one['samples']}**" if markdown else str(one["samples"])
         parts += [name, *([""] if markdown else []), *lines]
         marks = [("note", text) for text in one.get("notes", ())]
-        marks += [(f"{_title(name)} skipped", why) for name, why in one.get("skipped", {}).items()]
+        marks += [(f"{', '.join(names)} skipped", why) for why, names in _skipped(one)]
         if marks:
             parts += [""] if markdown else []
             parts += [f"{'- ' if markdown else ''}{mark}: {text}" for mark, text in marks]
@@ -199,7 +199,9 @@ def html(report: Mapping[str, Any], illustrations: Sequence[Illustrations]) -> s
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(number=number, interval=interval, source=_source, percent=_percent)
-    environment.globals.update(title=_title, text=_text, lower=_lower, gauge=_gauge, chart=_chart)
+    environment.globals.update(
+        title=_title, text=_text, lower=_lower, gauge=_gauge, chart=_chart, skipped=_skipped
+    )
     template = resources.files("ecgan").joinpath("report.html.j2").read_text(encoding="utf-8")
     pairs = list(zip(sets(report), illustrations, strict=True))
     return environment.from_string(template).render(
@@ -213,14 +215,25 @@ def verdict(one: Mapping[str, Any]) -> str:
     if metric is None or not metric["real"]:
         return "No judge compared these samples with real photos."
     share = metric["value"] / metric["real"]
+    compared = (
+        f"the samples keep {share:.0%} of that" if share < 1 else "no ceiling for these samples"
+    )
     return (
         f"The judge reads the layouts back from the samples at {metric['value']:.3f} mIoU; from "
-        f"real photos it reaches {metric['real']:.3f}: the samples keep {share:.0%} of that."
+        f"real photos it reaches {metric['real']:.3f}: {compared}."
     )
 
 
 def _headlines(one: Mapping[str, Any]) -> list[str]:
     return [name for name in _HEADLINES if name in one["metrics"]]
+
+
+def _skipped(one: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    """Reasons, each with the metrics that it keeps from being computed."""
+    reasons: dict[str, list[str]] = {}
+    for name, why in one["skipped"].items():
+        reasons.setdefault(why, []).append(_title(name))
+    return list(reasons.items())
 
 
 def _title(name: str) -> str:

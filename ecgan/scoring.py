@@ -217,14 +217,6 @@ def images_of(scenes: Sequence[Scene], device: torch.device) -> Tensor:
     return to_images(stacked.permute(0, 3, 1, 2).to(device))
 
 
-def distances(
-    samples: npt.NDArray[np.float32], reference: npt.NDArray[np.float32]
-) -> tuple[float, int, int]:
-    """Frechet distance of two sets of features, (n, d) and (m, d); n, and d."""
-    statistics = [metrics.FeatureStatistics.of(part) for part in (samples, reference)]
-    return metrics.frechet_distance(*statistics), len(samples), samples.shape[1]
-
-
 @torch.no_grad()
 def validate(
     generator: Generator,
@@ -280,7 +272,7 @@ def validate(
         overall = agreement(tally).overall
         scores = {name: overall[name].value for name in ("miou", "accuracy")}
     if sum(map(len, made)) > 1:
-        value = distances(np.concatenate(made), np.concatenate(real))[0]
+        value = metrics.frechet_distance_of(np.concatenate(made), np.concatenate(real))
         scores["fd_efficientnet_lite0"] = value
     return scores
 

@@ -210,3 +210,14 @@ def test_inception_features_take_images_in_our_range(tmp_path):
     pixels = ((images + 1) * 127.5).round().to(torch.uint8)
     torch.testing.assert_close(result, ours.network(pixels)[0])
     assert not any(p.requires_grad for p in ours.parameters())
+
+
+@pytest.mark.parametrize(("n", "m"), [(3, 4), (4, 30), (30, 3), (25, 40)])
+def test_frechet_distance_of_features_is_that_of_their_statistics(n, m):
+    rng = np.random.default_rng(n)
+    a, b = rng.normal(size=(n, 8)), rng.normal(1, 2, size=(m, 8))
+    expected = metrics.frechet_distance(*(metrics.FeatureStatistics.of(x) for x in (a, b)))
+    assert metrics.frechet_distance_of(a, b) == pytest.approx(expected, rel=1e-9)
+    assert metrics.frechet_distance_of(a, a) == pytest.approx(0, abs=1e-9)
+    with pytest.raises(ValueError, match="at least 2 images"):
+        metrics.frechet_distance_of(a[:1], b)

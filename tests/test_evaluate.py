@@ -1,0 +1,389 @@
+"""Evaluation from samples on the disk to report.json: agreement with theory, formats, refusals."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+from ecgan import checkpoint, evaluate, generate, labels, report, scoring
+from ecgan.data import datasets, shards
+from ecgan.data.loader import TripleDataset
+from ecgan.errors import UserError
+from ecgan.recipe import parse_recipe
+from ecgan.segmentation import Normalisation, Provenance, Segmenter, segformer
+from ecgan_cli.main import cli
+from tests.tiny import NAMES, write_pairs
+
+SIZE = 32, 64
+
+
+class ByColour(torch.nn.Module):
+    """Reads tests.tiny's scenes by their colour; takes the place of a network of transformers."""
+
+    def __init__(self):
+        super().__init__()
+        classes = torch.arange(len(NAMES))
+        colours = torch.stack([classes * 50, 255 - classes * 40, classes * 20], dim=1)
+        self.register_buffer("colours", colours / 127.5 - 1)
+
+    def forward(self, pixel_values):
+        far = (pixel_values[:, None] - self.colours[None, :, :, None, None]).square().sum(2)
+        return type("Output", (), {"logits": -far * 9})()
+
+
+def judge_folder(root):
+    """A SegFormer with random weights, as a path."""
+    Segmenter(
+        segformer(8, NAMES, 0),
+        range(len(NAMES)),
+        NAMES,
+        normalisation=Normalisation(),
+        provenance=Provenance("loaded", "random"),
+        evaluation=True,
+    ).save(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A real data set, a judge, and the validation pairs again as a plain folder of samples."""
+    root = tmp_path_factory.mktemp("evaluate")
+    write_pairs(root / "real", num_train=4, num_val=3)
+    for path in root.glob("real/*/val/*.png"):  # names of their own: keys tell splits apart
+        path.rename(path.with_name(path.name.replace("scene", "view")))
+    judge_folder(root / "judge")
+    for folder in ("images", "labels"):
+        shutil.copytree(root / "real" / folder / "val", root / "samples" / folder)
+    return root
+
+
+def recipe_of(root, **sections):
+    document = {"data": {"root": str(root / "real"), "height": SIZE[0], "width": SIZE[1]}}
+    return parse_recipe(document | sections, "test")
+
+
+def request_of(world, out, **changes):
+    fields = {
+        "samples": (world / "samples",),
+        "out": out,
+        "recipe": recipe_of(world),
+        "judge": str(world / "judge"),
+        "device": "cpu",
+        "quiet": True,
+    }
+    return evaluate.Request(**fields | changes)
+
+
+def encoded_photos(root, split, keys=None):
+    """The photos of a split as samples in the bytes of files."""
+    for item in datasets.index("folder", root / "real", split):
+        if keys is not None and item.key not in keys:
+            continue
+        space = labels.load_label_space(root / "real" / "classes.json")
+        label = datasets.read_label(item, space, "folder")
+        counts = shards.count_classes(label, space.num_classes)
+        record = shards.Record(f"{item.key}-s000", item.key, 0, 1, SIZE[1], SIZE[0], counts)
+        image = shards.encode_image(datasets.read_image(item), "png", 95)
+        yield shards.Encoded(
+            record, image, shards.encode_map(label), shards.encode_map(label * 0 + 9)
+        )
+
+
+def write_samples(world, out, data_format, split="val"):
+    shards.write_shard(
+        out,
+        shards.shard_name(data_format, "train", 0),
+        encoded_photos(world, split),
+        data_format=data_format,
+        image_format="png",
+        num_classes=len(NAMES),
+    )
+    shutil.rmtree(out / shards.HIDDEN, ignore_errors=True)
+    return out
+
+
+def test_real_photos_as_samples_score_as_themselves(world, tmp_path):
+    document, out = evaluate.run(request_of(world, tmp_path / "out"))
+    for name in scoring.AGREEMENTS:
+        metric = document["metrics"][name]
+        assert metric["value"] == metric["real"]
+        assert metric["n"] == 3
+    distance = document["metrics"]["fd_efficientnet_lite0"]
+    assert distance["value"] == pytest.approx(0, abs=1e-6 * distance["real"])
+    assert distance["real"] > 1  # other photos
+    for one in document["per_class"].values():
+        assert one["iou"] == one["real"]
+        assert one["share"] == pytest.approx(one["real_share"])
+    assert set(document["skipped"]) == {"fid", "kid"}
+    assert document == report.load(out)
+    assert document["protocol"]["split"] == "val"
+    page = (out / "report.html").read_text()
+    assert page.count('alt="real photo of view-') >= 3
+    assert "evaluate.features does not name inception" in page
+
+
+@pytest.mark.parametrize("data_format", ["webdataset", "parquet"])
+def test_format_changes_nothing(world, tmp_path, data_format):
+    samples = write_samples(world, tmp_path / "shards", data_format)
+    document, _ = evaluate.run(request_of(world, tmp_path / "a", samples=(samples,)))
+    plain, _ = evaluate.run(request_of(world, tmp_path / "b"))
+    assert document["metrics"] == plain["metrics"]
+    assert document["per_class"] == plain["per_class"]
+
+
+def test_sets_side_by_side_have_the_numbers_of_each_alone(world, tmp_path):
+    shards_of_train = write_samples(world, tmp_path / "train", "webdataset", "train")
+    both, out = evaluate.run(
+        request_of(world, tmp_path / "both", samples=(world / "samples", shards_of_train))
+    )
+    alone, _ = evaluate.run(request_of(world, tmp_path / "alone", samples=(shards_of_train,)))
+    assert [one["samples"] for one in both["compared"]] == [str(shards_of_train)]
+    assert both["compared"][0]["metrics"] == alone["metrics"]
+    assert 'id="set-2"' in (out / "report.html").read_text()
+
+
+def test_samples_of_train_layouts_are_marked(world, tmp_path):
+    samples = write_samples(world, tmp_path / "train", "webdataset", "train")
+    recipe = recipe_of(world, evaluate={"judge_images": 8, "judge_width": 8})
+    document, out = evaluate.run(
+        request_of(world, tmp_path / "out", samples=(samples,), recipe=recipe, judge="train")
+    )
+    assert any("4 of 4 layouts" in note and "judge's own" in note for note in document["notes"])
+    assert any("no layout of these samples is in the reference" in n for n in document["notes"])
+    assert "all photos of split val" in document["protocol"]["real"]
+    assert "trained here on 8 images" in document["protocol"]["judge"]
+    assert (out / "segmenters").is_dir()
+
+
+def test_real_score_is_that_of_the_same_layouts(world, tmp_path):
+    samples = tmp_path / "one"
+    for folder in ("images", "labels"):
+        (samples / folder).mkdir(parents=True)
+        shutil.copy(world / "samples" / folder / "view-01.png", samples / folder)
+    document, _ = evaluate.run(request_of(world, tmp_path / "out", samples=(samples,)))
+    for name in scoring.AGREEMENTS:
+        assert document["metrics"][name]["value"] == document["metrics"][name]["real"]
+        assert document["metrics"][name]["low"] is None  # one layout has no interval
+    assert "at least 2 images" in document["skipped"]["fd_efficientnet_lite0"]
+
+
+def test_num_images_takes_the_first(world, tmp_path):
+    recipe = recipe_of(world, evaluate={"num_images": 2, "features": []})
+    document, _ = evaluate.run(request_of(world, tmp_path / "out", recipe=recipe))
+    assert document["metrics"]["miou"]["n"] == 2
+    assert "fd_efficientnet_lite0" not in document["metrics"]
+
+
+def other_samples(world, out, change):
+    """The samples with one file changed by ``change(image, label)``."""
+    shutil.copytree(world / "samples", out)
+    paths = [out / folder / "view-01.png" for folder in ("images", "labels")]
+    arrays = change(*(np.array(Image.open(path)) for path in paths))
+    for path, array in zip(paths, arrays, strict=True):
+        Image.fromarray(array).save(path)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda i, m: (i[:16], m[:16]), "view-01 is 16 x 64 with a label of 16 x 64"),
+        (lambda i, m: (i, m[:, :32]), "view-01 is 32 x 64 with a label of 32 x 32"),
+        (lambda i, m: (i, m * 0 + 77), "view-01 has the label 77, the class list has 0-4 and 255"),
+    ],
+)
+def test_samples_that_do_not_fit_are_named(world, tmp_path, change, sentence):
+    samples = other_samples(world, tmp_path / "samples", change)
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        evaluate.run(request_of(world, tmp_path / "out", samples=(samples,)))
+
+
+def test_sets_of_two_sizes_are_refused(world, tmp_path):
+    small = tmp_path / "small"
+    for folder in ("images", "labels"):
+        (small / folder).mkdir(parents=True)
+        with Image.open(world / "samples" / folder / "view-00.png") as image:
+            image.crop((0, 0, 32, 32)).save(small / folder / "a.png")
+    both = (world / "samples", small)
+    with pytest.raises(UserError, match="sets of different size"):
+        evaluate.run(request_of(world, tmp_path / "out", samples=both))
+
+
+def test_labels_without_a_scored_pixel_are_refused(world, tmp_path):
+    samples = tmp_path / "samples"
+    shutil.copytree(world / "samples", samples)
+    for path in (samples / "labels").iterdir():
+        Image.fromarray(np.full(SIZE, 255, np.uint8)).save(path)
+    with pytest.raises(UserError, match="no pixel of its labels has a class"):
+        evaluate.run(request_of(world, tmp_path / "out", samples=(samples,)))
+
+
+def test_damaged_shard_is_named(world, tmp_path):
+    samples = write_samples(world, tmp_path / "shards", "webdataset")
+    (tar,) = (samples / "data").glob("*.tar")
+    tar.write_bytes(tar.read_bytes()[:2000])
+    with pytest.raises(UserError, match=r"train-000000\.tar"):
+        evaluate.run(request_of(world, tmp_path / "out", samples=(samples,)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"samples": ("nowhere",)}, "--samples nowhere: no such folder"),
+        ({"recipe": None}, "has no manifest.json of ecgan"),
+        ({"reference": "nowhere"}, "nowhere: no such folder; give the real data set"),
+        ({"split": "hidden"}, "hidden"),
+        ({"judge": "no/judge"}, "no/judge"),
+        ({"device": "abacus"}, "abacus"),
+    ],
+)
+def test_bad_requests_are_refused(world, tmp_path, changes, sentence):
+    from pathlib import Path
+
+    paths = {k: Path(v) for k, v in changes.items() if k == "reference"}
+    paths |= {k: tuple(map(Path, v)) for k, v in changes.items() if k == "samples"}
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        evaluate.run(request_of(world, tmp_path / "out", **changes | paths))
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_inception_weights_are_named(world, tmp_path):
+    recipe = recipe_of(world, evaluate={"features": ["inception"]})
+    document, _ = evaluate.run(request_of(world, tmp_path / "out", recipe=recipe))
+    assert "evaluate.inception_weights is not set" in document["skipped"]["fid"]
+    recipe = recipe_of(
+        world, evaluate={"features": ["inception"], "inception_weights": str(tmp_path / "no.pth")}
+    )
+    with pytest.raises(UserError, match=r"no\.pth: no such file"):
+        evaluate.run(request_of(world, tmp_path / "out", recipe=recipe))
+
+
+def command(world, *arguments):
+    (world / "recipe.yaml").write_text(recipe_of(world).to_yaml())
+    line = ["evaluate", "--samples", world / "samples", "--recipe", world / "recipe.yaml"]
+    line += ["--judge", world / "judge", "--device", "cpu", "-q", *arguments]
+    return CliRunner().invoke(cli, [str(part) for part in line])
+
+
+def test_command_prints_the_table_and_json(world, tmp_path):
+    result = command(world, "--out", tmp_path, "--set", "evaluate.num_images=2")
+    assert result.exit_code == 0, result.output
+    assert report.table(report.load(tmp_path)) in result.output
+    assert report.load(tmp_path)["metrics"]["miou"]["n"] == 2
+    result = command(world, "--out", tmp_path, "--json")
+    assert json.loads(result.stdout) == report.load(tmp_path)
+
+
+def test_fail_below(world, tmp_path):
+    assert command(world, "--out", tmp_path, "--fail-below", "accuracy=0").exit_code == 0
+    result = command(world, "--out", tmp_path, "--fail-below", "miou=0.99")
+    assert result.exit_code == 4
+    assert "below 0.99" in result.output
+    for text, sentence in (
+        ("fid=10", "better when it is low"),
+        ("beauty=1", "no such metric"),
+        ("miou", "expected NAME=X"),
+    ):
+        result = command(world, "--fail-below", text)
+        assert result.exit_code == 1
+        assert sentence in result.output
+
+
+def test_newest_samples(tmp_path):
+    with pytest.raises(UserError, match="no data set of samples below"):
+        evaluate.newest_samples(tmp_path)
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_text("{}")
+    (tmp_path / "unfinished").mkdir()
+    old = (tmp_path / "old" / "manifest.json").stat().st_mtime
+    import os
+
+    os.utime(tmp_path / "new" / "manifest.json", (old + 9, old + 9))
+    assert evaluate.newest_samples(tmp_path) == tmp_path / "new"
+
+
+TINY = {"width": 4, "upsamplings": 5, "style": True, "label_generator": "off"}
+
+
+def generator_of(world):
+    recipe = recipe_of(world, model=TINY, losses={"similarity": 0, "perceptual_network": "none"})
+    space = labels.load_label_space(world / "real" / "classes.json")
+    return checkpoint.build_generator(recipe, space), recipe, space
+
+
+def test_validate_scores_a_generator(world):
+    generator, _, space = generator_of(world)
+    items = datasets.index("folder", world / "real", "val")
+    data = TripleDataset(items, space, "folder", height=32, width=64, train=False, edges="none")
+    judge = Segmenter(
+        ByColour(),
+        range(len(NAMES)),
+        NAMES,
+        normalisation=Normalisation(),
+        provenance=Provenance("loaded", "by colour"),
+        evaluation=True,
+    )
+    generator.train()
+    scores = scoring.validate(generator, data, judge, features=["efficientnet_lite0"], batch=2)
+    assert set(scores) == {"miou", "accuracy", "fd_efficientnet_lite0"}
+    assert generator.training
+    assert scoring.validate(generator, data, judge, batch=2) == pytest.approx(
+        {name: scores[name] for name in ("miou", "accuracy")}
+    )
+    assert scoring.validate(generator, data, judge, batch=3)["accuracy"] == pytest.approx(
+        scores["accuracy"], abs=1e-3
+    )
+    assert scoring.validate(generator, data, None) == {}
+    # The judge is right about what the scenes show, so a perfect generator would score 1.
+    scenes = (
+        scoring.Scene(item.key, item.key, datasets.read_image(item), label)
+        for item in items
+        if (label := datasets.read_label(item, space, "folder")) is not None
+    )
+    tally, _ = scoring.read_scenes(scenes, judge, {}, len(NAMES), device=torch.device("cpu"))
+    assert scoring.agreement(tally).overall["accuracy"].value > 0.99
+
+
+@pytest.mark.slow
+def test_evaluate_without_arguments_after_augment(world, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    generator, recipe, space = generator_of(world)
+    recipe = recipe.model_copy(
+        update={"evaluate": recipe.evaluate.model_copy(update={"judge_images": 16})}
+    )
+    run = tmp_path / "runs" / "tiny"
+    run.mkdir(parents=True)
+    checkpoint.save_generator(
+        run / checkpoint.GENERATOR,
+        generator,
+        recipe,
+        space,
+        style_encoder=checkpoint.build_style_encoder(recipe),
+    )
+    lines = [{"images": n, "discriminator": 1 / n} for n in (1, 2, 4)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    generate.run(
+        generate.Request(
+            generator=run / checkpoint.GENERATOR,
+            out=tmp_path / "datasets" / "made",
+            labels=world / "real" / "labels" / "val",
+            n_styles=2,
+            device="cpu",
+            quiet=True,
+        )
+    )
+    result = CliRunner().invoke(cli, ["evaluate", "--device", "cpu", "-q"])
+    assert result.exit_code == 0, result.output
+    document = report.load(tmp_path / "reports" / "made")
+    assert document["metrics"]["miou"]["n"] == 6
+    assert document["protocol"]["layouts"] == 3
+    assert "photos of the samples' own layouts" in document["protocol"]["real"]
+    page = (tmp_path / "reports" / "made" / "report.html").read_text()
+    assert "Training of the generator" in page
+    assert "discriminator" in page

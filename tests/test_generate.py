@@ -451,7 +451,6 @@ def test_a_foreign_folder_is_refused_and_left_alone(request_, tmp_path):
 def test_a_shard_that_fails_is_named_and_the_others_are_kept(made, generator, layouts):
     out = made("webdataset")
     undisturbed = contents(out)
-    lose_a_record(out)
     (out / "data/train-000001.tar").unlink()
     (out / "data/train-000001.tar").mkdir()  # cannot be replaced by a file
     arguments = ["augment", "--checkpoint", generator, "--labels", layouts, "--n-styles", 3]
@@ -462,6 +461,7 @@ def test_a_shard_that_fails_is_named_and_the_others_are_kept(made, generator, la
     assert "The others are kept; run the same command again" in result.output
     (line,) = (out / ".ecgan/failures.jsonl").read_text().splitlines()
     assert json.loads(line)["shard"] == 1
+    assert not (out / ".ecgan/shards/000001.json").exists()
     with pytest.raises(UserError, match="is not complete"):
         list(shards.read(out))
 

@@ -1,8 +1,12 @@
 """What a position shows depends on the seed and the position alone."""
 
 import json
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -207,3 +211,45 @@ def test_bytes_become_floats_from_minus_one_to_one(root):
 def test_classes_json_of_the_toy_set_is_its_class_list(root):
     text = (root / "classes.json").read_text(encoding="utf-8")
     assert from_json(json.loads(text), "classes.json") == toy.SPACE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ["raise RuntimeError('stop')", "os.kill(os.getpid(), 9)"])
+def test_loader_processes_survive_sigterm_and_end_with_their_parent(root, end):
+    """SIGTERM to the whole group must not cost the trainer its loader before its checkpoint."""
+    script = f"""
+import multiprocessing, os, signal
+from pathlib import Path
+from ecgan.data import datasets, toy
+from ecgan.data.loader import TripleDataset, batches
+items = datasets.index("folder", Path({str(root)!r}), "train", instances=False, edges_folder=False)
+dataset = TripleDataset(items, toy.SPACE, "folder", height=32, width=64)
+found = batches(dataset, 0, 2, workers=2)
+next(found)
+workers = multiprocessing.active_children()
+for worker in workers:
+    os.kill(worker.pid, signal.SIGTERM)
+print(*[worker.pid for worker in workers], flush=True)
+for _ in range(40):
+    next(found)
+print("alive", flush=True)
+{end}
+"""
+    command = [sys.executable, "-c", script]
+    # Not the pipe's end but the process's: the loaders hold the pipe, too.
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.wait(timeout=60) != 0
+        pids, alive = process.stdout.read().splitlines()
+    assert alive == "alive"
+    deadline = time.monotonic() + 20  # a loader looks for its parent every 5 s
+    while any(_is_running(pid) for pid in pids.split()):
+        assert time.monotonic() < deadline, "a loader process is left"
+        time.sleep(0.1)
+
+
+def _is_running(pid):
+    """Whether a process is there and not a zombie that nobody collects, as in bare containers."""
+    try:
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+    except (FileNotFoundError, ProcessLookupError):
+        return False

@@ -8,6 +8,7 @@ Shape legend:
     B  images in the batch      H, W  height and width
 """
 
+import atexit
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -258,10 +259,19 @@ def _load(
         worker_init_fn=_start_worker,
         prefetch_factor=4 if workers else None,
     )
-    for batch in loader:
-        if isinstance(batch, UserError):
-            raise batch
-        yield batch
+    found = iter(loader)
+    # The processes outlive SIGTERM (see _start_worker), and multiprocessing would wait for them for
+    # ever at exit: they are told to end even where a traceback still holds the iterator.
+    stop = getattr(found, "_shutdown_workers", lambda: None)
+    atexit.register(stop)
+    try:
+        for batch in found:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+    finally:
+        stop()
+        atexit.unregister(stop)
 
 
 def _unchanged(batch: Any) -> Any:  # noqa: ANN401
@@ -271,7 +281,8 @@ def _unchanged(batch: Any) -> Any:  # noqa: ANN401
 def _start_worker(_: int) -> None:
     cv2.setNumThreads(0)  # OpenCV's threads do not survive a fork
     # An interrupt reaches the whole process group. The training process writes a checkpoint then,
-    # and needs its loader until it is done; the loader ends with it.
+    # and must not lose its loader before; the loader ends when it is told to, or when it sees that
+    # the training process is gone.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 

@@ -103,13 +103,16 @@ def test_kl_divergence_matches_its_definition():
 # Eq. 6
 
 
+NUM_CLASSES = 30  # for 40 pixels: some classes are absent, some are on one image only
+
+
 def images_and_labels(seed, batch=2):
     generator = torch.Generator().manual_seed(seed)
     generated, real = (
         torch.randn(batch, 3, 4, 5, generator=generator, dtype=torch.float64) for _ in range(2)
     )
-    labels = torch.randint(0, 7, (batch, 4, 5), generator=generator)
-    return generated, real, labels.masked_fill(labels > 4, IGNORE).to(torch.uint8)
+    labels = torch.randint(0, 40, (batch, 4, 5), generator=generator)
+    return generated, real, labels.masked_fill(labels >= NUM_CLASSES, IGNORE).to(torch.uint8)
 
 
 @pytest.mark.parametrize("mean", ["class", "pixels"])
@@ -123,7 +126,7 @@ def test_class_specific_l1_matches_eq_6(mean, seed):
         IGNORE,
         mean,
     )
-    actual = losses.class_specific_l1(generated, real, labels, 5, IGNORE, mean=mean)
+    actual = losses.class_specific_l1(generated, real, labels, NUM_CLASSES, IGNORE, mean=mean)
     assert actual.item() == pytest.approx(expected, rel=1e-9)
 
 
@@ -151,7 +154,7 @@ def test_two_ranks_sums_give_the_loss_of_the_whole_batch(mean):
             generated[images],
             real[images],
             labels[images],
-            5,
+            NUM_CLASSES,
             IGNORE,
             mean=mean,
             reduce_sums=reduce_sums,

@@ -462,6 +462,8 @@ class _Evaluation:
             if about
             else "as found",
             "checkpoint": about.get("checkpoint", {}).get("sha256", "not known"),
+            "distances": "Frechet distances over all images; KID is the mean over "
+            f"{metrics.KID_SUBSETS} subsets of at most {metrics.KID_SUBSET_SIZE} images",
             "ecgan": ecgan.__version__,
             "torch": torch.__version__,
         }

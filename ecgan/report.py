@@ -215,12 +215,10 @@ def verdict(one: Mapping[str, Any]) -> str:
     if metric is None or not metric["real"]:
         return "No judge compared these samples with real photos."
     share = metric["value"] / metric["real"]
-    compared = (
-        f"the samples keep {share:.0%} of that" if share < 1 else "no ceiling for these samples"
-    )
+    compared = f": the samples keep {share:.0%} of that" if share < 1 else ", no more than that"
     return (
         f"The judge reads the layouts back from the samples at {metric['value']:.3f} mIoU; from "
-        f"real photos it reaches {metric['real']:.3f}: {compared}."
+        f"real photos it reaches {metric['real']:.3f}{compared}."
     )
 
 

@@ -116,7 +116,7 @@ def test_page_holds_every_number_and_the_reasons():
     for expected in ("0.4321", "0.5512", "0.4100 to 0.4500", "12.30", "inception_weights is not"):
         assert expected in text
     assert "78%" in text  # 0.4321 / 0.5512, in the verdict
-    assert "the judge saw 3 layouts" in text
+    assert "The judge saw 3 layouts." in text
 
 
 def test_page_of_several_sets_compares_them():
@@ -183,3 +183,12 @@ def test_report_show(tmp_path):
     result = CliRunner().invoke(cli, ["report", "show", str(tmp_path / "no")])
     assert result.exit_code == 1
     assert "no such file" in result.output
+
+
+def test_verdict():
+    def sentence(value, real):
+        return report.verdict({"metrics": {"miou": {"value": value, "real": real}}})
+
+    assert "keep 50% of that" in sentence(0.25, 0.5)
+    assert "no more than that" in sentence(0.6, 0.5)
+    assert "No judge" in report.verdict({"metrics": {}})

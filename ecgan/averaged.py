@@ -64,6 +64,7 @@ class AveragedGenerator:
             networks["style_encoder"] = style_encoder
         module = nn.ModuleDict(networks).to(device)
         self._average = Average(module, recipe.train.ema_images)
+        self._previewed = _spread(validation_set, PREVIEW_ROWS)
         self._layouts: list[Batch] | None = None
         self._judge: Segmenter | None = None
         self._estimated = False  # whether the statistics are those of the weights
@@ -110,10 +111,9 @@ class AveragedGenerator:
 
     @torch.no_grad()
     def preview(self, hed: Hed | None) -> Image.Image:
-        """A grid of the first validation layouts, each with a style of its own, drawn once."""
+        """A grid of validation layouts, always the same, each with a style of its own."""
         generator, rows = self.generator, []
-        found = ordered_batches(self.validation_set, 1, limit=PREVIEW_ROWS)
-        for index, batch in enumerate(found):
+        for index, batch in enumerate(ordered_batches(self._previewed, 1)):
             moved = to_device(batch, self.device)
             assert moved.images is not None
             made = generator(
@@ -191,6 +191,21 @@ class AveragedGenerator:
         seed = self.recipe.train.seed
         draws = [torch.randn(STYLE_DIM, generator=keyed(seed, stream, n)) for n in numbers]
         return torch.stack(draws).to(self.device)
+
+
+def _spread(data: TripleDataset, num: int) -> TripleDataset:
+    """Items from all over a data set, plain: neighbours in a video look alike."""
+    indices = sorted({index * len(data) // num for index in range(num)})
+    return TripleDataset(
+        [data.items[index] for index in indices],
+        data.space,
+        data.dataset,
+        height=data.size[0],
+        width=data.size[1],
+        train=False,
+        edges=data.edges,
+        boundary=data.boundary,
+    )
 
 
 def _pixels(picture: Tensor) -> Bytes:

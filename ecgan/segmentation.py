@@ -443,7 +443,9 @@ def _fit(
     ids = torch.from_numpy(_training_ids(space, evaluation=settings.evaluation)).to(device)
     losses: list[Tensor] = []
     endless = loader.batches(pairs, 0, settings.batch, workers=workers)
-    bar = tqdm(total=steps * settings.batch, unit="image", desc="segmenter", disable=not progress or None)
+    bar = tqdm(
+        total=steps * settings.batch, unit="image", desc="segmenter", disable=not progress or None
+    )
     with bar:
         for batch in itertools.islice(endless, steps):
             batch = loader.to_device(batch, device)  # noqa: PLW2901

@@ -283,4 +283,3 @@ def test_changing_a_key_changes_what_can_be_seen(key, root, request, tmp_path):
     (tmp_path / "before").mkdir()
     (tmp_path / "after").mkdir()
     assert where(before, tmp_path / "before") != where(after, tmp_path / "after")
-

@@ -257,17 +257,17 @@ def save_training(run: Path, images_seen: int, training: Training) -> Path:
     """Write ``checkpoints/<images seen>/``; whole or not at all."""
     folder = run / "checkpoints" / f"{images_seen:09d}"
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    with _full_disk(folder):
+    with writing(folder):
         partial.mkdir(parents=True)
     try:
         for name, tensors in training.networks.items():
             write_whole(partial / f"{name}.safetensors", safetensors.torch.save(_plain(tensors)))
         for name, state in training.optimizers.items():
-            with _full_disk(folder), (partial / f"{name}.pt").open("wb") as file:
+            with writing(folder), (partial / f"{name}.pt").open("wb") as file:
                 torch.save(state, file)
         text = json.dumps({"format": FORMAT, "images_seen": images_seen} | training.state)
         write_whole(partial / "state.json", text.encode())
-        with _full_disk(folder):
+        with writing(folder):
             if folder.exists():  # the same state again, after an interruption at this very step
                 shutil.rmtree(folder)
             partial.rename(folder)
@@ -276,7 +276,7 @@ def save_training(run: Path, images_seen: int, training: Training) -> Path:
     return folder
 
 
-def load_training(folder: Path, device: torch.device | None = None) -> Training:
+def load_training(folder: Path) -> Training:
     """Read a folder that :func:`save_training` wrote.
 
     Raises:
@@ -291,7 +291,7 @@ def load_training(folder: Path, device: torch.device | None = None) -> Training:
                 f"this one reads {FORMAT}); use a new run folder"
             )
         networks = {p.stem: read_safetensors(p)[0] for p in sorted(folder.glob("*.safetensors"))}
-        optimizers = {p.stem: _load_optimizer(p, device) for p in sorted(folder.glob("*.pt"))}
+        optimizers = {p.stem: _load_optimizer(p) for p in sorted(folder.glob("*.pt"))}
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(f"{folder}: damaged ({error}); {remedy}") from error
     return Training(networks, optimizers, state)
@@ -346,7 +346,7 @@ def write_whole(path: Path, content: bytes) -> None:
         UserError: the disk is full, or the folder cannot be written.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with _full_disk(path):
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with partial.open("wb") as file:
@@ -365,7 +365,8 @@ def sha256(path: Path) -> str:
 
 
 @contextmanager
-def _full_disk(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
+    """Turn what keeps a file or folder from being written into a sentence."""
     try:
         yield
     except OSError as error:
@@ -390,10 +391,10 @@ def _metadata(path: Path) -> dict[str, Any]:
         return {}
 
 
-def _load_optimizer(path: Path, device: torch.device | None) -> dict[str, Any]:
+def _load_optimizer(path: Path) -> dict[str, Any]:
     if not zipfile.is_zipfile(path):  # torch would try to read it as an old pickle
         raise ValueError(f"{path.name} is truncated or was not written by ecgan")
-    return torch.load(path, map_location=device or "cpu", weights_only=True)
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _load_state(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:

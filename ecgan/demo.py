@@ -1,5 +1,6 @@
 """Everything once, small: toy scenes, training, samples, evaluation. Every step resumes."""
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -63,9 +64,11 @@ def run(
     data, folder = out / "toy", out / "run"
     samples, report = out / "samples", out / "report"
     seconds: dict[str, float] = {}
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: a file; give a folder")
     if out.exists() and any(out.iterdir()) and not data.is_dir():
         raise UserError(f"--out {out}: not empty, and not a demo of ecgan; give another folder")
-    recipe = load_recipe("demo", (*overrides, f"data.root={data}"))
+    recipe = load_recipe("demo", (*overrides, f"data.root={json.dumps(str(data))}"))
 
     start = time.monotonic()
     if not (data / "classes.json").is_file():

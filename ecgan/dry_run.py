@@ -90,7 +90,12 @@ def describe(
         f"{space.num_conditions(boundary=recipe.data.instances)} channels of condition",
         "size": f"{recipe.data.height} x {recipe.data.width}",
         "parts": ", ".join(modules(recipe)),
-        "terms": ", ".join(f"{weight:g} {name}" for name, weight in terms(recipe).items()),
+        "terms": ", ".join(f"{weight:g} {name}" for name, weight in terms(recipe).items())
+        + (
+            f"; similarity at stride {recipe.losses.similarity_stride}"
+            if "similarity" in terms(recipe)
+            else ""
+        ),
         "parameters": ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in counts.items()),
         "steps": f"{steps} of {train.batch} images ({part} at a time on a rank), "
         f"{steps * train.batch / max(1, sizes.get('train', 1)):.1f} epochs",

@@ -9,6 +9,7 @@ training, to the size of the samples, and the protocol says so.
 import itertools
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,8 +96,22 @@ def run(request: Request) -> tuple[dict[str, Any], Path]:
     sets = [_Set(path, _manifest(path)) for path in paths]
     recipe = _recipe(request, sets)
     out = request.out or Path("reports") / paths[0].resolve().name
+    _check_out(out)
     evaluation = _Evaluation(request, recipe, sets, out, device)
     return evaluation.run(), out
+
+
+def _check_out(out: Path) -> None:
+    """Refuse a folder that cannot take the report, before a judge is trained for it."""
+    with checkpoint.writing(out):
+        if out.exists() and not out.is_dir():
+            raise UserError(f"--out {out}: a file; give a folder")
+        names = {path.name for path in out.iterdir()} if out.is_dir() else set[str]()
+        above = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if names and not names & {"report.json", "segmenters"}:
+        raise UserError(f"--out {out}: not empty, and not a report of ecgan; give another folder")
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise UserError(f"--out {out}: cannot write to {above}; give another folder")
 
 
 def newest_samples(folder: Path) -> Path:
@@ -412,7 +427,9 @@ class _Evaluation:
         notes: list[str] = []
         sources = set(one.tally.layouts)
         # A key that both splits have is a layout of the split that is asked about.
-        seen = sources & set(self.train.keys) - set(self.reference.keys)
+        seen = sources & set(self.train.keys)
+        if self.split != self.recipe.data.split:
+            seen -= set(self.reference.keys)
         if seen and self.judge.provenance.kind == "trained":
             notes.append(
                 f"{len(seen)} of {len(sources)} layouts of these samples are in the judge's own "
@@ -433,12 +450,20 @@ class _Evaluation:
         judge = self.judge.describe()
         size = f"{self.size[0]} x {self.size[1]} (height x width)"
         about = one.manifest or {}
-        trained = (
-            f", trained here on {judge['images']} images of the reference's split "
-            f"{self.recipe.data.split}, width {judge['width']}, seed {self.recipe.evaluate.seed}"
-            if judge["kind"] == "trained"
-            else ""
-        )
+        given = self.request.judge or self.recipe.evaluate.judge
+        if given == "train":
+            about_judge = (
+                f"{judge['source']}, trained here, {judge['images']} images seen, on the "
+                f"reference's split {self.recipe.data.split}; width {judge['width']}, seed "
+                f"{self.recipe.evaluate.seed}"
+            )
+        elif judge["kind"] == "trained":
+            about_judge = (
+                f"{given}: made by ecgan, {judge['images']} images seen, of data and settings with "
+                f"the hash {judge['data'][:16]}"
+            )
+        else:
+            about_judge = given
         return {
             "reference": str(self.recipe.data.root),
             "split": self.split,
@@ -451,7 +476,7 @@ class _Evaluation:
             f"against those of split {self.split}",
             "size": size,
             "resizing": "reference as in training: photos bicubic with antialias, labels nearest",
-            "judge": f"{judge['source']}{trained}",
+            "judge": about_judge,
             "judge_hash": judge["hash"],
             "classes": f"{self.space.num_evaluation_classes} evaluation ids",
             "void": "unlabelled pixels and ids without an evaluation class are not scored, but in "
@@ -553,12 +578,18 @@ def _curves(one: _Set) -> list[report.Curve]:
     made_by = (one.manifest or {}).get("checkpoint", {}).get("sha256")
     folders = [*Path("runs").glob("*"), *one.path.resolve().parent.glob("*")]
     for log in (folder / "metrics.jsonl" for folder in folders):
-        generators = sorted(log.parent.glob("generator*.safetensors")) if log.is_file() else []
-        if made_by in {checkpoint.sha256(path) for path in generators}:
-            break
+        try:
+            generators = sorted(log.parent.glob("generator*.safetensors")) if log.is_file() else []
+            if made_by in {checkpoint.sha256(path) for path in generators}:
+                text = log.read_text(encoding="utf-8")
+                break
+        except OSError:  # a neighbour that is not ours to read
+            continue
     else:
         return []
-    records = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    # A run that was killed may have left half a line.
+    lines = [line for line in text.splitlines() if line.startswith("{") and line.endswith("}")]
+    records = [json.loads(line) for line in lines]
     curves: list[report.Curve] = []
     for name in _CURVES:
         points = [(float(r["images"]), float(r[name])) for r in records if name in r]

@@ -15,7 +15,7 @@ import platform
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
@@ -251,14 +251,16 @@ def run(request: Request) -> Outcome:
     _check_folder(request.out)
     sampler, plan = prepare(request)
     out, start = request.out, time.monotonic()
-    with _writable(out):
-        (out / shards.HIDDEN).mkdir(parents=True, exist_ok=True)
-    with lock.held(out / shards.HIDDEN / "lock", str(out)):
+    estimate = _estimated_bytes(sampler, plan.output)
+    with ExitStack() as stack:
+        with _full_disk(out, plan, estimate), _writable(out):
+            (out / shards.HIDDEN).mkdir(parents=True, exist_ok=True)
+            stack.enter_context(lock.held(out / shards.HIDDEN / "lock", str(out)))
         if request.overwrite:
             _remove(out)
         _refuse_another_plan(out, plan)
         shutil.rmtree(_tmp(out), ignore_errors=True)  # of dead writers
-        with _full_disk(out, plan, _estimated_bytes(sampler, plan.output)), _writable(out):
+        with _full_disk(out, plan, estimate), _writable(out):
             text = json.dumps({"fingerprint": plan.fingerprint}, indent=2) + "\n"
             if not (out / shards.HIDDEN / "plan.json").is_file():
                 shards.write_whole(out / shards.HIDDEN / "plan.json", text, _tmp(out))
@@ -439,8 +441,9 @@ def _estimated_bytes(sampler: Sampler, output: Output) -> float:
 
 
 def _check_folder(out: Path) -> None:
-    if not out.exists():
-        return
+    with _writable(out):
+        if not out.exists():
+            return
     if not out.is_dir():
         raise UserError(f"--out {out}: a file; give a folder")
     ours = (out / shards.HIDDEN / "plan.json").is_file()
@@ -499,7 +502,9 @@ def _tmp(out: Path) -> Path:
 def _writable(out: Path) -> Iterator[None]:
     try:
         yield
-    except (PermissionError, FileExistsError, NotADirectoryError) as error:
+    except OSError as error:
+        if error.errno in _FULL or isinstance(error, FileNotFoundError):
+            raise
         raise UserError(f"--out {out}: cannot write: {error.strerror}") from error
 
 

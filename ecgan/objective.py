@@ -53,14 +53,17 @@ def terms(recipe: Recipe) -> dict[str, float]:
     return {name: weight for name, weight in candidates.items() if weight > 0}
 
 
+def has_image(recipe: Recipe) -> bool:
+    """Whether there is an image beside the coarse one."""
+    return recipe.model.semantic_preserving or recipe.model.output == "fused"
+
+
 def pictures(recipe: Recipe) -> dict[str, float]:
     """Weight of each generated picture within the adversarial and the matching terms."""
-    model = recipe.model
-    has_image = model.semantic_preserving or model.output == "fused"
     weights = {
-        "edge": 1.0 * model.edge_generator,
+        "edge": 1.0 * recipe.model.edge_generator,
         "coarse": 1.0,
-        "image": recipe.losses.refined * has_image,
+        "image": recipe.losses.refined * has_image(recipe),
     }
     return {name: weight for name, weight in weights.items() if weight > 0}
 
@@ -359,7 +362,7 @@ class Objective:
         known = F.pad(network.known, (0, 1))[labels.clamp(max=network.num_classes)]
         labels = labels.masked_fill(~known, ignore)
         images = [made.generated.coarse]
-        if made.generated.image is not made.generated.coarse:
+        if has_image(self.recipe):  # else it is the coarse one again
             images.append(made.generated.image)
         with self.autocast():
             probabilities = network.probabilities(torch.cat(images), size)

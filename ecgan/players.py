@@ -168,9 +168,22 @@ def step(
             values = _add_gradients(players, objective, inputs, 1 / len(parts))
         for name, value in values.items():
             sums[name] = sums.get(name, torch.zeros_like(value)) + value / len(parts)
+    _require_finite_gradients(players, [key for inputs in parts for key in inputs.keys])
     for player in sides:
         player.move(factor)
     return sums
+
+
+def _require_finite_gradients(players: Players, keys: Sequence[str]) -> None:
+    """Finite terms can have gradients that are not, and weights once moved would stay so."""
+    norms = {
+        f"gradient of {name}": nn.utils.get_total_norm(
+            [p.grad for p in player.network.parameters() if p.grad is not None]
+        )
+        for name, player in (("G", players.generator), ("D", players.discriminator))
+        if player is not None
+    }
+    _require_finite(norms, keys)
 
 
 def _channels_last(network: nn.Module) -> nn.Module:

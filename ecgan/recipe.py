@@ -283,6 +283,12 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        sides, stride = (self.data.height, self.data.width), self.losses.contrastive_stride
+        if self.model.contrastive and any(side % stride for side in sides):
+            raise ValueError(
+                f"losses.contrastive_stride: {stride} must divide data.height ({sides[0]}) and "
+                f"data.width ({sides[1]})"
+            )
         nearest = nearest_size(self.data.height, self.data.width, self.model.upsamplings)
         if nearest != (self.data.height, self.data.width):
             raise ValueError(

@@ -40,6 +40,7 @@ _log = logging.getLogger(__name__)
 
 _OWN_FILE = "segmenter.json"  # beside config.json and model.safetensors, in folders that we write
 _UNMAPPED = -1
+_END_BYTES = 16 << 10  # of a file that its hash looks at, from both ends
 _VOID = -100  # in training: pixels that teach nothing
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -209,7 +210,20 @@ class Segmenter(Frozen):
         return self.probabilities(images)
 
     def save(self, folder: Path) -> None:
-        """Write a folder for :func:`load_segmenter` and for transformers; all or nothing."""
+        """Write a folder for :func:`load_segmenter` and for transformers; all or nothing.
+
+        Raises:
+            UserError: the disk is full, or the folder cannot be written.
+        """
+        try:
+            self._save(folder)
+        except OSError as error:
+            raise UserError(
+                f"{folder}: cannot write: {error.strerror or error}; make room there, or choose "
+                "another folder"
+            ) from error
+
+    def _save(self, folder: Path) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
         try:
@@ -322,8 +336,9 @@ def map_by_name(own_names: Sequence[str], names: Sequence[str], source: str) -> 
     if all(target == _UNMAPPED for target in targets):
         raise UserError(
             f"{source}: none of its {len(own_names)} classes ({_some(own_names)}) is named like "
-            f"one of the recipe's {len(names)} ({_some(names)}); map them by number with "
-            "model.label_generator_map, {its class: class of the recipe}"
+            f"one of the recipe's {len(names)} ({_some(names)}); a label generator "
+            "is mapped by number with model.label_generator_map, {its class: class of the recipe}; "
+            "for a judge, name its classes so in its config.json (id2label)"
         )
     return targets
 
@@ -490,13 +505,13 @@ def _training_ids(space: LabelSpace, *, evaluation: bool) -> np.ndarray:
 
 
 def _data_hash(pairs: TripleDataset, space: LabelSpace, settings: _Settings) -> str:
-    """Of everything that decides the weights; files by size and time, not by content."""
+    """Of everything that decides the weights; files by their size and both ends."""
     files = [
         (item.key, *_stamp(item.label), *(_stamp(item.image) if item.image else ()))
         for item in pairs.items
     ]
     document = {
-        "version": 2,  # of _fit
+        "version": 3,  # of _fit
         "files": files,
         "space": space.to_json(),
         "dataset": pairs.dataset,
@@ -508,9 +523,14 @@ def _data_hash(pairs: TripleDataset, space: LabelSpace, settings: _Settings) -> 
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
-def _stamp(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns
+def _stamp(path: Path) -> tuple[int, str]:
+    """Size and hash of the first and last 16 KiB: content, and cheap for gigabytes of photos."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        ends = file.read(_END_BYTES)
+        file.seek(max(0, size - _END_BYTES))
+        ends += file.read()
+    return size, hashlib.sha256(ends).hexdigest()
 
 
 def _mask_logits(classes: Tensor, masks: Tensor, size: Sequence[int]) -> Tensor:
@@ -602,7 +622,7 @@ def _load_network(folder: Path, source: str) -> nn.Module:
                 "expected SegFormer, UperNet, MaskFormer, Mask2Former, OneFormer or the like"
             )
         with _quiet_transformers(), torch.random.fork_rng(devices=[]):
-            return kind.from_pretrained(folder, local_files_only=True)
+            return kind.from_pretrained(folder, local_files_only=True).float()
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise UserError(f"{source}: cannot be loaded as a segmenter: {error}") from None
 

@@ -7,10 +7,11 @@ Images seen are the clock, positions in the row of images are the seed: the same
 on where the newest checkpoint is, and ends with the same bits as a run that was never cut (on CPU).
 """
 
+import json
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -18,7 +19,7 @@ from typing import Any, Literal
 
 import torch
 
-from ecgan import checkpoint, distributed, lock, players
+from ecgan import checkpoint, distributed, labels, lock, players
 from ecgan.averaged import AveragedGenerator
 from ecgan.data import datasets
 from ecgan.data.loader import Batch, TripleDataset, batches, to_device, to_images
@@ -28,7 +29,7 @@ from ecgan.errors import UserError
 from ecgan.journal import Journal, Means
 from ecgan.labels import LabelSpace
 from ecgan.models.pretrained import Hed, PerceptualFeatures, perceptual_features
-from ecgan.objective import Inputs, Objective, modules
+from ecgan.objective import Inputs, Objective, modules, terms
 from ecgan.players import NonFiniteError, Players
 from ecgan.recipe import Recipe, label_space
 from ecgan.sampling import condition
@@ -37,7 +38,7 @@ from ecgan.transfer import transfer
 
 Outcome = Literal["done", "interrupted"]
 
-_LOCK = ".lock"
+_LOCK, _CLASSES = ".lock", "classes.json"
 
 Sets = tuple[TripleDataset, TripleDataset]
 """What a run trains on, and what it is looked at with."""
@@ -67,6 +68,7 @@ def run(
         UserError: whatever the user can mend, before anything is computed where possible.
     """
     own_device = distributed.choose_device(device)
+    recipe = resolved(recipe, own_device)
     with distributed.process_group(own_device):
         place = _Place(out, own_device, init, quiet)
         with _Signals() as signals:
@@ -78,12 +80,43 @@ def run(
                 return "interrupted"
 
 
-def _only_writer(out: Path) -> AbstractContextManager[None]:
+def resolved(recipe: Recipe, device: torch.device) -> Recipe:
+    """The recipe with what ``auto`` means on a device: so it is saved, and kept on resuming."""
+    cuda = device.type == "cuda"
+    losses, train = recipe.losses, recipe.train
+    if losses.similarity_stride == "auto":
+        losses = losses.model_copy(update={"similarity_stride": 1 if cuda else 4})
+    if train.precision == "auto":
+        train = train.model_copy(update={"precision": "bfloat16" if cuda else "float32"})
+    return recipe.model_copy(update={"losses": losses, "train": train})
+
+
+@contextmanager
+def _only_writer(out: Path) -> Iterator[None]:
     """Keep a second training out of the run folder; rank 0 speaks for all."""
-    if not distributed.is_first():
-        return nullcontext()
-    out.mkdir(parents=True, exist_ok=True)
-    return lock.held(out / _LOCK, str(out))
+    with ExitStack() as stack:
+        if distributed.is_first():
+            with checkpoint.writing(out):
+                out.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(lock.held(out / _LOCK, str(out)))
+        yield
+
+
+def _refuse_other_classes(out: Path, space: LabelSpace) -> None:
+    """A run goes on with its own class list: the recipe alone may not name it."""
+    path = out / _CLASSES
+    if not path.is_file():
+        return
+    before = labels.load_label_space(path)
+    if before != space:
+        raise UserError(
+            f"{out} was trained on other classes ({_listed(before)}; now {_listed(space)}); use "
+            "a new --out, and --init to start from its generator"
+        )
+
+
+def _listed(space: LabelSpace) -> str:
+    return f"{space.num_classes}: {', '.join(space.names[:5])}{', ...' * (space.num_classes > 5)}"
 
 
 def check(
@@ -113,7 +146,13 @@ def check(
             f"train.batch ({recipe.train.batch}) must divide by ranks x accumulate "
             f"({world} x {recipe.train.accumulate})"
         )
+    if not terms(recipe):
+        raise UserError(
+            "the recipe sums no term of Eq. 10: give one of losses.adversarial, "
+            "losses.feature_matching, losses.perceptual, ... a weight above 0"
+        )
     space = label_space(recipe.data)
+    _refuse_other_classes(out, space)
     sets = build_sets(recipe, space)
     if read_files and distributed.rank() == 0:
         items = {item.label: item for part in sets for item in part.items}
@@ -128,13 +167,15 @@ def dry_run(recipe: Recipe, out: Path, *, device: str = "auto", num_processes: i
     Raises:
         UserError: what ``run`` would refuse, but for faults inside files.
     """
+    own_device = distributed.choose_device(device)
+    recipe = resolved(recipe, own_device)
     space, (train_set, validation_set) = check(
         recipe, out, num_processes=num_processes, read_files=False
     )
     return describe(
         recipe,
         space,
-        device=distributed.choose_device(device),
+        device=own_device,
         world=num_processes,
         sizes={"train": len(train_set), "validation": len(validation_set)},
     )
@@ -242,6 +283,8 @@ class _Training:
         self.hed = _hed(recipe, device)
         source = checkpoint.load_generator(place.init) if place.init is not None else None
         if distributed.rank() == 0:
+            classes = json.dumps(space.to_json(), indent=1).encode()
+            checkpoint.write_whole(place.out / _CLASSES, classes)
             checkpoint.write_whole(place.out / "recipe.yaml", recipe.to_yaml().encode())
         self.objective = Objective(
             recipe,
@@ -260,6 +303,8 @@ class _Training:
             side = self.players.side
             taken = transfer(side.generator, side.style_encoder, recipe, space, source)
             self.notes = [f"--init {place.init}", *taken.lines()]
+            if distributed.is_first():
+                checkpoint.write_whole(place.out / "init.txt", taken.listing().encode())
             self.progress.init = source.sha256
         self.averaged.start(self.players.side)
 
@@ -419,7 +464,7 @@ class _Training:
         folders = checkpoint.training_checkpoints(self.place.out)
         if not folders:
             return
-        saved = checkpoint.load_training(folders[-1], self.place.device)
+        saved = checkpoint.load_training(folders[-1])
         init = saved.state["init"]
         if self.progress.init not in {"", init}:
             raise UserError(

@@ -64,8 +64,16 @@ class Transfer:
         shown = self.left[:8]
         lines += [f"not taken: {reason}" for reason in shown]
         if len(self.left) > len(shown):
-            lines.append(f"not taken: {len(self.left) - len(shown)} more")
+            lines.append(f"not taken: {len(self.left) - len(shown)} more, listed in init.txt")
         return lines
+
+    def listing(self) -> str:
+        """Every weight, for a file beside the run."""
+        lines = [
+            *(f"taken: {name}" for name in self.taken),
+            *(f"not taken: {r}" for r in self.left),
+        ]
+        return "\n".join(lines) + "\n"
 
 
 def transfer(

@@ -156,7 +156,7 @@ def test_samples_of_train_layouts_are_marked(world, tmp_path):
     assert any("4 of 4 layouts" in note and "judge's own" in note for note in document["notes"])
     assert any("no layout of these samples is in the reference" in n for n in document["notes"])
     assert "all photos of split val" in document["protocol"]["real"]
-    assert "trained here on 8 images" in document["protocol"]["judge"]
+    assert "trained here, 8 images seen" in document["protocol"]["judge"]
     assert (out / "segmenters").is_dir()
 
 
@@ -250,6 +250,19 @@ def test_bad_requests_are_refused(world, tmp_path, changes, sentence):
     with pytest.raises(UserError, match=re.escape(sentence)):
         evaluate.run(request_of(world, tmp_path / "out", **changes | paths))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_take_the_report_is_refused_first(world, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "mine.txt").write_text("mine")
+    for out, sentence in (
+        ("file", "a file; give a folder"),
+        ("file/below", "cannot write"),
+        ("foreign", "not empty, and not a report of ecgan"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            evaluate.run(request_of(world, tmp_path / out))
 
 
 def test_missing_inception_weights_are_named(world, tmp_path):

@@ -318,9 +318,22 @@ def plain_folder(root, labels="labels"):
 def test_a_plain_folder_is_read_by_stem(tmp_path, labels):
     plain_folder(tmp_path, labels)
     (sample,) = shards.read(tmp_path)
-    assert (sample.key, sample.source, sample.style) == ("a_x_1", "a_x_1", 0)
+    assert (sample.key, sample.source, sample.style) == ("a-x_1", "a-x_1", 0)
     assert sample.edge is None
     assert sample.label.shape == (8, 16)
+
+
+def test_a_plain_folder_has_the_keys_of_its_split_and_none_twice(tmp_path):
+    for name in ("images", "labels"):
+        (tmp_path / name / "test").mkdir(parents=True)
+        mode = "RGB" if name == "images" else "L"
+        Image.new(mode, (16, 8)).save(tmp_path / name / "test" / "q.png")
+    assert [sample.key for sample in shards.read(tmp_path)] == ["q"]
+    Image.new("RGB", (16, 8)).save(tmp_path / "images" / "q.jpg")
+    with pytest.raises(
+        UserError, match=r"q\.jpg and .*q\.png have the same key q|q\.png and .*q\.jpg"
+    ):
+        list(shards.read(tmp_path))
 
 
 def unpaired(root):
@@ -364,9 +377,9 @@ def missing_shard(root):
         (lambda root: (root / ".ecgan").mkdir(), "is not complete"),
         (lambda root: (root / "manifest.json").write_text("{"), "not a JSON file"),
         (lambda root: (root / "manifest.json").write_text("{}"), "not a manifest"),
-        (unpaired, "1 files have no partner in images/ or labels/, first: a/y"),
+        (unpaired, "1 files have no partner in images/ or labels/, first: a-y"),
         (colour_mask, "must be greyscale, this one has mode RGB"),
-        (truncated_image, "sample a_x_1: .*[Tt]runcated"),
+        (truncated_image, "sample a-x_1: .*[Tt]runcated"),
         (truncated_tar, "a damaged tar"),
         (truncated_parquet, "a damaged Parquet file"),
         (missing_shard, "train-000001.tar: the manifest lists this shard"),

@@ -19,6 +19,7 @@ from ecgan.data.loader import batches, to_images
 from ecgan.errors import UserError
 from ecgan.labels import LabelClass, LabelSpace
 from ecgan.objective import Inputs, MemoryBank, Objective, modules, pictures, terms
+from ecgan.players import NonFiniteError
 from ecgan.recipe import label_space, load_recipe
 from ecgan.sampling import condition
 from ecgan.transfer import transfer
@@ -350,7 +351,9 @@ def test_a_finished_run_is_left_alone_and_a_longer_one_goes_on(recipe, tmp_path)
 def test_a_run_folder_has_all_that_others_need(recipe, tmp_path):
     out = tmp_path / "run"
     run(recipe("losses.contrastive_bank=1"), out)
-    assert load_recipe(str(out / "recipe.yaml")) == recipe("losses.contrastive_bank=1")
+    # with what auto means on this device
+    saved = recipe("losses.contrastive_bank=1", "train.precision=float32")
+    assert load_recipe(str(out / "recipe.yaml")) == saved
     expected = {"images", "discriminator", "lr_generator", "lr_discriminator", "images_per_second"}
     lines = metrics(out)
     assert [line["images"] for line in lines] == [2, 4, 6, 8]
@@ -393,6 +396,44 @@ def test_another_recipe_or_folder_is_refused_before_anything_is_written(recipe, 
         train.check(recipe("train.batch=6", "train.accumulate=2"), tmp_path / "new",
                     num_processes=2)  # fmt: skip
     assert not (tmp_path / "new").exists()
+
+
+def test_a_run_keeps_its_class_list(recipe, scenes, tmp_path):
+    out = tmp_path / "run"
+    run(recipe("train.images=2"), out)
+    other = tmp_path / "other"
+    write_pairs(other)
+    document = json.loads((other / "classes.json").read_text())
+    document["classes"][0]["name"] = "lane"
+    (other / "classes.json").write_text(json.dumps(document))
+    before = (out / "recipe.yaml").read_text()
+    with pytest.raises(UserError, match=r"was trained on other classes \(5: road, .*now 5: lane"):
+        run(recipe("train.images=4", f"data.root={other}"), out)
+    assert (out / "recipe.yaml").read_text() == before
+
+
+def test_a_recipe_without_terms_is_refused(recipe, tmp_path):
+    weights = [f"losses.{n}=0" for n in ("adversarial", "feature_matching", "kl", "contrastive")]
+    with pytest.raises(UserError, match="sums no term"):
+        run(recipe(*weights, "losses.class_l1=0"), tmp_path / "run")
+
+
+def test_gradients_that_are_not_finite_move_nothing(recipe):
+    setting = Setting(recipe())
+    side = setting.players.side
+    side.generator.branches.image_branch.to_picture.weight.register_hook(lambda g: g * torch.inf)
+    before = [value.clone() for value in side.parameters()]
+    with pytest.raises(NonFiniteError, match="gradient of G"):
+        players.step(setting.players, setting.objective, [setting.inputs], 1.0)
+    assert all(map(torch.equal, before, side.parameters()))
+
+
+def test_auto_is_saved_as_what_it_means(recipe):
+    auto = recipe("losses.similarity_stride=auto")
+    on_cpu, on_cuda = (train.resolved(auto, torch.device(kind)) for kind in ("cpu", "cuda"))
+    assert (on_cpu.losses.similarity_stride, on_cpu.train.precision) == (4, "float32")
+    assert (on_cuda.losses.similarity_stride, on_cuda.train.precision) == (1, "bfloat16")
+    assert train.resolved(recipe("losses.similarity_stride=2"), CPU).losses.similarity_stride == 2
 
 
 def test_a_second_training_in_the_same_folder_is_refused(recipe, tmp_path):

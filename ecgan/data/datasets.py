@@ -204,6 +204,11 @@ def index_labels(
     keyed = _by_key(files, _Tree(folder, ending, flat=bool(ending)), faults)
     if faults:
         raise UserError(str(folder), _capped(faults))
+    if not keyed:
+        raise UserError(
+            f"{folder}: no {_NOUNS[kind][1]} below it; its {_count(len(files), 'file')} *TrainIds "
+            "are maps of evaluation ids, which are left out; rename them if they are what you mean"
+        )
     return [Item(key, path) for key, path in sorted(keyed.items())]
 
 

@@ -254,9 +254,10 @@ def propose_classes(inspection: Inspection) -> LabelSpace | None:
             return None
         classes = [LabelClass(i, f"class {i}", _rgb(code)) for i, code in enumerate(colors)]
         return LabelSpace(tuple(classes))
-    ignore = 255 if 255 in numbers and len(numbers) > 1 else None
+    # 255 is a class where there are ids above it.
+    ignore = 255 if max(numbers) == 255 else None
     ids = [number for number in numbers if number != ignore]
-    if not 0 <= max(ids) < MAX_CLASSES or min(ids) < 0:
+    if not ids or not 0 <= max(ids) < MAX_CLASSES or min(ids) < 0:
         return None
     palette = inspection.palette
     classes = [

@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from ecgan.data import datasets
 from ecgan.errors import UserError
 from ecgan.labels import Labels
 
@@ -605,7 +606,7 @@ def _sample_from_tar(path: Path, key: str, members: dict[str, bytes]) -> ShardSa
             f"{path}: sample {key} has the fields {', '.join(sorted(members))}; "
             "expected jpg (or png, webp) and seg.png"
         )
-    record = json.loads(members.get("json", b"{}"))
+    record = _parsed(path, members.get("json", b"{}"))
     return _decoded(path, key, record, image, members["seg.png"], members.get("edge.png"))
 
 
@@ -633,7 +634,7 @@ def _decoded(
         try:
             with Image.open(io.BytesIO(data)) as opened:
                 return read(opened)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
             raise UserError(f"{path}: sample {key}: {error}") from error
 
     return ShardSample(
@@ -660,7 +661,7 @@ def _as_map(image: Image.Image) -> Labels:
 def _read_listed(root: Path, listing: Path) -> Iterator[ShardSample]:
     with listing.open(encoding="utf-8") as lines:
         for line in lines:
-            entry = json.loads(line)
+            entry = _parsed(listing, line)
             image, label, edge = (_file_bytes(root / entry[f]) for f in _FILE_FIELDS)
             yield _decoded(listing, entry["key"], entry, image, label, edge)
 
@@ -672,8 +673,7 @@ def _read_plain_folder(root: Path) -> Iterator[ShardSample]:
             f"{root}: no samples here; expected data/*.tar, data/*.parquet, or images/ beside "
             "labels/ or masks/"
         )
-    photos = {_stem(root / "images", p): p for p in _image_files(root / "images")}
-    maps = {_stem(folder, p): p for p in _image_files(folder)}
+    photos, maps = _by_key(root / "images"), _by_key(folder)
     if unpaired := sorted(photos.keys() ^ maps.keys()):
         raise UserError(
             f"{root}: {len(unpaired)} files have no partner in images/ or {folder.name}/, "
@@ -681,10 +681,9 @@ def _read_plain_folder(root: Path) -> Iterator[ShardSample]:
         )
     if not photos:
         raise UserError(f"{root}: images/ holds no image")
-    for stem in sorted(photos):
-        key = re.sub(r"[^A-Za-z0-9_-]", "_", stem)
-        data = _file_bytes(photos[stem]), _file_bytes(maps[stem])
-        yield _decoded(photos[stem], key, {}, *data, None)
+    for key in sorted(photos):
+        data = _file_bytes(photos[key]), _file_bytes(maps[key])
+        yield _decoded(photos[key], key, {}, *data, None)
 
 
 def _image_files(folder: Path) -> list[Path]:
@@ -692,8 +691,25 @@ def _image_files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.rglob("*") if p.suffix.lower() in suffixes)
 
 
-def _stem(folder: Path, path: Path) -> str:
-    return path.relative_to(folder).with_suffix("").as_posix()
+def _by_key(folder: Path) -> dict[str, Path]:
+    """Image files by the key that a data set's reader gives them: below the split's folder."""
+    splits = {name for names in datasets.SPLIT_FOLDERS.values() for name in names}
+    found: dict[str, Path] = {}
+    for path in _image_files(folder):
+        relative = path.relative_to(folder).with_suffix("")
+        inside = relative.parts[1:] if relative.parts[0] in splits else relative.parts
+        key = datasets.clean_key("/".join(inside or relative.parts))
+        if key in found:
+            raise UserError(f"{found[key]} and {path} have the same key {key}; rename one of them")
+        found[key] = path
+    return found
+
+
+def _parsed(path: Path, text: bytes | str) -> dict[str, Any]:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{path}: a damaged record: {error}") from error
 
 
 def _file_bytes(path: Path) -> bytes:

@@ -69,9 +69,10 @@ class HeadwiseSpectralNorm(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         """(N, out, in, 3, 3) -> the same, every head with largest singular value 1."""
         matrices = weight.flatten(2)
-        if self.training:
-            self._iterate(matrices.detach(), 1)
-        sigma = torch.einsum("no,noi,ni->n", self.u, matrices, self.v)
+        with torch.autocast(weight.device.type, enabled=False):  # the vectors stay float32
+            if self.training:
+                self._iterate(matrices.detach(), 1)
+            sigma = torch.einsum("no,noi,ni->n", self.u, matrices, self.v)
         return weight / sigma[:, None, None, None, None]
 
 

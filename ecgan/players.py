@@ -17,6 +17,7 @@ from ecgan import distributed
 from ecgan.labels import LabelSpace
 from ecgan.models.contrastive import EMBEDDING_DIM
 from ecgan.models.discriminator import Discriminator
+from ecgan.models.layers import channels_last
 from ecgan.objective import (
     GeneratorSide,
     Inputs,
@@ -61,9 +62,7 @@ class Player:
     ) -> "Player":
         """Put a network on the device and, with several ranks, in DDP."""
         network = network.to(device).train()
-        for parameter in network.parameters():
-            if parameter.dim() == 4:  # a third faster on CPU, and what tensor cores want
-                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        channels_last(network)
         network = distributed.synchronised(network, device)
         optimizer = torch.optim.Adam(network.parameters(), rate, BETAS)
         parallel = distributed.parallel(network, device, find_unused=find_unused)
@@ -184,14 +183,6 @@ def _require_finite_gradients(players: Players, keys: Sequence[str]) -> None:
         if player is not None
     }
     _require_finite(norms, keys)
-
-
-def _channels_last(network: nn.Module) -> nn.Module:
-    """Convolutions by pixels: a third faster on CPU, and what tensor cores want."""
-    for parameter in network.parameters():
-        if parameter.ndim == 4:  # not the stacks of class-specific heads
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-    return network
 
 
 def _add_gradients(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ecgan.errors import UserError
+from ecgan_cli.options import write_new
 
 if TYPE_CHECKING:
     from ecgan.data.inspect import Inspection
@@ -87,10 +88,10 @@ def inspect(
         space = found.space or proposed
         if space is None:
             raise UserError(f"{folder}: no class list can be proposed for these label maps")
-        _write_new(write_classes, json.dumps(space.to_json(), indent=1) + "\n")
+        write_new(write_classes, json.dumps(space.to_json(), indent=1) + "\n")
     recipe = _recipe(found, proposed, write_classes)
     if write_recipe is not None:
-        _write_new(write_recipe, recipe)
+        write_new(write_recipe, recipe)
     if as_json:
         click.echo(json.dumps({**found.to_json(), "recipe": recipe}, indent=2))
         return
@@ -158,13 +159,3 @@ def _classes(
     if found.space is not None or proposed is None:
         return {}
     return {"classes": proposed.to_json()["classes"], "ignore": proposed.ignore}
-
-
-def _write_new(path: Path, text: str) -> None:
-    try:
-        with path.open("x", encoding="utf-8") as stream:
-            stream.write(text)
-    except FileExistsError:
-        raise UserError(f"{path} exists already; give another file name") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot write: {error.strerror}") from error

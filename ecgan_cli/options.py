@@ -139,3 +139,18 @@ class _terminable:  # noqa: N801 - a context manager
 
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
+
+
+def write_new(path: Path, text: str) -> None:
+    """Write a file that must not be there yet.
+
+    Raises:
+        UserError: it is there, or cannot be written.
+    """
+    try:
+        with path.open("x", encoding="utf-8") as stream:
+            stream.write(text)
+    except FileExistsError:
+        raise UserError(f"{path} exists already; give another file name") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot write: {error.strerror}") from error

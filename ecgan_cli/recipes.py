@@ -5,8 +5,8 @@ from pathlib import Path
 
 import click
 
-from ecgan.errors import UserError
 from ecgan.recipe import Recipe, load_recipe, recipe_names, recipe_text
+from ecgan_cli.options import write_new
 
 
 @click.group()
@@ -41,14 +41,7 @@ def show(name: str, overrides: tuple[str, ...], *, resolved: bool) -> None:
 def cp(name: str, file: Path | None) -> None:
     """Copy the recipe NAME to FILE (default: NAME.yaml here), to be changed."""
     target = file or Path(f"{name}.yaml")
-    text = recipe_text(name)
-    try:
-        with target.open("x", encoding="utf-8") as stream:
-            stream.write(text)
-    except FileExistsError:
-        raise UserError(f"{target} exists already; give another file name") from None
-    except OSError as error:
-        raise UserError(f"{target}: cannot write: {error.strerror}") from error
+    write_new(target, recipe_text(name))
     click.echo(f"Wrote {target}")
 
 

@@ -160,8 +160,8 @@ def test_another_recipe_is_refused_with_every_difference(saved):
         checkpoint.refuse_another_recipe(run, other)
     message = str(caught.value)
     assert "data.edges (canny, now folder)" in message
-    assert "train.batch (8, now 2)" in message
-    assert "--set data.edges=canny --set train.batch=8" in message
+    assert "train.batch (4, now 2)" in message
+    assert "--set data.edges=canny --set train.batch=4" in message
 
 
 def test_length_places_and_cadences_may_change(saved):

@@ -7,6 +7,7 @@ gradients would start at 0.02^4, below Adam's epsilon. With 1, tanh starts in it
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
@@ -47,6 +48,13 @@ def initialised(layer: nn.Conv2d | nn.Linear, *, spectral: bool) -> nn.Module:
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
     return spectral_norm(layer) if spectral else layer
+
+
+def channels_last(network: nn.Module) -> None:
+    """Lay out convolutions by pixels, in place: a third faster on CPU, what tensor cores want."""
+    for parameter in network.parameters():
+        if parameter.dim() == 4:  # not the stacks of class-specific heads
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
 def leaky(x: Tensor) -> Tensor:

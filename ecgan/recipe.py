@@ -23,6 +23,7 @@ Weight = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
@@ -260,7 +261,25 @@ class Sampling(Section):
     quality: Annotated[int, Field(ge=1, le=100)] = 95
     """Of jpg and webp; jpg is written 4:4:4."""
     license: str = "other"
-    """Licence that the data set card names."""
+    """Licence that the data set card and the images name."""
+    filter_tolerance: Annotated[float, Field(gt=0)] = 1.25
+    """Label filter: a pixel whose cross-entropy exceeds this many times its class's mean on real
+    images becomes unlabelled (FreeMask)."""
+    filter_min_kept: Share = 0.5
+    """A sample of which the filter keeps a smaller share of the labelled pixels is inconsistent;
+    --on-inconsistent says what becomes of it."""
+    filter_min_class_kept: Share = 0.0
+    """A class of which the filter keeps a smaller share in a sample becomes unlabelled there."""
+    filter_retries: Count = 3
+    """Most attempts of --on-inconsistent retry, beside the first."""
+    filter_images: Positive = 20_000
+    """Length of training each of the filter's segmenters (--filter train), in images."""
+    filter_width: Annotated[int, Field(ge=8, multiple_of=8)] = 32
+    """Channels of the first stage of those segmenters; 32 is SegFormer-B0."""
+    balance_max_styles: Positive = 20
+    """Most styles of one layout when --balance spreads them (FreeMask: 20)."""
+    things: list[str] = []
+    """Classes whose objects --vary paste may move; default: by their names (car, person, ...)."""
 
 
 class Recipe(Section):

@@ -30,7 +30,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from ecgan.checkpoint import sha256
 from ecgan.data import loader
+from ecgan.data.datasets import Item
 from ecgan.data.loader import TripleDataset
 from ecgan.errors import UserError
 from ecgan.labels import Labels, LabelSpace
@@ -85,6 +87,33 @@ class Provenance:
 
 
 @dataclass(frozen=True)
+class Sources:
+    """The pairs that a segmenter learnt from; empty where that is not known.
+
+    Attributes:
+        keys: of the pairs.
+        labels: SHA-256 of their label files, by which they are known under other keys too.
+    """
+
+    keys: frozenset[str] = frozenset()
+    labels: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, items: Sequence[Item]) -> "Sources":
+        """Read the label files of these pairs."""
+        return cls(
+            frozenset(item.key for item in items), frozenset(sha256(item.label) for item in items)
+        )
+
+    def to_json(self) -> dict[str, list[str]]:
+        return {"keys": sorted(self.keys), "labels": sorted(self.labels)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Sequence[str]]) -> "Sources":
+        return cls(frozenset(value["keys"]), frozenset(value["labels"]))
+
+
+@dataclass(frozen=True)
 class Normalisation:
     """Mean and standard deviation that a network expects of images in 0..1."""
 
@@ -106,6 +135,7 @@ class Segmenter(Frozen):
         provenance: for reports.
         evaluation: the classes are evaluation ids, not input ids.
         task: tokens of the task's name for a OneFormer, (1, length).
+        sources: the pairs that it learnt from.
     """
 
     known: Tensor  # (N,), bool: classes that the network can tell
@@ -115,7 +145,7 @@ class Segmenter(Frozen):
     _shift: Tensor
     _task: Tensor | None
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  what our folders hold, file by file
         self,
         network: nn.Module,
         class_map: Sequence[int],
@@ -125,6 +155,7 @@ class Segmenter(Frozen):
         provenance: Provenance,
         evaluation: bool = False,
         task: Tensor | None = None,
+        sources: Sources = Sources(),
     ) -> None:
         super().__init__()
         self.network = network
@@ -133,6 +164,7 @@ class Segmenter(Frozen):
         self.normalisation = normalisation
         self.provenance = provenance
         self.evaluation = evaluation
+        self.sources = sources
         mapped = [index for index, target in enumerate(class_map) if target != _UNMAPPED]
         targets = torch.tensor([class_map[index] for index in mapped])
         known = torch.zeros(len(names), dtype=torch.bool)
@@ -246,6 +278,7 @@ class Segmenter(Frozen):
                 "evaluation": self.evaluation,
                 "provenance": asdict(self.provenance),
                 "task": None if self._task is None else self._task.tolist(),
+                "sources": self.sources.to_json(),
             }
             _write_json(partial / _OWN_FILE, own)
             try:
@@ -291,9 +324,11 @@ def load_segmenter(
         targets = [int(target) for target in own["class_map"]]
     else:
         targets = map_by_name(own_names, names, source)
-    provenance = Provenance("loaded", source)
+    provenance, sources = Provenance("loaded", source), Sources()
     if own is not None:
         provenance = Provenance(**own["provenance"])
+        if "sources" in own:  # not in folders of earlier versions
+            sources = Sources.from_json(own["sources"])
     segmenter = Segmenter(
         network,
         targets,
@@ -302,6 +337,7 @@ def load_segmenter(
         provenance=provenance,
         evaluation=evaluation,
         task=_task_tokens(network, folder, own),
+        sources=sources,
     )
     return segmenter.to(device)
 
@@ -393,7 +429,7 @@ def train_segmenter(  # noqa: PLR0913  the settings that the cache's hash covers
     names = space.names_for_evaluation if evaluation else space.names
     settings = _Settings(width, images, batch, seed, evaluation, tuple(names))
     name = _data_hash(pairs, space, settings)
-    folder = cache / f"segformer-{name[:16]}"
+    folder = trained_folder(cache, name)
     if not (folder / _OWN_FILE).is_file():
         torch.device(device)  # a wrong name fails before the work
         # A run that trains it and one that finds it go on with the same random state.
@@ -407,9 +443,15 @@ def train_segmenter(  # noqa: PLR0913  the settings that the cache's hash covers
             normalisation=Normalisation(),
             provenance=provenance,
             evaluation=evaluation,
+            sources=Sources.of(pairs.items),
         )
         segmenter.save(folder)
     return load_segmenter(folder, space, device=device, evaluation=evaluation)
+
+
+def trained_folder(cache: Path, data: str) -> Path:
+    """Where :func:`train_segmenter` keeps the segmenter whose ``Provenance.data`` this is."""
+    return cache / f"segformer-{data[:16]}"
 
 
 @dataclass(frozen=True)
@@ -505,14 +547,10 @@ def _training_ids(space: LabelSpace, *, evaluation: bool) -> np.ndarray:
 
 
 def _data_hash(pairs: TripleDataset, space: LabelSpace, settings: _Settings) -> str:
-    """Of everything that decides the weights; files by their size and both ends."""
-    files = [
-        (item.key, *_stamp(item.label), *(_stamp(item.image) if item.image else ()))
-        for item in pairs.items
-    ]
+    """Of everything that decides the weights."""
     document = {
         "version": 3,  # of _fit
-        "files": files,
+        "files": stamps(pairs.items),
         "space": space.to_json(),
         "dataset": pairs.dataset,
         "size": pairs.size,
@@ -521,6 +559,14 @@ def _data_hash(pairs: TripleDataset, space: LabelSpace, settings: _Settings) -> 
         "settings": asdict(settings),
     }
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def stamps(items: Sequence[Item]) -> list[tuple[str | int, ...]]:
+    """Of the label maps and photos of pairs, for a hash; files by their size and both ends."""
+    return [
+        (item.key, *_stamp(item.label), *(_stamp(item.image) if item.image else ()))
+        for item in items
+    ]
 
 
 def _stamp(path: Path) -> tuple[int, str]:

@@ -27,6 +27,14 @@ def _seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory):
+    """Nothing of a test gets into the user's cache, nor the other way round."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ECGAN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def camvid():
     """The folder of CamVid (README, "Tests"); its photos may not be distributed."""

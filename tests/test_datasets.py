@@ -424,7 +424,7 @@ def test_damaged_files_are_named(tmp_path, suffix, damage, expected):
     path = save(tmp_path / f"a{suffix}", photo(0, 200, 200))
     damage(path)
     reads = [decode.read_photo, decode.probe_photo]
-    reads += [decode.read_raw] if suffix == ".png" else []
+    reads += [decode.read_raw, decode.read_hashed] if suffix == ".png" else []
     for read in reads:
         said = message(read, path)
         assert said.startswith(f"{path}: "), said
@@ -432,7 +432,8 @@ def test_damaged_files_are_named(tmp_path, suffix, damage, expected):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    assert message(decode.read_photo, tmp_path / "a.png") == f"{tmp_path}/a.png: no such file"
+    for read in (decode.read_photo, decode.read_hashed):
+        assert message(read, tmp_path / "a.png") == f"{tmp_path}/a.png: no such file"
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
@@ -561,7 +562,7 @@ def folder_items(root, **options):
 
 def test_the_check_counts_pixels(tmp_path):
     items = folder_items(trees.write_folder(tmp_path))
-    counts = check_labels(items, SPACE, FOLDER)
+    counts = check_labels(items, SPACE, FOLDER).totals
     assert counts.pixels.tolist() == [4 * 512] * 3
     assert counts.unlabelled == 4 * 512
     assert counts.num_items == 4
@@ -662,13 +663,13 @@ def test_palettes_that_contradict_each_other_are_colour_masks(tmp_path):
 
 def test_the_check_gives_the_same_for_any_number_of_threads(tmp_path):
     items = folder_items(trees.write_folder(tmp_path, num=8))
-    counts = [check_labels(items, SPACE, FOLDER, workers=n).pixels.tolist() for n in (1, 4)]
+    counts = [check_labels(items, SPACE, FOLDER, workers=n).counts.tolist() for n in (1, 4)]
     assert all(a == b for a, b in pairwise(counts))
 
 
 def test_camvid_is_read(camvid):
     space = labels.load_label_space(camvid / "classes.json")
-    counts = check_labels(items_for(FOLDER, camvid, "val"), space, FOLDER)
+    counts = check_labels(items_for(FOLDER, camvid, "val"), space, FOLDER).totals
     assert counts.num_items == 101
     assert counts.pixels.sum() + counts.unlabelled == 101 * 360 * 480
 

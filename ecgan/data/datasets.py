@@ -12,17 +12,21 @@ import difflib
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import PIL
 from tqdm import tqdm
 
-from ecgan.data import decode
+from ecgan import __version__
+from ecgan.data import checked, decode
 from ecgan.errors import UserError
 from ecgan.labels import Labels, LabelSpace
 
@@ -38,6 +42,9 @@ SPLIT_FOLDERS: Mapping[str, tuple[str, ...]] = {
 }
 MAX_FAULTS = 20
 
+_BLOCK = 1024  # items that are looked up, and kept, at once
+_TASK = 16  # items that a thread takes: of small files, each costs less than handing it over
+
 _NOUNS: Mapping[Kind, tuple[str, str]] = {
     "image": ("photo", "photos"),
     "label": ("label map", "label maps"),
@@ -46,7 +53,7 @@ _NOUNS: Mapping[Kind, tuple[str, str]] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Item:
     """The files of one sample."""
 
@@ -71,6 +78,33 @@ class LabelCounts(NamedTuple):
     pixels: npt.NDArray[np.int64]  # (N,)
     unlabelled: int
     num_items: int
+
+
+@dataclass(frozen=True, eq=False)
+class LabelCheck:
+    """What the label maps of L items hold, row by row in the order of the items.
+
+    Attributes:
+        counts: pixels of each of the N classes, (L, N).
+        unlabelled: pixels without a class, (L,).
+        digests: SHA-256 of each label file, (L, 32).
+        instance_digests: SHA-256 of each instance map's file, (L, 32), zeros where an item has
+            none; None where no item has one.
+    """
+
+    counts: npt.NDArray[np.int32]  # Pillow refuses images of 2^28 pixels and more
+    unlabelled: npt.NDArray[np.int32]
+    digests: npt.NDArray[np.uint8]
+    instance_digests: npt.NDArray[np.uint8] | None
+
+    @property
+    def totals(self) -> LabelCounts:
+        """Sums over the items."""
+        return LabelCounts(
+            self.counts.sum(axis=0, dtype=np.int64),
+            int(self.unlabelled.sum(dtype=np.int64)),
+            len(self.counts),
+        )
 
 
 def clean_key(name: str) -> str:
@@ -310,8 +344,11 @@ def check_labels(
     check_images: bool = True,
     workers: int | None = None,
     progress: bool = False,
-) -> LabelCounts:
+) -> LabelCheck:
     """Read every file once and report all faults together, before anything is computed.
+
+    Files that an earlier check found without fault, and that have the same size and time of change
+    as then, are not read again (:mod:`ecgan.data.checked`).
 
     Args:
         items: what a run is about to use.
@@ -322,33 +359,49 @@ def check_labels(
         progress: show a bar.
 
     Returns:
-        Pixels of each class.
+        Pixels of each class and a digest, for each item.
 
     Raises:
         UserError: ids or colours that the class list lacks, files that cannot be read, maps of
             another size than their photo.
     """
-    pixels = np.zeros(space.ignore_index + 1, np.int64)
+    tally = _Tally(items, space)
     faults = _Faults(space, dataset)
+    context = _context(space, dataset)
 
-    def inspect(item: Item) -> "_Finding":
-        return _inspect(item, space, dataset, check_images=check_images)
+    def inspect(some: Sequence[Item]) -> list["_Finding"]:
+        return [_inspect(item, space, dataset, check_images=check_images) for item in some]
 
-    with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
-        findings = pool.map(inspect, items)
-        for item, finding in zip(
-            items,
-            tqdm(
-                findings, "Checking labels", len(items), unit="file", disable=not progress or None
-            ),
-            strict=True,
-        ):
-            pixels += finding.pixels
-            faults.add(item, finding)
+    def findings(pool: ThreadPoolExecutor, store: checked.Store) -> Iterator["_Finding"]:
+        for block in _parts(items, _BLOCK):
+            now = time.time_ns()
+            files = (_files(item, check_images=check_images) for item in block)
+            keys = [checked.key(those, context, now) for those in files]
+            yield from _known_or_read(
+                block,
+                keys,
+                store,
+                lambda unread: chain.from_iterable(pool.map(inspect, _parts(unread, _TASK))),
+            )
+
+    with (
+        ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool,
+        checked.open_store() as store,
+        tqdm(
+            findings(pool, store),
+            "Checking labels",
+            len(items),
+            unit="file",
+            disable=not progress or None,
+        ) as bar,
+    ):
+        for row, finding in enumerate(bar):
+            tally.add(row, finding)
+            faults.add(items[row], finding)
     lines = faults.lines()
     if lines:
         raise UserError(f"{len(items)} label maps were checked; not usable as they are", lines)
-    return LabelCounts(pixels[: space.num_classes], int(pixels[space.ignore_index]), len(items))
+    return tally.check
 
 
 @dataclass(frozen=True)
@@ -580,50 +633,136 @@ def _unknown_fault(value: int, space: LabelSpace, dataset: str, *, colors: bool)
     return f"colour {decode.color_text(value)} is not in the class list"
 
 
+_Read = TypeVar("_Read")
+
+
 class _Finding(NamedTuple):
     """What was found in the files of one item."""
 
-    pixels: npt.NDArray[np.int64]  # (ignore_index + 1,)
+    digest: bytes = b""
+    instance_digest: bytes = b""
+    labels: Sequence[int] = ()  # those that occur, ignore_index for unlabelled pixels
+    pixels: Sequence[int] = ()  # of each of them
+    palette: Mapping[int, int] = {}  # number -> colour, where both have a meaning
     unknown: Sequence[int] = ()
     colors: bool = False
-    palette: Mapping[int, int] = {}  # number -> colour, where both have a meaning
     other_size: str = ""
     unreadable: Sequence[str] = ()
+
+    @property
+    def is_clean(self) -> bool:
+        return not (self.unknown or self.other_size or self.unreadable)
+
+    def to_json(self) -> list[Any]:
+        """Of a clean finding."""
+        digests = [self.digest.hex(), self.instance_digest.hex()]
+        return [*digests, self.labels, self.pixels, list(self.palette.items())]
+
+    @classmethod
+    def from_json(cls, value: list[Any]) -> Self:
+        digest, instance_digest, labels, pixels, palette = value
+        return cls(
+            bytes.fromhex(digest), bytes.fromhex(instance_digest), labels, pixels, dict(palette)
+        )
+
+
+class _Tally:
+    """Collects findings in rows."""
+
+    def __init__(self, items: Sequence[Item], space: LabelSpace) -> None:
+        num, has_instances = len(items), any(item.instances is not None for item in items)
+        self.check = LabelCheck(
+            np.zeros((num, space.num_classes), np.int32),
+            np.zeros(num, np.int32),
+            np.zeros((num, 32), np.uint8),
+            np.zeros((num, 32), np.uint8) if has_instances else None,
+        )
+
+    def add(self, row: int, finding: _Finding) -> None:
+        check = self.check
+        for label, pixels in zip(finding.labels, finding.pixels, strict=True):
+            if label < check.counts.shape[1]:
+                check.counts[row, label] = pixels
+            else:
+                check.unlabelled[row] = pixels
+        if finding.digest:
+            check.digests[row] = np.frombuffer(finding.digest, np.uint8)
+        if finding.instance_digest and check.instance_digests is not None:
+            check.instance_digests[row] = np.frombuffer(finding.instance_digest, np.uint8)
+
+
+def _parts(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def _context(space: LabelSpace, dataset: str) -> bytes:
+    """What a finding depends on besides the files."""
+    meaning = [c.color for c in space.classes], space.ignore, dataset
+    return repr((__version__, PIL.__version__, *meaning)).encode()
+
+
+def _files(item: Item, *, check_images: bool) -> list[tuple[str, Path]]:
+    """Those that a check reads."""
+    image = item.image if check_images else None
+    files = {"label": item.label, "image": image, "instances": item.instances, "edge": item.edge}
+    return [(kind, path) for kind, path in files.items() if path is not None]
+
+
+def _known_or_read(
+    items: Sequence[Item],
+    keys: Sequence[bytes | None],
+    store: checked.Store,
+    read: Callable[[Sequence[Item]], Iterator[_Finding]],
+) -> Iterator[_Finding]:
+    """The finding of each item in turn; what is read and found clean is kept."""
+    known = store.find(keys)
+    found = read([item for item, value in zip(items, known, strict=True) if value is None])
+    clean: dict[bytes, Any] = {}
+    for key, value in zip(keys, known, strict=True):
+        if value is not None:
+            yield _Finding.from_json(value)
+            continue
+        finding = next(found)
+        if key is not None and finding.is_clean:
+            clean[key] = finding.to_json()
+        yield finding
+    store.add(clean)
 
 
 def _inspect(item: Item, space: LabelSpace, dataset: str, *, check_images: bool) -> _Finding:
     unreadable: list[str] = []
 
-    def attempt(read: Callable[[Path], tuple[int, int]], path: Path) -> tuple[int, int] | None:
+    def attempt(read: Callable[[Path], _Read], path: Path | None) -> _Read | None:
         try:
-            return read(path)
+            return None if path is None else read(path)
         except UserError as error:
             unreadable.append(str(error))
             return None
 
-    sizes: dict[str, tuple[int, int] | None] = {}
-    if item.image is not None and check_images:
-        sizes["photo"] = attempt(decode.probe_photo, item.image)
-    if item.instances is not None:
-        sizes["instance map"] = attempt(lambda path: decode.read_raw(path).size, item.instances)
-    if item.edge is not None:
-        sizes["edge map"] = attempt(decode.probe_photo, item.edge)
-    none = np.zeros(space.ignore_index + 1, np.int64)
+    photo = attempt(decode.probe_photo, item.image if check_images else None)
+    instances = attempt(decode.read_hashed, item.instances)
+    edge = attempt(decode.probe_photo, item.edge)
     try:
-        raw = decode.read_raw(item.label)
+        raw, digest = decode.read_hashed(item.label)
     except UserError as error:
-        return _Finding(none, unreadable=[str(error), *unreadable])
-    decoded = decode.decode(raw, space, dataset)
+        return _Finding(unreadable=[str(error), *unreadable])
+    sizes = {"photo": photo, "instance map": instances and instances.raw.size, "edge map": edge}
     other = [
         f"{name} {size[1]} x {size[0]}"
         for name, size in sizes.items()
         if size is not None and size != raw.size
     ]
+    decoded = decode.decode(raw, space, dataset)
+    pixels = np.bincount(decoded.label.ravel())
+    labels = np.flatnonzero(pixels)
     return _Finding(
-        np.bincount(decoded.label.ravel(), minlength=len(none)),
+        digest,
+        instances.digest if instances else b"",
+        labels.tolist(),
+        pixels[labels].tolist(),
+        _meaningful_palette(raw, space) if not decoded.colors else {},
         decoded.unknown,
         decoded.colors,
-        _meaningful_palette(raw, space) if not decoded.colors else {},
         f"label {raw.size[1]} x {raw.size[0]}, {', '.join(other)}" if other else "",
         unreadable,
     )

@@ -7,11 +7,13 @@ Shape legend:
     H, W  height and width
 """
 
+import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -51,6 +53,13 @@ class RawLabel:
         """The same label map in the colours of its palette."""
         assert self.palette is not None
         return RawLabel(self.palette[self.values], colors=True, palette=None, mode=self.mode)
+
+
+class HashedLabel(NamedTuple):
+    """What a label file holds, and the SHA-256 of the very bytes that it was decoded from."""
+
+    raw: RawLabel
+    digest: bytes  # 32
 
 
 class Decoded(NamedTuple):
@@ -117,26 +126,17 @@ def read_raw(path: Path) -> RawLabel:
         UserError: missing, empty, truncated, too large, not an image, no such kind of map.
     """
     with _opened(path) as image:
-        mode, palette = image.mode, None
-        if mode in {"RGB", "RGBA", "RGBX"}:
-            return RawLabel(_codes(np.asarray(image)), colors=True, palette=None, mode=mode)
-        if mode in {"LA", "PA"}:
-            image = image.getchannel(0)  # noqa: PLW2901
-        elif mode not in {"1", "L", "P", *_DEEP_MODES}:
-            raise UserError(
-                f"{path}: pixels of mode {mode}; a label map has one channel of class ids, or the "
-                "colours of the class list in RGB"
-            )
-        if mode == "P":
-            palette = np.full(256, -1, np.int32)
-            colors = np.asarray(image.getpalette("RGB"), np.int32).reshape(-1, 3)[:256]
-            palette[: len(colors)] = _codes(colors)
-        values = np.asarray(image)
-    if values.dtype == np.bool_:
-        values = values.astype(np.uint8)  # as bytes they may be 255
-    elif values.dtype.byteorder == ">":
-        values = values.astype(np.uint16)
-    return RawLabel(values, colors=False, palette=palette, mode=mode)
+        return _raw(path, image)
+
+
+def read_hashed(path: Path) -> HashedLabel:
+    """As :func:`read_raw`, with the digest of the file, which is read once for both."""
+    with _explained(path):
+        content = path.read_bytes()
+        if not content:
+            raise _empty(path)
+        with Image.open(BytesIO(content)) as image:
+            return HashedLabel(_raw(path, image), hashlib.sha256(content).digest())
 
 
 def decode(raw: RawLabel, space: LabelSpace, dataset: str) -> Decoded:
@@ -184,6 +184,29 @@ def accepted_ids(space: LabelSpace, dataset: str) -> str:
 def color_text(code: int) -> str:
     """0xRRGGBB -> (r, g, b)."""
     return f"({code >> 16}, {code >> 8 & 255}, {code & 255})"
+
+
+def _raw(path: Path, image: Image.Image) -> RawLabel:
+    mode, palette = image.mode, None
+    if mode in {"RGB", "RGBA", "RGBX"}:
+        return RawLabel(_codes(np.asarray(image)), colors=True, palette=None, mode=mode)
+    if mode in {"LA", "PA"}:
+        image = image.getchannel(0)
+    elif mode not in {"1", "L", "P", *_DEEP_MODES}:
+        raise UserError(
+            f"{path}: pixels of mode {mode}; a label map has one channel of class ids, or the "
+            "colours of the class list in RGB"
+        )
+    if mode == "P":
+        palette = np.full(256, -1, np.int32)
+        colors = np.asarray(image.getpalette("RGB"), np.int32).reshape(-1, 3)[:256]
+        palette[: len(colors)] = _codes(colors)
+    values = np.asarray(image)
+    if values.dtype == np.bool_:
+        values = values.astype(np.uint8)  # as bytes they may be 255
+    elif values.dtype.byteorder == ">":
+        values = values.astype(np.uint16)
+    return RawLabel(values, colors=False, palette=palette, mode=mode)
 
 
 def _decode_ids(raw: RawLabel, space: LabelSpace, dataset: str) -> Decoded:
@@ -258,11 +281,22 @@ def _check_photo_mode(path: Path, image: Image.Image) -> None:
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     """An image file; whatever is wrong with it becomes one sentence."""
-    try:
+    with _explained(path):
         if path.stat().st_size == 0:
-            raise UserError(f"{path}: empty file (0 bytes); get it again or remove the pair")
+            raise _empty(path)
         with Image.open(path) as image:
             yield image
+
+
+def _empty(path: Path) -> UserError:
+    return UserError(f"{path}: empty file (0 bytes); get it again or remove the pair")
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Whatever goes wrong with an image file becomes one sentence."""
+    try:
+        yield
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         pixels = re.search(r"\d+", str(error))
         count = f"{int(pixels[0]):,}" if pixels else "too many"

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import yaml
 from PIL import Image
 
-from ecgan.data import shards
+from ecgan.data import sidecars
 from ecgan.data.shards import ShardSample
 from ecgan.preview import colorize, grid
 
@@ -55,7 +55,7 @@ def card(about: dict[str, Any]) -> str:
             {
                 "config_name": "default",
                 "data_files": [
-                    {"split": split, "path": shards.card_data_files(about["format"], split)}
+                    {"split": split, "path": sidecars.card_data_files(about["format"], split)}
                 ],
             }
         ],
@@ -76,9 +76,7 @@ def card(about: dict[str, Any]) -> str:
 
 # {count} synthetic samples from {about["layouts"]} layouts
 
-Images and edges made by ECGAN (ecgan {about["versions"]["ecgan"]}, recipe {recipe["name"]},
-checkpoint `{about["checkpoint"]["sha256"][:16]}` after {about["checkpoint"]["images_seen"]} images)
-from label maps; the labels are the maps themselves. All images are synthetic.
+{_made_by(about)}
 
 ```python
 {code}```
@@ -87,11 +85,65 @@ from label maps; the labels are the maps themselves. All images are synthetic.
 - Labels are greyscale PNG, pixel = class id ({about["label_space"]} ids), {about["ignore_index"]} =
   unlabelled.
 - Edges are greyscale PNG, source: {about["edge_source"]}. Styles: {about["style_source"]}.
-- `manifest.json` has the recipe, hashes and counts; `preview.png` shows some samples.
+{_filter(about)}{_plan(about)}- `manifest.json` has recipe, hashes and counts; `preview.png` shows
+  some samples.
 
 | id | class | share of labelled pixels |
 |---|---|---|
 {rows}"""
+
+
+def _made_by(about: dict[str, Any]) -> str:
+    """What made the images; less of it without provenance."""
+    recipe, made = about["recipe"], about.get("provenance")
+    labels = "the labels are the maps themselves"
+    if about["filter"]["kind"] != "none":
+        labels = "the labels are the maps, less what the label filter made unlabelled"
+    if about["varied_layouts"]:
+        labels += f"; {about['varied_layouts']} of the maps were varied before ({_listed(about)})"
+    if made is None:
+        return f"Images and edges from label maps; {labels}. All images are synthetic."
+    return (
+        f"Images and edges made by ECGAN (ecgan {about['versions']['ecgan']}, recipe "
+        f"{recipe['name']},\ncheckpoint `{made['checkpoint']['sha256'][:16]}` after "
+        f"{made['checkpoint']['images_seen']} images) from label maps;\n{labels}.\n"
+        "All images are synthetic (IPTC digital source type "
+        f"{made['digital_source_type']}, in each image's XMP and each record)."
+    )
+
+
+def _listed(about: dict[str, Any]) -> str:
+    return ", ".join(about["vary"])
+
+
+_INDEPENDENT = {
+    "yes": "no sample was judged by a network that was trained on its layout's photo",
+    "no": "**the segmenter was trained on photos of these very layouts**, so it is lenient",
+    "unknown": "whether the segmenter was trained on photos of these layouts is not known",
+}
+
+
+def _filter(about: dict[str, Any]) -> str:
+    """A line on the label filter."""
+    done = about["filter"]
+    if done["kind"] == "none":
+        return ""
+    return (
+        f"- Label filter: segmenter {done['segmenter']}, pixels above "
+        f"{done['thresholds']['tolerance']:g} x their class's mean loss on real images are\n"
+        f"  unlabelled; {done['kept_fraction']:.1%} of the labelled pixels were kept, "
+        f"{done['inconsistent']} samples kept less than {done['thresholds']['min_kept']:.0%},\n"
+        f"  {done['dropped']} were left out, {done['retried']} attempts were made again. "
+        f"Independence: {_INDEPENDENT[done['independent']]}.\n"
+    )
+
+
+def _plan(about: dict[str, Any]) -> str:
+    """A line on how samples were spread over the layouts, where not evenly."""
+    if about["balance"] == "none":
+        return ""
+    kind = {"hardness": "by hardness of the layouts", "target": "by target class shares"}
+    return f"- Samples are spread over the layouts {kind[about['balance']]}.\n"
 
 
 def preview(

@@ -24,6 +24,7 @@ from tqdm import tqdm
 import ecgan
 from ecgan import checkpoint, distributed, labels, metrics, report, scoring
 from ecgan.data import datasets, shards
+from ecgan.data import sets as sample_sets
 from ecgan.data.loader import TripleDataset
 from ecgan.errors import UserError
 from ecgan.labels import LabelSpace
@@ -132,7 +133,7 @@ def newest_samples(folder: Path) -> Path:
 def _manifest(path: Path) -> dict[str, Any] | None:
     if not path.is_dir():
         raise UserError(f"--samples {path}: no such folder")
-    return shards.manifest(path)
+    return sample_sets.manifest(path)
 
 
 def _recipe(request: Request, sets: Sequence[_Set]) -> Recipe:
@@ -241,7 +242,7 @@ class _Evaluation:
         """Height and width of all samples, from the first of each set."""
         sizes: dict[tuple[int, int], Path] = {}
         for one in self.sets:
-            first = next(shards.read(one.path), None)
+            first = next(sample_sets.read(one.path), None)
             if first is None:
                 raise UserError(f"--samples {one.path}: holds no samples")
             sizes.setdefault((first.image.shape[0], first.image.shape[1]), one.path)
@@ -332,7 +333,7 @@ class _Evaluation:
 
     def _raw(self, one: _Set) -> Iterator[shards.ShardSample]:
         """Samples of a set, the first by order if the recipe limits them; all of one size."""
-        for sample in itertools.islice(shards.read(one.path), self._limit()):
+        for sample in itertools.islice(sample_sets.read(one.path), self._limit()):
             if sample.image.shape[:2] != self.size or sample.label.shape != self.size:
                 raise UserError(
                     f"{one.path}: {sample.key} is {sample.image.shape[0]} x "
@@ -486,7 +487,7 @@ class _Evaluation:
             "codec": f"{about.get('image_format', 'as found')}, quality {about.get('quality', '?')}"
             if about
             else "as found",
-            "checkpoint": about.get("checkpoint", {}).get("sha256", "not known"),
+            "checkpoint": about.get("fingerprint", {}).get("checkpoint", "not known"),
             "distances": "Frechet distances over all images; KID is the mean over "
             f"{metrics.KID_SUBSETS} subsets of at most {metrics.KID_SUBSET_SIZE} images",
             "ecgan": ecgan.__version__,
@@ -575,7 +576,7 @@ def _extremes(tally: Tally, order: npt.NDArray[np.intp]) -> list[int]:
 
 def _curves(one: _Set) -> list[report.Curve]:
     """Training curves of the run whose generator made the samples, where it is still at hand."""
-    made_by = (one.manifest or {}).get("checkpoint", {}).get("sha256")
+    made_by = (one.manifest or {}).get("fingerprint", {}).get("checkpoint")
     folders = [*Path("runs").glob("*"), *one.path.resolve().parent.glob("*")]
     for log in (folder / "metrics.jsonl" for folder in folders):
         try:

@@ -36,24 +36,61 @@ def held(path: Path, what: str) -> Iterator[None]:
         file.close()
 
 
+def own_text() -> str:
+    """What a lock file of this process says."""
+    return json.dumps({"host": socket.gethostname(), "pid": os.getpid()})
+
+
+def refuse_living(text: str, place: str, what: str) -> None:
+    """Judge a lock where there is no kernel to ask: an object store.
+
+    Args:
+        text: of the lock file; empty where there is none.
+        place: of the lock file, for the message.
+        what: is locked, for the message.
+
+    Raises:
+        UserError: its holder is alive, or on another machine.
+    """
+    host, pid = _holder(text)
+    if host is None or pid is None:
+        return
+    if host == socket.gethostname() and not _is_alive(pid):
+        return
+    raise _taken(what, host, pid, place)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return pid != os.getpid()  # a lock of ours is left from an earlier call
+
+
+def _taken(what: str, host: str | None, pid: int | None, place: object) -> UserError:
+    return UserError(
+        f"{what} is being written by process {pid} on {host}; wait for it, or, if it is "
+        f"dead, delete {place}"
+    )
+
+
 def _take(path: Path, what: str) -> IO[str]:
-    own = {"host": socket.gethostname(), "pid": os.getpid()}
     while True:
         file = path.open("a+", encoding="utf-8")
         free = _try(file)
         file.seek(0)
         host, pid = _holder(file.read())
-        if not free or host not in (own["host"], None):
+        if not free or host not in (socket.gethostname(), None):
             file.close()
-            raise UserError(
-                f"{what} is being written by process {pid} on {host}; wait for it, or, if it is "
-                f"dead, delete {path}"
-            )
+            raise _taken(what, host, pid, path)
         if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
             break
         file.close()  # its holder has just deleted it
     file.truncate(0)
-    json.dump(own, file)
+    file.write(own_text())
     file.flush()
     return file
 

@@ -1,18 +1,15 @@
 """Layouts and styles in, images and edges out, on one device.
 
-What a sample looks like depends on its layout, its style and the weights alone: a style is drawn
-from a seed that is made of the run's seed, the layout's key and the number of the style. The styles
-of one layout share its modulation maps, three quarters of the arithmetic: they are computed once.
+What a sample looks like depends on its layout, its style and the weights alone. The styles of one
+layout share its modulation maps, three quarters of the arithmetic: they are computed once.
 
 Shape legend:
     L, K  layouts, and styles of each      H, W  height and width
     S  condition, (L, channels of S, H, W)      z  style, (L, K, 256)
 """
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +24,6 @@ from ecgan.data.datasets import Item
 from ecgan.data.edges import canny_edges
 from ecgan.errors import UserError
 from ecgan.labels import Labels, LabelSpace
-from ecgan.models.generator import STYLE_DIM
 from ecgan.models.layers import channels_last
 from ecgan.ops.onehot_conv import one_hot
 
@@ -47,40 +43,6 @@ class Made(NamedTuple):
 
     image: Pixels  # (H, W, 3)
     edge: Pixels  # (H, W): the mean of I'_e's channels, or Canny of the image without Ge
-
-
-@dataclass(frozen=True)
-class Styles:
-    """Where styles come from; exactly one of the three.
-
-    Attributes:
-        seed: every sample has a style of its own, drawn from this seed, its layout and its number.
-        shared_seed: style number k is the same for all layouts, drawn from this seed.
-        encoded: style number k is that of photo k modulo their number, (photos, 256).
-    """
-
-    seed: int = 0
-    shared_seed: int | None = None
-    encoded: Tensor | None = None
-
-    def seed_of(self, source: str, style: int) -> int:
-        """The seed that a record names."""
-        if self.shared_seed is not None:
-            return sample_seed(self.shared_seed, "", style)
-        return sample_seed(self.seed, source, style)
-
-    def draw(self, source: str, style: int) -> Tensor:
-        """z, (256,)."""
-        if self.encoded is not None:
-            return self.encoded[style % len(self.encoded)]
-        generator = torch.Generator().manual_seed(self.seed_of(source, style))
-        return torch.randn(STYLE_DIM, generator=generator)
-
-
-def sample_seed(run_seed: int, source: str, style: int) -> int:
-    """Seed of a sample, below 2^53 (JSON's safe integers); never of its batch, shard or device."""
-    digest = hashlib.sha256(f"{run_seed}\n{source}\n{style}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 11
 
 
 def condition(labels: Tensor, boundary: Tensor | None, space: LabelSpace) -> Tensor:
@@ -125,19 +87,28 @@ class Sampler:
         return "generator" if self.recipe.model.edge_generator else "canny of the image"
 
     def read_layout(self, item: Item) -> Layout:
-        """A label map as the generator wants it: nearest neighbour, at its size.
+        """A label map as the generator wants it; see :meth:`layout`."""
+        return self.layout(item.key, *self.read_maps(item))
 
-        Where the generator takes instance boundaries and the item has no instance ids, they are
-        the boundaries between classes.
+    def read_maps(self, item: Item) -> tuple[Labels, npt.NDArray[np.int32] | None]:
+        """A label map in input ids, (H, W), and the instance ids that belong to it.
+
+        Where the generator takes instance boundaries and the item has no instance ids, the classes
+        stand for them; where it takes none, there are none.
         """
         label = datasets.read_label(item, self.space, self.recipe.data.dataset)
+        if not self.recipe.data.instances:
+            return label, None
+        if item.instances is None:
+            return label, label.astype(np.int32)
+        return label, datasets.read_instances(item)
+
+    def layout(self, key: str, label: Labels, instances: npt.NDArray[np.int32] | None) -> Layout:
+        """Maps as the generator wants them: nearest neighbour, at its size."""
         boundary = None
-        if self.recipe.data.instances:
-            ids = label.astype(np.int32)
-            if item.instances is not None:
-                ids = datasets.read_instances(item)
-            boundary = transforms.instance_boundary(transforms.resize_nearest(ids, self.size))
-        return Layout(item.key, transforms.prepare_label(label, self.size), boundary)
+        if instances is not None:
+            boundary = transforms.instance_boundary(transforms.resize_nearest(instances, self.size))
+        return Layout(key, transforms.prepare_label(label, self.size), boundary)
 
     @torch.inference_mode()
     def make(self, layouts: Sequence[Layout], z: Tensor | None, batch: int) -> list[list[Made]]:

@@ -25,6 +25,7 @@ from ecgan.labels import Labels, LabelSpace
 from ecgan.models.generator import Generator
 from ecgan.models.pretrained import efficientnet_lite0
 from ecgan.segmentation import Segmenter
+from ecgan.styles import sample_seed
 
 Counts = npt.NDArray[np.int64]
 Numbers = npt.NDArray[np.float64]
@@ -278,7 +279,7 @@ def validate(
 
 
 def _noise(seed: int, number: int, dim: int) -> Tensor:
-    generator = torch.Generator().manual_seed(sampling.sample_seed(seed, "validation", number))
+    generator = torch.Generator().manual_seed(sample_seed(seed, "validation", number))
     return torch.randn(dim, generator=generator)
 
 

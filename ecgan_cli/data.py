@@ -1,4 +1,4 @@
-"""``ecgan data``: toy scenes drawn by code, and a look at a data set."""
+"""``ecgan data``: toy scenes drawn by code, a look at a data set, checks and conversion."""
 
 import json
 import math
@@ -19,11 +19,13 @@ _PIXELS = 256 * 512  # of a proposed size, at most: the paper's Cityscapes
 
 @click.group()
 def data() -> None:
-    """Draw, inspect and check data.
+    """Draw, inspect, check and convert data.
 
     \b
     ecgan data toy --out datasets/toy --num 200
     ecgan data inspect datasets/mine
+    ecgan data verify datasets/mine-augment
+    ecgan data convert datasets/mine-augment shards/mine --format parquet
     """
 
 

@@ -13,7 +13,7 @@ _COMMANDS = {
     "augment": ("ecgan_cli.augment", "Make a data set from a folder of label maps."),
     "evaluate": ("ecgan_cli.evaluate", "Measure what samples are worth."),
     "report": ("ecgan_cli.report", "Read a report again."),
-    "data": ("ecgan_cli.data", "Draw, inspect and check data."),
+    "data": ("ecgan_cli.data", "Draw, inspect, check and convert data."),
     "recipes": ("ecgan_cli.recipes", "List, show and copy recipes."),
     "demo": ("ecgan_cli.demo", "Everything once, on a toy data set, in five minutes."),
 }

@@ -3,11 +3,14 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from ecgan.errors import UserError
+
+if TYPE_CHECKING:
+    from ecgan.generate import Outcome
 
 FAILED_SHARDS, INTERRUPTED = 3, 130  # exit codes
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -21,10 +24,87 @@ INSTANCES = click.option(
     "between classes.",
 )
 
-_SHARED = (
-    click.option("--run", type=PATH, help="Run folder; default: the newest finished below runs/."),
-    click.option("--checkpoint", type=PATH, help="A generator.safetensors, in place of --run."),
-    click.option("--out", type=PATH, help="Folder of the data set; default: below datasets/."),
+
+class _Changes(click.ParamType):  # pyright: ignore[reportMissingTypeArgument]
+    """Kinds of variation, with commas between."""
+
+    name = "changes"
+    known = ("flip", "crop", "paste")
+
+    def convert(
+        self,
+        value: Any,  # noqa: ANN401
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> tuple[str, ...]:
+        if isinstance(value, tuple):
+            return value
+        words = tuple(dict.fromkeys(word.strip() for word in value.split(",") if word.strip()))
+        wrong = [word for word in words if word not in self.known]
+        if wrong or not words:
+            self.fail(f"{value!r}: choose from {', '.join(self.known)}, e.g. flip,crop", param, ctx)
+        return tuple(word for word in self.known if word in words)
+
+
+_STYLES = (
+    click.option(
+        "--seed", type=click.IntRange(min=0), help="A style of its own for each sample; default: 0."
+    ),
+    click.option(
+        "--style-seed", type=click.IntRange(min=0), help="The same styles for all layouts."
+    ),
+    click.option("--style-images", type=PATH, metavar="DIR", help="Take styles from photos."),
+    click.option(
+        "--styles", "style_bank", type=PATH, metavar="FILE", help="Take styles from a style bank."
+    ),
+    click.option("--save-styles", type=PATH, metavar="FILE", help="Keep the styles in a bank."),
+    click.option(
+        "--interpolate",
+        metavar="A:B",
+        help="--n-styles styles from one to another, by their names.",
+    ),
+)
+_BETTER = (
+    click.option(
+        "--filter",
+        "label_filter",
+        metavar="train|PATH|NAME",
+        help="Make unlabelled what a segmenter does not recognise; train: two, on halves of the "
+        "real pairs, each judging what it has not seen.",
+    ),
+    click.option(
+        "--on-inconsistent",
+        type=click.Choice(["ignore", "drop", "retry"]),
+        default="ignore",
+        show_default=True,
+        help="Samples of which little is kept: keep them, leave them out, or draw another style.",
+    ),
+    click.option(
+        "--balance",
+        "spread",
+        type=click.Choice(["none", "hardness", "target"]),
+        default="none",
+        show_default=True,
+        help="Spread the same number of samples: evenly, more of hard layouts, or by --target.",
+    ),
+    click.option(
+        "--target",
+        "targets",
+        multiple=True,
+        metavar="CLASS=SHARE",
+        help="Share of the labelled pixels that a class shall have; may be repeated.",
+    ),
+    click.option(
+        "--vary",
+        "changes",
+        type=_Changes(),
+        default=(),
+        metavar="flip,crop,paste",
+        help="Add varied forms of each layout.",
+    ),
+    click.option("--n-variants", type=int, help="Varied forms of each layout; default: 1."),
+)
+_WRITING = (
     click.option(
         "--format",
         "data_format",
@@ -41,13 +121,6 @@ _SHARED = (
     click.option("--samples-per-shard", type=int, help="Default: the recipe's."),
     click.option("--batch", type=int, help="Samples of one pass; default: the recipe's."),
     click.option(
-        "--seed", type=click.IntRange(min=0), help="A style of its own for each sample; default: 0."
-    ),
-    click.option("--style-images", type=PATH, metavar="DIR", help="Take styles from photos."),
-    click.option(
-        "--style-seed", type=click.IntRange(min=0), help="The same styles for all layouts."
-    ),
-    click.option(
         "--label-space",
         type=click.Choice(["input", "evaluation"]),
         default="input",
@@ -55,17 +128,67 @@ _SHARED = (
         help="Ids of the labels that are written.",
     ),
     click.option(
+        "--provenance/--no-provenance",
+        default=True,
+        show_default=True,
+        help="Mark images and records as synthetic, and name the generator.",
+    ),
+    click.option(
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="sampling.KEY=VALUE",
+        help="Change a key of the recipe's section sampling; may be repeated.",
+    ),
+)
+_WHERE = (
+    click.option(
         "--executor",
-        type=click.Choice(["auto", "local"]),
+        type=click.Choice(["auto", "local", "ray"]),
         default="auto",
-        help="Where shards are made; both in this process so far.",
+        show_default=True,
+        help="This machine, or Ray; auto: Ray where --ray-address is given.",
+    ),
+    click.option("--workers", type=int, help="Default: one for each GPU, or one."),
+    click.option(
+        "--gpus-per-worker", type=float, metavar="X", help="A share is allowed; default: 1 on CUDA."
+    ),
+    click.option(
+        "--ray-address", metavar="A", help="Of a Ray cluster; auto: the one started here."
+    ),
+    click.option(
+        "--shard-timeout",
+        type=float,
+        metavar="SECONDS",
+        help="A worker that takes longer for a shard is replaced; default: 3600, none for a single "
+        "local worker.",
     ),
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
     click.option("--overwrite", is_flag=True, help="Replace a data set of ecgan that is there."),
+    click.option("--extend", is_flag=True, help="Add further styles and layouts to what is there."),
+    click.option("--verify", is_flag=True, help="Check the bytes of finished shards, not sizes."),
     click.option(
-        "-n", "--dry-run", is_flag=True, help="Count samples, shards and bytes, and stop."
+        "-n", "--dry-run", is_flag=True, help="Count samples, classes and bytes, and stop."
     ),
     click.option("-q", "--quiet", is_flag=True, help="No progress bar."),
+)
+_SHARED = (
+    click.option("--run", type=PATH, help="Run folder; default: the newest finished below runs/."),
+    click.option("--checkpoint", type=PATH, help="A generator.safetensors, in place of --run."),
+    click.option(
+        "--data",
+        "root",
+        type=PATH,
+        metavar="DIR",
+        help="The recipe's data set (data.root): layouts of sample, real pairs of --filter.",
+    ),
+    click.option(
+        "--out", metavar="DIR|URL", help="Data set, s3:// and gs:// too; default: below datasets/."
+    ),
+    *_STYLES,
+    *_BETTER,
+    *_WRITING,
+    *_WHERE,
 )
 
 
@@ -80,26 +203,25 @@ def make(
     *,
     run: Path | None,
     checkpoint: Path | None,
-    out: Path | None,
+    out: str | None,
     suffix: str,
     **options: Any,  # noqa: ANN401
 ) -> None:
     """Make a data set and say what was done."""
-    options.pop("executor")
     dry_run = options.pop("dry_run")
-    from ecgan import generate
+    from ecgan import generate, prepare
     from ecgan.checkpoint import resolve_generator
 
     path = resolve_generator(run, checkpoint)
     if run is None and checkpoint is None:
         click.echo(f"Using the newest run, {path.parent}", err=True)
     if out is None:
-        out = Path("datasets") / f"{path.parent.name or path.stem}-{suffix}"
-    request = generate.Request(generator=path, out=out, **options)
+        out = str(Path("datasets") / f"{path.parent.name or path.stem}-{suffix}")
+    request = prepare.Request(generator=path, out=out, **options)
     if dry_run:
         click.echo(generate.describe(request))
         return
-    with _terminable():
+    with terminable():
         try:
             outcome = generate.run(request)
         except KeyboardInterrupt:
@@ -107,12 +229,25 @@ def make(
                 f"Interrupted; finished shards are kept, the same command goes on ({out})", err=True
             )
             sys.exit(INTERRUPTED)
+    _tell(outcome, out)
+
+
+def _tell(outcome: "Outcome", out: str) -> None:
+    """Say what was done."""
+    for note in outcome.notes:
+        click.echo(note, err=True)
     if outcome.failed:
         raise _Failed(UserError(f"{out}: {len(outcome.failed)} shards failed", outcome.failed))
     now = f"{outcome.made} made now"
     if outcome.made:
-        now += f", {outcome.made / outcome.seconds:.1f} samples/s"
+        now += (
+            f", {outcome.made / outcome.seconds:.1f} samples/s, "
+            f"{outcome.made_bytes / 1e6 / outcome.seconds:.1f} MB/s, bottleneck: "
+            f"{outcome.spent.bottleneck()}"
+        )
     click.echo(f"{outcome.num_samples} samples, {outcome.bytes / 1e6:.1f} MB ({now})")
+    if outcome.filtered:
+        click.echo(outcome.filtered)
     click.echo(f"{out}/preview.png shows some of them")
 
 
@@ -123,7 +258,7 @@ class _Failed(click.ClickException):
         super().__init__(f"{error}\nThe others are kept; run the same command again for these")
 
 
-class _terminable:  # noqa: N801 - a context manager
+class terminable:  # noqa: N801 - a context manager
     """SIGTERM does what Ctrl-C does."""
 
     def __enter__(self) -> None:

@@ -11,11 +11,12 @@ from click.testing import CliRunner
 from PIL import Image
 
 from ecgan import checkpoint, evaluate, generate, labels, report, scoring
-from ecgan.data import datasets, shards
+from ecgan.data import codecs, datasets, shards
 from ecgan.data.loader import TripleDataset
 from ecgan.errors import UserError
 from ecgan.recipe import parse_recipe
 from ecgan.segmentation import Normalisation, Provenance, Segmenter, segformer
+from ecgan.storage import HIDDEN, open_store
 from ecgan_cli.main import cli
 from tests.tiny import NAMES, write_pairs
 
@@ -88,22 +89,22 @@ def encoded_photos(root, split, keys=None):
         label = datasets.read_label(item, space, "folder")
         counts = shards.count_classes(label, space.num_classes)
         record = shards.Record(f"{item.key}-s000", item.key, 0, 1, SIZE[1], SIZE[0], counts)
-        image = shards.encode_image(datasets.read_image(item), "png", 95)
+        image = codecs.encode_image(datasets.read_image(item), "png", 95)
         yield shards.Encoded(
-            record, image, shards.encode_map(label), shards.encode_map(label * 0 + 9)
+            record, image, codecs.encode_map(label), codecs.encode_map(label * 0 + 9)
         )
 
 
 def write_samples(world, out, data_format, split="val"):
     shards.write_shard(
-        out,
+        open_store(out),
         shards.shard_name(data_format, "train", 0),
         encoded_photos(world, split),
         data_format=data_format,
         image_format="png",
         num_classes=len(NAMES),
     )
-    shutil.rmtree(out / shards.HIDDEN, ignore_errors=True)
+    shutil.rmtree(out / HIDDEN, ignore_errors=True)
     return out
 
 

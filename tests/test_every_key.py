@@ -6,13 +6,14 @@ needs), and where the change must show. A key without a line is a failure.
 
 import json
 import multiprocessing
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 
 from ecgan import checkpoint, evaluate, generate, players, train
-from ecgan.data import loader
+from ecgan.data import loader, sets
 from ecgan.errors import UserError
 from ecgan.objective import modules, pictures, terms
 from ecgan.recipe import Recipe, label_space, load_recipe
@@ -102,7 +103,7 @@ def compiled(recipe, _):
     return generator._compiled_call_impl is not None
 
 
-def sampled(recipe, folder):
+def sampled(recipe, folder, **options):
     """A data set made with a generator of this recipe."""
     source = folder / "generator.safetensors"
     torch.manual_seed(0)
@@ -114,13 +115,34 @@ def sampled(recipe, folder):
         label_space(recipe.data),
         style_encoder=checkpoint.build_style_encoder(recipe),
     )
-    request = generate.Request(source, folder / "out", n_styles=2, device="cpu", quiet=True)
+    request = generate.Request(
+        source, folder / "out", n_styles=2, device="cpu", quiet=True, **options
+    )
     generate.run(request)
     manifest = json.loads((folder / "out" / "manifest.json").read_text())
     names = [(shard["name"], shard["bytes"]) for shard in manifest["shards"]]
     card = (folder / "out" / "README.md").read_text().splitlines()[1]
     fingerprint = {k: v for k, v in manifest["fingerprint"].items() if k in {"--batch", "batch"}}
-    return names, card, fingerprint
+    decided = manifest["fingerprint"].get("--filter"), manifest["filter"], manifest["class_pixels"]
+    return names, card, fingerprint, decided
+
+
+def filtered(recipe, folder):
+    """A data set whose labels were filtered by segmenters of this recipe."""
+    return sampled(recipe, folder, label_filter="train", on_inconsistent="retry")
+
+
+def spread(recipe, folder):
+    """How often each layout occurs in a data set with a target."""
+    sampled(recipe, folder, spread="target", targets=("car=0.9",))
+    keys = [sample.source for sample in sets.read(folder / "out")]
+    return sorted(Counter(keys).items())
+
+
+def pasted(recipe, folder):
+    """Labels of layouts with pasted objects."""
+    sampled(recipe, folder, changes=("paste",), n_variants=2)
+    return [sample.label.tolist() for sample in sets.read(folder / "out")]
 
 
 def evaluated(recipe, folder):
@@ -143,6 +165,10 @@ def evaluated(recipe, folder):
 # What every key is changed to: overrides, where the change shows, overrides of both sides.
 FULL = ("model.label_generator=train", "losses.similarity_stride=4")
 EVALUATED = ("evaluate.features=[]", "evaluate.judge_images=8", "evaluate.judge_width=8")
+FILTERED = (
+    *("sampling.filter_images=8", "sampling.filter_width=8", "sampling.filter_min_kept=1.0"),
+    "sampling.filter_tolerance=1.0",
+)
 CHANGES = {
     "data.dataset": ("data.dataset=cityscapes", data),
     "data.root": ("data.root=nowhere", data),
@@ -226,6 +252,14 @@ CHANGES = {
     "sampling.image_format": ("sampling.image_format=png", sampled),
     "sampling.quality": ("sampling.quality=50", sampled),
     "sampling.license": ("sampling.license=cc0-1.0", sampled),
+    "sampling.filter_tolerance": ("sampling.filter_tolerance=0.5", filtered, *FILTERED),
+    "sampling.filter_min_kept": ("sampling.filter_min_kept=0.0", filtered, *FILTERED),
+    "sampling.filter_min_class_kept": ("sampling.filter_min_class_kept=1.0", filtered, *FILTERED),
+    "sampling.filter_retries": ("sampling.filter_retries=1", filtered, *FILTERED),
+    "sampling.filter_images": ("sampling.filter_images=16", filtered, *FILTERED),
+    "sampling.filter_width": ("sampling.filter_width=16", filtered, *FILTERED),
+    "sampling.balance_max_styles": ("sampling.balance_max_styles=3", spread),
+    "sampling.things": ("sampling.things=[tree]", pasted),
 }  # fmt: skip
 QUICK = {built, data, space, step, compiled}
 KEYS = [

@@ -23,12 +23,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ecgan import generate, lock
-from ecgan.data import shards
+from ecgan import generate, lock, prepare
+from ecgan.data import sets, shards
 from ecgan.data.datasets import Item
 from ecgan.errors import UserError
-from ecgan.generate import Request, Task
-from ecgan.sampling import Styles, sample_seed
+from ecgan.ledger import Ledger
+from ecgan.plan import Plan, Stage, passes, whole_rows
+from ecgan.prepare import Request
+from ecgan.storage import open_store
+from ecgan.styles import sample_seed
 from ecgan_cli.main import cli
 from tests import trees
 from tests.tiny import SIZE, make_generator
@@ -103,7 +106,7 @@ def contents(folder):
     return {
         p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
         for p in sorted(folder.rglob("*"))
-        if p.is_file()
+        if p.is_file() and p.name not in {"log.jsonl", "request.json"}  # times; the --out
     }
 
 
@@ -114,35 +117,40 @@ def run_cli(*arguments):
 # The plan
 
 
-@given(st.lists(st.integers(1, 6), min_size=1, max_size=9), st.integers(1, 7), st.integers(1, 7))
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=9), st.integers(1, 7), st.integers(1, 7))
 def test_a_plan_holds_every_sample_once_in_full_shards(counts, per_shard, batch):
-    output = generate.Output(
-        "webdataset", "jpg", 95, per_shard, batch, False, ("a",), np.zeros((256, 3), np.uint8)
-    )
+    if not any(counts):
+        counts[0] = 1
     items = [Item(str(i), None) for i in range(len(counts))]
-    plan = generate.Plan(items, np.array(counts), Styles(), output, {})
-    tasks = [plan.tasks(n) for n in range(plan.num_shards)]
-    assert [task for own in tasks for task in own] == [
-        Task(i, k) for i, n in enumerate(counts) for k in range(n)
+    stage = Stage(items, whole_rows(np.array(counts)[:, None]), 5, per_shard)
+    jobs = [stage.job(n) for n in stage.numbers]
+    tasks = [
+        [(group.key, group.first + k) for group in job.groups for k in range(group.count)]
+        for job in jobs
     ]
-    assert [len(own) for own in tasks] == [plan.samples_in(n) for n in range(plan.num_shards)]
+    assert [task for own in tasks for task in own] == [
+        (str(i), k) for i, n in enumerate(counts) for k in range(n)
+    ]
+    assert [len(own) for own in tasks] == [stage.samples_in(n) for n in stage.numbers]
+    assert [job.samples for job in jobs] == [len(own) for own in tasks]
     assert {len(own) for own in tasks[:-1]} <= {per_shard}
-    for own in tasks:
-        passes = generate.passes(own, batch)
-        assert [task for part in passes for layout in part for task in layout] == own
-        for part in passes:
-            assert len({len(layout) for layout in part}) == 1  # a block of layouts x styles
-            assert len(part) == 1 or sum(map(len, part)) <= batch
-            assert all(len({task.layout for task in layout}) == 1 for layout in part)
+    for number, own, job in zip(stage.numbers, tasks, jobs, strict=True):
+        assert {stage.find(*task) for task in own} == {number}
+        made = list(passes(job.groups, batch))
+        assert [group for part in made for group in part] == list(job.groups)
+        for part in made:
+            assert len({group.count for group in part}) == 1  # a block of layouts x styles
+            assert len(part) == 1 or sum(group.count for group in part) <= batch
 
 
 @pytest.mark.parametrize(
     ("num", "expected"), [(3, [1, 1, 1]), (5, [1] * 5), (8, [2, 2, 2, 1, 1]), (10, [2] * 5)]
 )
 def test_a_number_of_samples_is_spread_over_the_layouts(request_, num, expected):
-    _, plan = generate.prepare(request_(n_styles=None, num=num))
-    assert plan.counts.tolist() == expected
-    assert [item.key for item in plan.items] == ["a-0", "a-2", "a-4", "b-1", "b-3"][: len(expected)]
+    stage = prepare.prepare(request_(n_styles=None, num=num)).wanted.stage
+    assert stage.rows.counts.tolist() == expected
+    keys = [stage.key(row) for row in range(len(stage.rows))]
+    assert keys == ["a-0", "a-2", "a-4", "b-1", "b-3"][: len(expected)]
 
 
 # What is written
@@ -151,7 +159,7 @@ def test_a_number_of_samples_is_spread_over_the_layouts(request_, num, expected)
 @pytest.mark.parametrize("data_format", FORMATS)
 def test_a_data_set_holds_layouts_styles_and_everything_beside_them(made, layouts, data_format):
     out = made(data_format)
-    samples = list(shards.read(out))
+    samples = list(sets.read(out))
     assert [(s.source, s.style) for s in samples] == [
         (key, k) for key in ("a-0", "a-2", "a-4", "b-1", "b-3") for k in range(3)
     ]
@@ -164,9 +172,9 @@ def test_a_data_set_holds_layouts_styles_and_everything_beside_them(made, layout
     assert np.abs(first.image.astype(int) - second.image).max() > 5, "styles differ"
     assert (first.edge != second.edge).any()
 
-    about = shards.manifest(out)
-    for shard in map(shards.Shard.from_json, about["shards"]):
-        assert shards.is_intact(out, shard)
+    about = sets.manifest(out)
+    for shard in sets.listed(about):
+        assert shards.is_intact(open_store(out), shard)
     assert [s["samples"] for s in about["shards"]] == [4, 4, 4, 3]
     assert about["class_pixels"] == [
         int(sum((s.label == c).sum() for s in samples)) for c in range(3)
@@ -187,7 +195,9 @@ def test_a_data_set_holds_layouts_styles_and_everything_beside_them(made, layout
             },
         }[data_format]
     )
-    assert {p.name for p in (out / ".ecgan").iterdir()} <= {"plan.json", "shards", "records"}
+    assert {p.name for p in (out / ".ecgan").iterdir()} <= {
+        *("plan.json", "request.json", "stages", "shards", "records", "log.jsonl"),
+    }
     with Image.open(out / "preview.png") as preview:
         assert preview.width > 5 * SIZE[1]
 
@@ -235,7 +245,7 @@ def test_hugging_face_opens_the_whole_folder(made, tmp_path, monkeypatch, data_f
     rows = load_dataset(str(out), split="train", cache_dir=str(tmp_path / "cache"))
     label = "seg.png" if data_format == "webdataset" else "label"
     assert len(rows) == 15
-    for row, expected in zip(rows, shards.read(out), strict=True):
+    for row, expected in zip(rows, sets.read(out), strict=True):
         np.testing.assert_array_equal(np.asarray(row[label]), expected.label)
 
 
@@ -247,7 +257,7 @@ def test_webdataset_and_wids_open_what_was_made(made, tmp_path):
     out = made("webdataset")
     pattern = str(out / "data/train-{000000..000003}.tar")
     keys = [s["__key__"] for s in webdataset.WebDataset(pattern, shardshuffle=False)]
-    assert keys == [s.key for s in shards.read(out)]
+    assert keys == [s.key for s in sets.read(out)]
     indexed = wids.ShardListDataset(str(out / "index.json"), cache_dir=str(tmp_path / "wids"))
     assert [indexed[i]["__key__"] for i in (0, 14)] == [keys[0], keys[14]]
 
@@ -267,19 +277,17 @@ def test_labels_can_be_written_in_evaluation_ids(tmp_path):
     }
     generate.run(Request(**base, out=tmp_path / "in"))
     generate.run(Request(**base, out=tmp_path / "evaluation", label_space="evaluation"))
-    (inputs, *_), (scored, *_) = (
-        list(shards.read(tmp_path / name)) for name in ("in", "evaluation")
-    )
+    (inputs, *_), (scored, *_) = (list(sets.read(tmp_path / name)) for name in ("in", "evaluation"))
     assert np.unique(inputs.label).tolist() == [0, 7, 26, 33]
     assert np.unique(scored.label).tolist() == [0, 13, 18, 255]  # road, car, bicycle
     np.testing.assert_array_equal(inputs.image, scored.image)
-    about = shards.manifest(tmp_path / "evaluation")
+    about = sets.manifest(tmp_path / "evaluation")
     assert about["names"][0] == "road"
     assert len(about["class_pixels"]) == 19
     assert about["boundary_source"] == "boundaries between classes"
 
     generate.run(Request(**base, out=tmp_path / "ids", instances=tmp_path / "city/gtFine/val"))
-    assert shards.manifest(tmp_path / "ids")["boundary_source"] == "instance ids"
+    assert sets.manifest(tmp_path / "ids")["boundary_source"] == "instance ids"
 
 
 def test_sample_takes_the_layouts_of_the_recipes_data(tmp_path):
@@ -291,7 +299,7 @@ def test_sample_takes_the_layouts_of_the_recipes_data(tmp_path):
     arguments = ["sample", "--checkpoint", path, "--num", 4, "--device", "cpu", "-q"]
     result = run_cli(*arguments, "--split", "val", "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
-    assert [s.key for s in shards.read(tmp_path / "out")] == [
+    assert [s.key for s in sets.read(tmp_path / "out")] == [
         *("0-s000", "0-s001", "1-s000", "2-s000"),
     ]
     result = run_cli(*arguments, "--data", tmp_path / "nowhere", "--out", tmp_path / "out2")
@@ -307,7 +315,7 @@ def test_style_images_give_as_many_styles_as_there_are_photos(request_, tmp_path
         trees.save(tmp_path / f"photos/{i}.jpg", trees.photo(i))
     outcome = generate.run(request_(n_styles=None, style_images=tmp_path / "photos"))
     assert outcome.num_samples == 10
-    assert shards.manifest(tmp_path / "out")["style_source"] == "photos"
+    assert sets.manifest(tmp_path / "out")["style_source"] == "photos"
 
 
 def test_a_style_seed_gives_all_layouts_the_same_styles(request_, tmp_path):
@@ -320,14 +328,14 @@ def test_a_style_seed_gives_all_layouts_the_same_styles(request_, tmp_path):
 def test_a_run_without_style_encoder_makes_one_style(request_, plain_generator, tmp_path):
     request = request_(generator=plain_generator, n_styles=1)
     assert generate.run(request).num_samples == 5
-    assert shards.manifest(tmp_path / "out")["style_source"] == "none"
+    assert sets.manifest(tmp_path / "out")["style_source"] == "none"
     for changes, message in [
         ({"n_styles": 2}, "--n-styles 2: this run has no style encoder, so one layout has one"),
         ({"n_styles": None, "num": 6}, "--num 6: this run has no style encoder"),
         ({"style_seed": 1, "n_styles": 1}, "--style-seed: this run has no style encoder"),
     ]:
         with pytest.raises(UserError, match=message):
-            generate.prepare(request_(generator=plain_generator, **changes))
+            prepare.prepare(request_(generator=plain_generator, **changes))
 
 
 # Twice, resumed, refused
@@ -351,15 +359,15 @@ def lose_a_record(out):
 
 def damage_a_shard(out):
     record = json.loads((out / ".ecgan/shards/000002.json").read_text())
-    path = shards.files_of(out, record["name"])[-1]
+    path = out / shards.files_of(open_store(out), record["name"])[-1]
     path.write_bytes(path.read_bytes()[:-1])
 
 
 def lose_shards_and_leave_a_temporary(out):
     for number in (0, 3):
         record = out / f".ecgan/shards/{number:06d}.json"
-        for path in shards.files_of(out, json.loads(record.read_text())["name"]):
-            path.unlink()
+        for name in shards.files_of(open_store(out), json.loads(record.read_text())["name"]):
+            (out / name).unlink()
         record.unlink()
     (out / ".ecgan/tmp").mkdir()
     (out / ".ecgan/tmp/train-000000.tar.123").write_bytes(b"half")
@@ -399,9 +407,9 @@ def test_the_folder_of_a_data_set_does_not_show_in_its_bytes(request_, finished,
     ],
 )
 def test_other_settings_are_refused_by_name(request_, tmp_path, changes, message):
-    (tmp_path / "out/.ecgan").mkdir(parents=True)
-    _, plan = generate.prepare(request_())
-    (tmp_path / "out/.ecgan/plan.json").write_text(json.dumps({"fingerprint": plan.fingerprint}))
+    ledger = Ledger(open_store(tmp_path / "out"))
+    wanted = prepare.prepare(request_()).wanted
+    ledger.record_stage(Plan((wanted.stage,)), wanted)
     with pytest.raises(UserError, match=message):
         generate.run(request_(**changes))
 
@@ -463,7 +471,7 @@ def test_a_shard_that_fails_is_named_and_the_others_are_kept(made, generator, la
     assert json.loads(line)["shard"] == 1
     assert not (out / ".ecgan/shards/000001.json").exists()
     with pytest.raises(UserError, match="is not complete"):
-        list(shards.read(out))
+        list(sets.read(out))
 
     (out / "data/train-000001.tar").rmdir()
     assert run_cli(*arguments).exit_code == 0
@@ -620,7 +628,29 @@ def test_bad_label_folders_are_refused_before_anything_is_written(
         (["--style-images", "nowhere"], 1, "--style-images nowhere: no such folder"),
         (["--instances", "nowhere"], 1, "this run takes no instance boundaries"),
         (["--out", "file"], 1, "--out file: a file; give a folder"),
-        (["--executor", "ray"], 2, "'ray' is not one of 'auto', 'local'"),
+        (["--executor", "spark"], 2, "'spark' is not one of 'auto', 'local', 'ray'"),
+        (["--workers", "0"], 1, "--workers 0: must be at least 1"),
+        (["--gpus-per-worker", "0.5"], 1, "this machine has no CUDA device; leave it out, or"),
+        (["--shard-timeout", "0"], 1, "--shard-timeout 0: must be above 0"),
+        (["--executor", "local", "--ray-address", "a:1"], 1, "belongs to --executor ray"),
+        (["--out", "memory://x", "--workers", "2"], 1, "other processes cannot see it; use one"),
+        (["--out", "ftp9://x/y"], 1, "ftp9://x/y: no such protocol"),
+        (["--overwrite", "--extend"], 1, "--overwrite and --extend: give one of them"),
+        (["--on-inconsistent", "drop"], 1, "says what the filter does; add --filter"),
+        (["--filter", "train", "--on-inconsistent", "retry", "--style-seed", "1"], 1, "the same;"),
+        (["--balance", "target"], 1, "--balance target: needs the shares that classes shall have"),
+        (["--balance", "target", "--target", "cow=0.1"], 1, "cow"),
+        (["--target", "car=0.1"], 1, "--target: belongs to --balance target"),
+        (["--vary", "flip,spin"], 2, "'flip,spin': choose from flip, crop, paste"),
+        (["--n-variants", "2"], 1, "say what with --vary flip,crop,paste"),
+        (["--set", "model.width=8"], 1, "recipe is fixed but for sampling.*"),
+        (["--set", "sampling.qualty=8"], 1, "sampling.qualty: no such key (did you mean quality?)"),
+        (["--interpolate", "0:1"], 1, "needs styles that all layouts share"),
+        (["--save-styles", "x"], 1, "needs styles that all layouts share"),
+        (["--style-seed", "1", "--interpolate", "a"], 1, "expected A:B, names of two styles"),
+        (["--style-seed", "1", "--interpolate", "a:b"], 1, "styles are named by their numbers"),
+        (["--styles", "file"], 1, "file: not a whole safetensors file"),
+        (["--filter", "nowhere"], 1, "the recipe has no data.root: give the data set with --data"),
         (["--checkpoint", "nowhere"], 1, "--checkpoint nowhere: no such file"),
         (["--checkpoint", "file"], 1, "file: not a whole safetensors file"),
         (["--checkpoint", "pickle.pth"], 1, "a pickle (.pth, .pt), which can run code"),
@@ -643,7 +673,7 @@ def test_sample_refuses_a_split_of_other_layouts(generator, layouts):
     result = run_cli(
         "sample", "--checkpoint", generator, "--labels", layouts, "--num", 1, "--split", "val"
     )
-    assert "--split and --data name layouts of the recipe's data" in result.output
+    assert "--split names layouts of the recipe's data, --labels others" in result.output
 
 
 # The command
@@ -660,5 +690,8 @@ def test_the_newest_run_is_taken_and_named(generator, layouts, tmp_path, monkeyp
     assert not (tmp_path / "datasets").exists()
     result = run_cli(*arguments)
     assert result.exit_code == 0, result.output
-    assert re.search(r"10 samples, 0.\d MB \(10 made now, [\d.]+ samples/s\)", result.stdout)
+    assert re.search(
+        r"10 samples, 0.\d MB \(10 made now, [\d.]+ samples/s, [\d.]+ MB/s, bottleneck: \w+ \(\d+%",
+        result.stdout,
+    )
     assert (tmp_path / "datasets/city-augment/manifest.json").is_file()

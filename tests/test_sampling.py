@@ -8,7 +8,8 @@ from PIL import Image
 from ecgan.data.datasets import Item
 from ecgan.data.edges import canny_edges
 from ecgan.errors import UserError
-from ecgan.sampling import Layout, Sampler, Styles, sample_seed
+from ecgan.sampling import Layout, Sampler
+from ecgan.styles import Styles, sample_seed
 from tests.tiny import SIZE, make_generator
 
 CPU = torch.device("cpu")
@@ -60,7 +61,7 @@ def test_a_shared_seed_gives_all_layouts_the_same_styles():
 
 def test_styles_of_photos_are_taken_in_turn():
     encoded = torch.randn(2, 256)
-    styles = Styles(encoded=encoded)
+    styles = Styles(vectors=encoded.numpy())
     assert torch.equal(styles.draw("a", 3), encoded[1])
 
 

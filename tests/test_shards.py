@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ecgan.data import shards
+from ecgan.data import codecs, sets, shards, sidecars
 from ecgan.data.shards import Encoded, Record
 from ecgan.errors import UserError
+from ecgan.storage import open_store
 
 NUM_CLASSES = 3
 FORMATS = ["webdataset", "parquet", "folder"]
@@ -40,15 +41,15 @@ def make_samples(count=3, first=0, dtype=np.uint8):
         )
         yield Encoded(
             record,
-            shards.encode_image(image, "jpg", 95),
-            shards.encode_map(label),
-            shards.encode_map(edge),
+            codecs.encode_image(image, "jpg", 95),
+            codecs.encode_map(label),
+            codecs.encode_map(edge),
         )
 
 
 def write(root, data_format, samples, number=0):
     return shards.write_shard(
-        root,
+        open_store(root),
         shards.shard_name(data_format, "train", number),
         samples,
         data_format=data_format,
@@ -62,25 +63,25 @@ def write_data_set(root, data_format):
     written = [write(root, data_format, make_samples(4), 0)]
     written.append(write(root, data_format, make_samples(2, first=4), 1))
     about = {
-        "schema": shards.SCHEMA,
+        "schema": sets.SCHEMA,
         "format": data_format,
         "shards": [s.to_json() for s in written],
     }
     (root / "manifest.json").write_text(json.dumps(about))
     if data_format == "folder":
-        sidecars = shards.folder_sidecars(
-            root,
-            written,
+        texts = sidecars.folder_sidecars(
             ["road", "sky", "car: 2"],
             np.arange(768, dtype=np.uint8).reshape(256, 3),
             split="train",
             image_format="jpg",
             ignore_index=255,
         )
-        for name, text in sidecars.items():
+        for name, text in texts.items():
             (root / name).write_text(text)
+        listings = [root / shards.listing_name(shard.name) for shard in written]
+        (root / "metadata.jsonl").write_text("".join(path.read_text() for path in listings))
     if data_format == "webdataset":
-        (root / "index.json").write_text(shards.wids_index("toy", written))
+        (root / "index.json").write_text(sidecars.wids_index("toy", written))
     return written
 
 
@@ -112,7 +113,7 @@ def test_an_error_leaves_no_shard_and_no_temporary(tmp_path, data_format):
 def test_what_is_read_is_what_was_written(tmp_path, data_format):
     write_data_set(tmp_path, data_format)
     expected = [*make_samples(4), *make_samples(2, first=4)]
-    read = list(shards.read(tmp_path))
+    read = list(sets.read(tmp_path))
     assert [s.key for s in read] == [e.record.key for e in expected]
     for sample, encoded in zip(read, expected, strict=True):
         assert (sample.source, sample.style) == (encoded.record.source, encoded.record.style)
@@ -130,9 +131,10 @@ def test_a_shard_says_what_it_holds(tmp_path, data_format):
     expected = np.sum([e.record.class_pixels for e in make_samples(3)], axis=0)
     assert shard.samples == 3
     assert shard.class_pixels == tuple(expected)
-    assert shards.Shard.from_json(json.loads(json.dumps(shard.to_json()))) == shard
-    paths = shards.files_of(tmp_path, shard.name)
+    assert shards.Shard.from_commit(shard.commit_text()) == shard
+    paths = [tmp_path / name for name in shards.files_of(open_store(tmp_path), shard.name)]
     assert shard.bytes == sum(p.stat().st_size for p in paths)
+    assert shards.measured_size(open_store(tmp_path), shard.name) == shard.bytes
     if data_format != "folder":
         assert shard.sha256 == hashlib.sha256(paths[0].read_bytes()).hexdigest()
 
@@ -140,14 +142,14 @@ def test_a_shard_says_what_it_holds(tmp_path, data_format):
 @pytest.mark.parametrize("data_format", FORMATS)
 def test_a_changed_or_missing_file_is_noticed(tmp_path, data_format):
     shard = write(tmp_path, data_format, make_samples(3))
-    assert shards.is_intact(tmp_path, shard)
-    path = shards.files_of(tmp_path, shard.name)[-1]
+    assert shards.is_intact(open_store(tmp_path), shard)
+    path = tmp_path / shards.files_of(open_store(tmp_path), shard.name)[-1]
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    assert not shards.is_intact(tmp_path, shard)
+    assert not shards.is_intact(open_store(tmp_path), shard)
     path.unlink()
-    assert not shards.is_intact(tmp_path, shard)
+    assert not shards.is_intact(open_store(tmp_path), shard)
 
 
 def test_a_tar_holds_each_sample_in_one_piece_and_no_time(tmp_path):
@@ -174,6 +176,8 @@ def test_records_have_one_schema(tmp_path):
         "height": "int",
         "consistency": "float",
         "kept_fraction": "float",
+        "variation": "str",
+        "digital_source_type": "str",
         "class_pixels": "list",
     }
     assert len(record["class_pixels"]) == NUM_CLASSES
@@ -182,9 +186,9 @@ def test_records_have_one_schema(tmp_path):
 
 def test_maps_are_greyscale_never_palette():
     label = np.zeros((8, 16), np.uint8)
-    assert Image.open(io.BytesIO(shards.encode_map(label))).mode == "L"
+    assert Image.open(io.BytesIO(codecs.encode_map(label))).mode == "L"
     wide = np.full((8, 16), 300, np.uint16)
-    decoded = Image.open(io.BytesIO(shards.encode_map(wide)))
+    decoded = Image.open(io.BytesIO(codecs.encode_map(wide)))
     assert decoded.mode == "I;16"
     np.testing.assert_array_equal(np.asarray(decoded), wide)
 
@@ -193,7 +197,7 @@ def test_jpeg_keeps_colours_at_full_resolution():
     image = np.zeros((16, 16, 3), np.uint8)
     image[:, ::2, 0] = 255  # red columns one pixel wide vanish at 4:2:0
     decoded = np.asarray(
-        Image.open(io.BytesIO(shards.encode_image(image, "jpg", 95))).convert("RGB")
+        Image.open(io.BytesIO(codecs.encode_image(image, "jpg", 95))).convert("RGB")
     )
     assert np.abs(decoded.astype(int) - image).max() < 40
 
@@ -213,7 +217,7 @@ def test_keys_of_samples_are_unique_and_fit_readers(first, second, style, other_
 
 def test_sixteen_bit_labels_come_back(tmp_path):
     write(tmp_path, "webdataset", make_samples(1, dtype=np.uint16))
-    (sample,) = shards.read(tmp_path / "data")
+    (sample,) = sets.read(tmp_path / "data")
     assert sample.label.dtype == np.uint16
     assert sample.label[0, 0] == 65535
 
@@ -230,8 +234,8 @@ def test_webdataset_opens_the_tars(tmp_path):
         str(tmp_path / "data/train-{000000..000001}.tar"), shardshuffle=False
     ).decode(wds.handle_extension("seg.png", lambda b: np.array(Image.open(io.BytesIO(b)))), "rgb8")
     samples = list(data_set)
-    assert [s["__key__"] for s in samples] == [s.key for s in shards.read(tmp_path)]
-    for ours, theirs in zip(shards.read(tmp_path), samples, strict=True):
+    assert [s["__key__"] for s in samples] == [s.key for s in sets.read(tmp_path)]
+    for ours, theirs in zip(sets.read(tmp_path), samples, strict=True):
         np.testing.assert_array_equal(theirs["seg.png"], ours.label)
         np.testing.assert_array_equal(theirs["jpg"], ours.image)
         assert theirs["json"]["source"] == ours.source
@@ -245,7 +249,7 @@ def test_wids_opens_the_index_from_the_root(tmp_path):
     data_set = wids.ShardListDataset(str(tmp_path / "index.json"), cache_dir=str(tmp_path / "wids"))
     assert len(data_set) == 6
     sample = data_set[5]
-    expected = list(shards.read(tmp_path))[5]
+    expected = list(sets.read(tmp_path))[5]
     assert sample["__key__"] == expected.key
     assert {".jpg", ".seg.png", ".edge.png", ".json"} <= sample.keys()
 
@@ -276,12 +280,12 @@ def test_hugging_face_datasets_loads_images(tmp_path, monkeypatch, data_format):
     write_data_set(root, data_format)
     (root / "README.md").write_text(
         f"---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n"
-        f"    path: {json.dumps(shards.card_data_files(data_format, 'train'))}\n---\n"
+        f"    path: {json.dumps(sidecars.card_data_files(data_format, 'train'))}\n---\n"
     )
     rows = load_dataset(str(root), split="train", cache_dir=str(tmp_path / "cache"))
     names = ("jpg", "seg.png") if data_format == "webdataset" else ("image", "label")
     assert len(rows) == 6
-    for row, expected in zip(rows, shards.read(root), strict=True):
+    for row, expected in zip(rows, sets.read(root), strict=True):
         np.testing.assert_array_equal(np.asarray(row[names[0]]), expected.image)
         np.testing.assert_array_equal(np.asarray(row[names[1]]), expected.label)
         record = row["json"] if data_format == "webdataset" else row
@@ -317,7 +321,7 @@ def plain_folder(root, labels="labels"):
 @pytest.mark.parametrize("labels", ["labels", "masks"])
 def test_a_plain_folder_is_read_by_stem(tmp_path, labels):
     plain_folder(tmp_path, labels)
-    (sample,) = shards.read(tmp_path)
+    (sample,) = sets.read(tmp_path)
     assert (sample.key, sample.source, sample.style) == ("a-x_1", "a-x_1", 0)
     assert sample.edge is None
     assert sample.label.shape == (8, 16)
@@ -328,12 +332,12 @@ def test_a_plain_folder_has_the_keys_of_its_split_and_none_twice(tmp_path):
         (tmp_path / name / "test").mkdir(parents=True)
         mode = "RGB" if name == "images" else "L"
         Image.new(mode, (16, 8)).save(tmp_path / name / "test" / "q.png")
-    assert [sample.key for sample in shards.read(tmp_path)] == ["q"]
+    assert [sample.key for sample in sets.read(tmp_path)] == ["q"]
     Image.new("RGB", (16, 8)).save(tmp_path / "images" / "q.jpg")
     with pytest.raises(
         UserError, match=r"q\.jpg and .*q\.png have the same key q|q\.png and .*q\.jpg"
     ):
-        list(shards.read(tmp_path))
+        list(sets.read(tmp_path))
 
 
 def unpaired(root):
@@ -391,4 +395,4 @@ def test_damaged_data_sets_are_refused_by_name(tmp_path, spoil, message):
         (tmp_path / ".ecgan/tmp").rmdir()
         (tmp_path / ".ecgan").rmdir()
     with pytest.raises(UserError, match=message):
-        list(shards.read(tmp_path))
+        list(sets.read(tmp_path))

@@ -1,4 +1,4 @@
-"""The data sets that we write and read: WebDataset tars, Parquet files, a folder of images.
+"""Shards: WebDataset tars, Parquet files, or the files of a folder; written whole, read back.
 
 One **sample** is an image, its label map, its edge map and a :class:`Record`. A **shard** is the
 unit that is written whole or not at all. The same samples give the same bytes. README, "The data
@@ -7,16 +7,12 @@ set", is the contract with other programs' readers; where a line here looks odd,
 
 import hashlib
 import io
+import itertools
 import json
-import os
 import re
-import shutil
 import tarfile
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, BinaryIO, Literal, NamedTuple, cast
 
 import numpy as np
@@ -25,16 +21,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from ecgan.data import datasets
+from ecgan.data.codecs import ImageFormat, Pixels
 from ecgan.errors import UserError
 from ecgan.labels import Labels
+from ecgan.storage import HIDDEN, Store
 
 Format = Literal["webdataset", "parquet", "folder"]
-ImageFormat = Literal["jpg", "png", "webp"]
-Pixels = npt.NDArray[np.uint8]
-
-HIDDEN = ".ecgan"  # readers skip hidden folders; ours holds what is not part of the data
-SCHEMA = 1
 
 # A row is read with its whole row group: small ones serve random access, and readers of more than
 # 2 GB in one struct column fail.
@@ -42,6 +34,7 @@ _ROW_GROUP_ROWS = 100
 _ROW_GROUP_BYTES = 64 << 20
 _KEY = re.compile(r"[A-Za-z0-9_-]+")
 _MAX_KEY = 80  # a name in a USTAR archive has at most 100 characters
+DIGITAL_SOURCE = "trainedAlgorithmicMedia"  # IPTC's word for what a network made
 
 
 @dataclass(frozen=True)
@@ -56,7 +49,9 @@ class Record:
         style: number of the style, from 0.
         seed: that the style was drawn from.
         consistency: score of the label filter; -1 without one.
-        kept_fraction: pixels that the label filter kept.
+        kept_fraction: share of the labelled pixels that the label filter kept.
+        variation: what was done to the layout before synthesis; empty for the layout itself.
+        digital_source_type: IPTC's word for synthetic media; empty without provenance.
         class_pixels: pixels of each class in the label, in order of the ids.
     """
 
@@ -69,16 +64,24 @@ class Record:
     class_pixels: tuple[int, ...]
     consistency: float = -1.0
     kept_fraction: float = 1.0
+    variation: str = ""
+    digital_source_type: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        return {name: _plain(getattr(self, name)) for name in _RECORD_ORDER}
+        return {name: _plain(getattr(self, name)) for name in RECORD_FIELDS}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Record":
+        """Read one back; KeyError where a field is missing, others are passed over."""
+        known = {name: value[name] for name in RECORD_FIELDS}
+        return cls(**{**known, "class_pixels": tuple(value["class_pixels"])})
 
 
-_RECORD_ORDER = (
+RECORD_FIELDS = (
     *("key", "source", "style", "seed", "width", "height", "consistency", "kept_fraction"),
-    "class_pixels",
+    *("variation", "digital_source_type", "class_pixels"),
 )
-assert set(_RECORD_ORDER) == {f.name for f in fields(Record)}
+assert set(RECORD_FIELDS) == {f.name for f in fields(Record)}
 
 
 class Encoded(NamedTuple):
@@ -88,6 +91,17 @@ class Encoded(NamedTuple):
     image: bytes
     label: bytes  # PNG
     edge: bytes  # PNG
+
+
+class Raw(NamedTuple):
+    """A sample as it lies in a shard, of ours or of another program."""
+
+    key: str
+    record: dict[str, Any]
+    image: bytes
+    label: bytes
+    edge: bytes | None
+    image_format: str  # ending of the image's name
 
 
 class ShardSample(NamedTuple):
@@ -102,14 +116,36 @@ class ShardSample(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Shard:
-    """What was written: enough to check it and to list it.
+class FilterTotals:
+    """What the label filter did in a shard.
+
+    Attributes:
+        consistency: sum of the samples' scores.
+        kept: sum of the samples' kept fractions.
+        inconsistent: samples that were kept although too little of them was.
+        dropped: samples left out.
+        retried: samples made again from another seed, each attempt counted.
+    """
+
+    consistency: float = 0.0
+    kept: float = 0.0
+    inconsistent: int = 0
+    dropped: int = 0
+    retried: int = 0
+
+    def __add__(self, other: "FilterTotals") -> "FilterTotals":
+        return FilterTotals(**{k: v + getattr(other, k) for k, v in asdict(self).items()})
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A shard as a manifest lists it: enough to check it.
 
     Attributes:
         name: path below the data set's root; of the folder format, the number's name alone.
         bytes: of all its files.
         sha256: of the file; of the folder format, of the list of its files' sums.
-        class_pixels: pixels of each class.
+        md5: likewise; what wids asks for.
     """
 
     name: str
@@ -117,22 +153,56 @@ class Shard:
     bytes: int
     sha256: str
     md5: str
-    class_pixels: tuple[int, ...]
 
     def to_json(self) -> dict[str, Any]:
-        return {k: _plain(v) for k, v in asdict(self).items()}
+        return {f.name: getattr(self, f.name) for f in fields(Listed)}
+
+
+@dataclass(frozen=True)
+class Shard(Listed):
+    """What was written; with the number of the plan, this is what commits it.
+
+    Attributes:
+        class_pixels: pixels of each class.
+        filter: what the label filter did.
+        plan: the plan that it belongs to.
+    """
+
+    class_pixels: tuple[int, ...]
+    filter: FilterTotals = field(default_factory=FilterTotals)
+    plan: str = ""
+
+    def commit_text(self) -> str:
+        """The text of its commit record."""
+        return json.dumps({k: _plain(v) for k, v in asdict(self).items()})
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "Shard":
-        return cls(**{**value, "class_pixels": tuple(value["class_pixels"])})
+    def from_commit(cls, text: bytes | str) -> "Shard":
+        """Read a commit record back; ValueError, KeyError or TypeError where it is none."""
+        value = json.loads(text)
+        return cls(
+            **{
+                **value,
+                "class_pixels": tuple(value["class_pixels"]),
+                "filter": FilterTotals(**value["filter"]),
+            }
+        )
+
+    def listed(self) -> Listed:
+        return Listed(self.name, self.samples, self.bytes, self.sha256, self.md5)
 
 
-# Keys and codecs
+# Keys
+
+
+def is_key(text: str) -> bool:
+    """Whether readers take it for one key: a dot, for example, would merge samples."""
+    return _KEY.fullmatch(text) is not None
 
 
 def sample_key(source: str, style: int) -> str:
     """Key of a sample; injective for sources of at most 80 characters, hashed beyond."""
-    assert _KEY.fullmatch(source), f"not a key: {source!r}"
+    assert is_key(source), f"not a key: {source!r}"
     suffix = f"-s{style:03d}"
     if len(source) + len(suffix) > _MAX_KEY:
         digest = hashlib.sha256(source.encode()).hexdigest()[:12]
@@ -140,71 +210,9 @@ def sample_key(source: str, style: int) -> str:
     return source + suffix
 
 
-def encode_image(image: Pixels, image_format: ImageFormat, quality: int) -> bytes:
-    """Encode an RGB image, (H, W, 3). JPEG keeps its colours at full resolution (4:4:4)."""
-    buffer = io.BytesIO()
-    match image_format:
-        case "jpg":
-            Image.fromarray(image).save(buffer, "JPEG", quality=quality, subsampling=0)
-        case "png":
-            Image.fromarray(image).save(buffer, "PNG")
-        case "webp":
-            Image.fromarray(image).save(buffer, "WEBP", quality=quality)
-    return buffer.getvalue()
-
-
-def encode_map(values: Labels) -> bytes:
-    """Encode a label or edge map, (H, W), as PNG: mode L, or 16 bits (I;16) for uint16.
-
-    Never a palette: webdataset and OpenCV would decode its colours.
-    """
-    buffer = io.BytesIO()
-    Image.fromarray(values).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def count_classes(label: Labels, num_classes: int) -> tuple[int, ...]:
     """Pixels of each class, ``num_classes`` numbers; unlabelled pixels are left out."""
     return tuple(np.bincount(label.ravel(), minlength=num_classes)[:num_classes].tolist())
-
-
-# Files
-
-
-@contextmanager
-def whole_file(path: Path, temporary: Path) -> Iterator[BinaryIO]:
-    """A file that appears under its name when it is complete and on the disk.
-
-    Args:
-        path: its name.
-        temporary: folder on the same file system for the file while it grows.
-    """
-    temporary.mkdir(parents=True, exist_ok=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = temporary / f"{path.name}.{uuid.uuid4().hex}"
-    try:
-        with partial.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        _sync_folder(path.parent)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def write_whole(path: Path, data: bytes | str, temporary: Path) -> None:
-    """Write a file, whole or not at all."""
-    with whole_file(path, temporary) as file:
-        file.write(data.encode() if isinstance(data, str) else data)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # Writers
@@ -222,7 +230,7 @@ def shard_name(data_format: Format, split: str, number: int) -> str:
 
 
 def write_shard(
-    root: Path,
+    store: Store,
     name: str,
     samples: Iterable[Encoded],
     *,
@@ -233,7 +241,7 @@ def write_shard(
     """Write a shard, whole or not at all, and say what it holds.
 
     Args:
-        root: folder of the data set.
+        store: of the data set.
         name: of :func:`shard_name`.
         samples: in order; made while the shard is written.
         data_format: of the data set.
@@ -241,44 +249,68 @@ def write_shard(
         num_classes: length of ``class_pixels``.
     """
     totals = np.zeros(num_classes, np.int64)
-    count = 0
+    consistency, kept, count = 0.0, 0.0, 0
 
     def counted() -> Iterator[Encoded]:
-        nonlocal count
+        nonlocal consistency, kept, count
         for sample in samples:
-            assert _KEY.fullmatch(sample.record.key), f"not a key: {sample.record.key!r}"
-            totals[:] += sample.record.class_pixels
+            record = sample.record
+            assert is_key(record.key), f"not a key: {record.key!r}"
+            totals[:] += record.class_pixels
+            consistency += max(0.0, record.consistency)
+            kept += record.kept_fraction
             count += 1
             yield sample
 
     if data_format == "folder":
-        _write_folder(root, name, counted(), image_format)
+        sums = _write_folder(store, name, counted(), image_format)
     else:
         write = _write_tar if data_format == "webdataset" else _write_parquet
-        with whole_file(root / name, root / HIDDEN / "tmp") as file:
-            write(file, counted(), image_format, num_classes)
-    size, sha256, md5 = _measure(root, name)
-    return Shard(name, count, size, sha256, md5, tuple(totals.tolist()))
+        with store.writing(name) as file:
+            hashed = _Hashed(file)
+            write(cast(BinaryIO, hashed), counted(), image_format, num_classes)
+        sums = hashed.sums()
+    own = FilterTotals(consistency, kept)
+    return Shard(name, count, *sums, class_pixels=tuple(totals.tolist()), filter=own)
 
 
-def is_intact(root: Path, shard: Shard) -> bool:
-    """Whether the shard is there with the bytes that were written."""
-    try:
-        return _measure(root, shard.name)[1] == shard.sha256
-    except (OSError, ValueError, KeyError):  # unreadable, or a damaged list of a folder's files
+class _Hashed:
+    """A file that is written from its start to its end, and its sums."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._size = 0
+        self._sha256, self._md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+        self.closed = False
+
+    def write(self, data: bytes) -> int:
+        self._file.write(data)
+        self._sha256.update(data)
+        self._md5.update(data)
+        self._size += len(data)
+        return len(data)
+
+    def tell(self) -> int:
+        return self._size
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        """Nothing: who has opened the file closes it."""
+
+    def readable(self) -> bool:
         return False
 
+    def writable(self) -> bool:
+        return True
 
-def files_of(root: Path, name: str) -> list[Path]:
-    """The files of a shard, below ``root``; those of the folder format from its list."""
-    if name.startswith("data/"):
-        return [root / name]
-    listing = _listing(root, name)
-    paths = [listing]
-    for line in listing.read_text(encoding="utf-8").splitlines():
-        entry = json.loads(line)
-        paths += [root / entry[field] for field in _FILE_FIELDS]
-    return paths
+    def seekable(self) -> bool:
+        return False
+
+    def sums(self) -> tuple[int, str, str]:
+        """Size, sha256 and md5."""
+        return self._size, self._sha256.hexdigest(), self._md5.hexdigest()
 
 
 def _write_tar(
@@ -288,13 +320,13 @@ def _write_tar(
     with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for sample in samples:
             record = json.dumps(sample.record.to_json()).encode()
-            for field, data in (
+            for name, data in (
                 ("edge.png", sample.edge),
                 (image_format, sample.image),
                 ("json", record),
                 ("seg.png", sample.label),
             ):
-                info = tarfile.TarInfo(f"{sample.record.key}.{field}")
+                info = tarfile.TarInfo(f"{sample.record.key}.{name}")
                 info.size = len(data)
                 info.mode = 0o444
                 tar.addfile(info, io.BytesIO(data))
@@ -312,8 +344,10 @@ def parquet_schema(num_classes: int) -> pa.Schema:
         **dict.fromkeys(("key", "source"), pa.string()),
         **dict.fromkeys(("style", "seed", "width", "height"), pa.int64()),
         **dict.fromkeys(("consistency", "kept_fraction"), pa.float64()),
+        **dict.fromkeys(("variation", "digital_source_type"), pa.string()),
         "class_pixels": pa.list_(pa.int64()),
     }
+    assert tuple(types) == _IMAGE_COLUMNS + RECORD_FIELDS
     features: dict[str, Any] = {
         name: {"dtype": "float64" if kind == pa.float64() else str(kind), "_type": "Value"}
         for name, kind in types.items()
@@ -362,19 +396,20 @@ def _member_names(key: str, image_format: ImageFormat) -> tuple[str, str, str]:
 _FILE_FIELDS = ("file_name", "label_file_name", "edge_file_name")
 
 
-def _listing(root: Path, name: str) -> Path:
-    return root / HIDDEN / "records" / f"{name}.jsonl"
+def listing_name(name: str) -> str:
+    """The file that lists the samples of a shard of the folder format."""
+    return f"{HIDDEN}/records/{name}.jsonl"
 
 
 def _write_folder(
-    root: Path, name: str, samples: Iterable[Encoded], image_format: ImageFormat
-) -> None:
-    """Loose files: complete in a temporary folder first, then renamed one by one."""
+    store: Store, name: str, samples: Iterable[Encoded], image_format: ImageFormat
+) -> tuple[int, str, str]:
+    """Loose files, then the list of them; size, and sums over the sums of all files."""
     split = name.rpartition("-")[0]
-    temporary = root / HIDDEN / "tmp" / f"{name}.{uuid.uuid4().hex}"
-    temporary.mkdir(parents=True)
-    try:
-        lines: list[dict[str, Any]] = []
+    lines: list[dict[str, Any]] = []
+    sums: list[tuple[int, str]] = []
+
+    def files() -> Iterator[tuple[str, bytes]]:
         for sample in samples:
             key = sample.record.key
             names = (
@@ -383,268 +418,300 @@ def _write_folder(
                 f"edges/{split}/{key}.png",
             )
             for path, data in zip(names, (sample.image, sample.label, sample.edge), strict=True):
-                target = temporary / path
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(data)
-            files = dict(zip(_FILE_FIELDS, names, strict=True))
-            lines.append({**files, **sample.record.to_json()})
-        os.sync()  # once for all files of the shard
-        for line in lines:
-            for field in _FILE_FIELDS:
-                (root / line[field]).parent.mkdir(parents=True, exist_ok=True)
-                (temporary / line[field]).replace(root / line[field])
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        write_whole(_listing(root, name), text, root / HIDDEN / "tmp")
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+                sums.append((len(data), f"{hashlib.sha256(data).hexdigest()}  {path}\n"))
+                yield path, data
+            lines.append({**dict(zip(_FILE_FIELDS, names, strict=True)), **sample.record.to_json()})
+
+    store.write_many(files())
+    listing = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    store.write(listing_name(name), listing)
+    own = len(listing), f"{hashlib.sha256(listing).hexdigest()}  {listing_name(name)}\n"
+    return _sums_of([own, *sums])
 
 
-def _measure(root: Path, name: str) -> tuple[int, str, str]:
-    """Size, sha256 and md5 of a shard; md5 is what wids asks for."""
-    paths = files_of(root, name)
-    sums = [_measure_file(path) for path in paths]
-    if len(sums) == 1:
-        return sums[0]
-    lines = [
-        f"{sha}  {p.relative_to(root).as_posix()}\n"
-        for (_, sha, _), p in zip(sums, paths, strict=True)
-    ]
-    listed = "".join(lines).encode()
+def _sums_of(files: Iterable[tuple[int, str]]) -> tuple[int, str, str]:
+    """Size, sha256 and md5 of several files, from their sizes and the lines of their sums."""
+    files = [*files]
+    listed = "".join(line for _, line in files).encode()
     md5 = hashlib.md5(listed, usedforsecurity=False)
-    return sum(size for size, _, _ in sums), hashlib.sha256(listed).hexdigest(), md5.hexdigest()
+    return sum(size for size, _ in files), hashlib.sha256(listed).hexdigest(), md5.hexdigest()
 
 
-def _measure_file(path: Path) -> tuple[int, str, str]:
-    size, sha256, md5 = 0, hashlib.sha256(), hashlib.md5(usedforsecurity=False)
-    with path.open("rb") as file:
+# Checks
+
+
+def files_of(store: Store, name: str) -> list[str]:
+    """The files of a shard, below the root; those of the folder format from its list.
+
+    Raises:
+        FileNotFoundError: the list is not there.
+        ValueError: it is damaged.
+    """
+    if name.startswith("data/"):
+        return [name]
+    listing = listing_name(name)
+    names = [listing]
+    for line in store.read(listing).decode().splitlines():
+        entry = json.loads(line)
+        names += [entry[name] for name in _FILE_FIELDS]
+    return names
+
+
+def measured_size(store: Store, name: str) -> int | None:
+    """Bytes of a shard's files; None where one of them is missing."""
+    try:
+        sizes = [store.size(path) for path in files_of(store, name)]
+    except (OSError, ValueError, KeyError):
+        return None
+    known = [size for size in sizes if size is not None]
+    return sum(known) if len(known) == len(sizes) else None
+
+
+def is_intact(store: Store, shard: Listed) -> bool:
+    """Whether the shard is there with the bytes that were written."""
+    try:
+        names = files_of(store, shard.name)
+        sums = [_measure(store, name) for name in names]
+    except (OSError, ValueError, KeyError):  # unreadable, or a damaged list of a folder's files
+        return False
+    if len(sums) == 1 and shard.name.startswith("data/"):
+        return sums[0][1] == shard.sha256
+    lines = [(size, f"{sha}  {n}\n") for (size, sha), n in zip(sums, names, strict=True)]
+    return _sums_of(lines)[1] == shard.sha256
+
+
+def _measure(store: Store, name: str) -> tuple[int, str]:
+    """Size and sha256 of a file."""
+    size, sha256 = 0, hashlib.sha256()
+    with store.open(name) as file:
         while chunk := file.read(1 << 20):
             size += len(chunk)
             sha256.update(chunk)
-            md5.update(chunk)
-    return size, sha256.hexdigest(), md5.hexdigest()
-
-
-# What stands beside the shards
-
-
-def wids_index(name: str, shards: Sequence[Shard]) -> str:
-    """``index.json`` for random access by wids; addresses are relative to it."""
-    listed = [
-        {"url": s.name, "nsamples": s.samples, "filesize": s.bytes, "md5sum": s.md5} for s in shards
-    ]
-    value = {"__kind__": "wids-shard-index-v1", "wids_version": 1, "name": name}
-    return json.dumps({**value, "shardlist": listed}, indent=2) + "\n"
-
-
-def card_data_files(data_format: Format, split: str) -> list[str]:
-    """Patterns for ``configs:`` of the data set card: with them no reader guesses."""
-    match data_format:
-        case "webdataset":
-            return [f"data/{split}-*.tar"]
-        case "parquet":
-            return [f"data/{split}-*.parquet"]
-        case "folder":
-            return ["metadata.jsonl", *(f"{n}/{split}/*" for n in ("images", "masks", "edges"))]
-
-
-def id2label(names: Sequence[str]) -> str:
-    """``id2label.json``, which transformers' scripts ask for by that name."""
-    return json.dumps(dict(enumerate(names)), indent=2, ensure_ascii=False) + "\n"
-
-
-def folder_sidecars(
-    root: Path,
-    shards: Sequence[Shard],
-    names: Sequence[str],
-    palette: npt.NDArray[np.uint8],
-    *,
-    split: str,
-    image_format: ImageFormat,
-    ignore_index: int,
-) -> dict[str, str]:
-    """Files by which mmsegmentation, Ultralytics and others open the folder format.
-
-    Returns:
-        Name -> text: dataset.yaml (Ultralytics), mmseg_dataset.py, dataset_meta.json (Datumaro),
-        metadata.jsonl (Hugging Face's image folder, and :func:`read`).
-    """
-    colors = [palette[i].tolist() for i in range(len(names))]
-    classes = "".join(f"  {i}: {json.dumps(n, ensure_ascii=False)}\n" for i, n in enumerate(names))
-    images, masks = f"images/{split}", f"masks/{split}"
-    mmseg = f'''"""The data set for mmsegmentation: name this file in _base_, or copy the dict."""
-
-from pathlib import Path
-
-dataset = dict(
-    type="BaseSegDataset",
-    data_root=str(Path(__file__).parent),
-    data_prefix=dict(img_path={images!r}, seg_map_path={masks!r}),
-    img_suffix={"." + image_format!r},
-    seg_map_suffix=".png",
-    ignore_index={ignore_index},
-    reduce_zero_label=False,
-    metainfo=dict(
-        classes={tuple(names)!r},
-        palette={colors!r},
-    ),
-)
-'''
-    meta = {
-        "label_map": {str(i): n for i, n in enumerate(names)},
-        "segmentation_colors": colors,
-    }
-    return {
-        "dataset.yaml": (
-            "# Ultralytics, semantic segmentation. There is one split: validate on real images.\n"
-            f"path: .\ntrain: {images}\nval: {images}\nmasks_dir: masks\nnames:\n{classes}"
-        ),
-        "mmseg_dataset.py": mmseg,
-        "dataset_meta.json": json.dumps(meta, indent=2, ensure_ascii=False) + "\n",
-        "metadata.jsonl": "".join(_listing(root, s.name).read_text("utf-8") for s in shards),
-    }
+    return size, sha256.hexdigest()
 
 
 # Readers
 
 
-def manifest(path: Path) -> dict[str, Any] | None:
-    """``manifest.json`` of a data set that we wrote; None where there is none.
+def read_raw(store: Store, name: str) -> Iterator[Raw]:
+    """Samples of one shard, in order, as they lie there.
 
-    Raises:
-        UserError: the data set is not complete, or the file is not ours.
-    """
-    file = path / "manifest.json"
-    if not file.is_file():
-        if (path / HIDDEN).is_dir():
-            raise UserError(
-                f"{path} is not complete: it has no manifest.json. Run the command that makes it "
-                "again; it continues"
-            )
-        return None
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file}: not a JSON file: {error}") from error
-    if not isinstance(value, dict) or value.get("schema") != SCHEMA:
-        raise UserError(f"{file}: not a manifest that this version of ecgan reads")
-    return value
-
-
-def read(path: Path) -> Iterator[ShardSample]:
-    """Samples of a data set, in order.
-
-    Reads what ``ecgan sample`` and ``ecgan augment`` write; a folder of tars or of Parquet files
-    with the same fields; or a plain folder, ``images/`` beside ``labels/`` or ``masks/``, paired by
-    stem (the key and source is the stem, the style 0).
-
-    Raises:
-        UserError: no such folder, nothing that we read in it, or a damaged file.
-    """
-    if not path.is_dir():
-        raise UserError(f"{path}: no such folder")
-    about = manifest(path)
-    if about is not None and about["format"] == "folder":
-        yield from _read_listed(path, path / "metadata.jsonl")
-        return
-    if about is not None:
-        for shard in about["shards"]:
-            yield from read_shard(path, shard["name"])
-        return
-    for file in (found := _find_shards(path)):
-        yield from _read_file(file)
-    if not found:
-        yield from _read_plain_folder(path)
-
-
-def read_shard(root: Path, name: str) -> Iterator[ShardSample]:
-    """Samples of one shard of a data set that we wrote, in order.
+    Args:
+        store: of the data set.
+        name: of a tar or Parquet file, or of a shard of the folder format.
 
     Raises:
         UserError: it is missing or damaged.
     """
-    path = root / name if name.startswith("data/") else _listing(root, name)
-    if not path.is_file():
-        raise UserError(f"{path}: the manifest lists this shard, but it is not there")
-    yield from _read_listed(root, path) if path.suffix == ".jsonl" else _read_file(path)
-
-
-def _read_file(path: Path) -> Iterator[ShardSample]:
-    return _read_parquet(path) if path.suffix == ".parquet" else _read_tar(path)
-
-
-def _find_shards(path: Path) -> list[Path]:
-    for folder in (path / "data", path):
-        for suffix in ("tar", "parquet"):
-            if files := sorted(folder.glob(f"*.{suffix}")):
-                return files
-    return []
-
-
-def _read_tar(path: Path) -> Iterator[ShardSample]:
+    place = f"{store}/{name}"
+    if not name.endswith((".tar", ".parquet")):
+        place = f"{store}/{listing_name(name)}"
     try:
-        with tarfile.open(path) as tar:
-            key, members = "", dict[str, bytes]()
-            for info in tar:
-                file = tar.extractfile(info)
-                if file is None:
-                    continue
-                own, _, field = info.name.rpartition("/")[2].partition(".")
-                if own != key and members:
-                    yield _sample_from_tar(path, key, members)
-                    members = {}
-                key, members[field.lower()] = own, file.read()
-            if members:
-                yield _sample_from_tar(path, key, members)
+        if name.endswith(".parquet"):
+            yield from _read_parquet(store, name, place)
+        elif name.endswith(".tar"):
+            yield from _read_tar(store, name, place)
+        else:
+            yield from _read_listing(store, store.read(listing_name(name)), place)
+    except FileNotFoundError:
+        raise UserError(f"{place}: the manifest lists this shard, but it is not there") from None
+
+
+class OpenShard:
+    """A shard for random access: what it holds is looked up once.
+
+    Args:
+        store: of the data set.
+        name: as for :func:`read_raw`.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+
+    def __init__(self, store: Store, name: str) -> None:
+        self.place = f"{store}/{name}"
+        self._store, self._name = store, name
+        self._members: list[list[tuple[str, int, int]]] = []  # of a tar: name, offset, size
+        self._lines: list[bytes] = []  # of the folder format
+        self._starts = np.zeros(1, np.int64)  # of a Parquet file's row groups
+        self._parquet: pq.ParquetFile | None = None
+        try:
+            if name.endswith(".tar"):
+                self._members = _tar_members(store, name, self.place)
+            elif name.endswith(".parquet"):
+                self._starts = _group_starts(store, name, self.place)
+            else:
+                self._lines = store.read(listing_name(name)).splitlines()
+        except FileNotFoundError:
+            raise UserError(f"{self.place}: the data set lists it, but it is not there") from None
+
+    def __len__(self) -> int:
+        return len(self._members) or len(self._lines) or int(self._starts[-1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_parquet": None}  # an open file stays in its process
+
+    def raw(self, place: int) -> Raw:
+        """The sample at a place, from 0."""
+        if self._lines:
+            return raw_from_line(self._store, self._lines[place], self.place)
+        if self._members:
+            found: dict[str, bytes] = {}
+            with self._store.open(self._name) as file:
+                for member, offset, size in self._members[place]:
+                    file.seek(offset)
+                    found[member] = file.read(size)
+            key = next(iter(found)).partition(".")[0]
+            fields = {member.partition(".")[2].lower(): data for member, data in found.items()}
+            return raw_from_fields(self.place, key, fields)
+        if self._parquet is None:
+            self._parquet = pq.ParquetFile(self._store.open(self._name))
+        group = int(np.searchsorted(self._starts, place, side="right")) - 1
+        rows = self._parquet.read_row_group(group).slice(place - int(self._starts[group]), 1)
+        return raw_from_row(rows.to_pylist()[0], f"{_stem(self._name)}-{place}")
+
+
+def _stem(name: str) -> str:
+    return name.rpartition("/")[2].partition(".")[0]
+
+
+def _tar_members(store: Store, name: str, place: str) -> list[list[tuple[str, int, int]]]:
+    try:
+        with store.open(name) as file, tarfile.open(fileobj=file) as tar:
+            infos = [
+                (info.name.rpartition("/")[2], info.offset_data, info.size)
+                for info in tar
+                if info.isfile()
+            ]
     except (tarfile.TarError, EOFError) as error:
-        raise UserError(f"{path}: a damaged tar: {error}") from error
+        raise UserError(f"{place}: a damaged tar: {error}") from error
+    grouped = itertools.groupby(infos, key=lambda info: info[0].partition(".")[0])
+    return [list(group) for _, group in grouped]
 
 
-def _sample_from_tar(path: Path, key: str, members: dict[str, bytes]) -> ShardSample:
-    image = next((members[f] for f in ("jpg", "png", "webp", "jpeg") if f in members), None)
-    if image is None or "seg.png" not in members:
-        raise UserError(
-            f"{path}: sample {key} has the fields {', '.join(sorted(members))}; "
-            "expected jpg (or png, webp) and seg.png"
-        )
-    record = _parsed(path, members.get("json", b"{}"))
-    return _decoded(path, key, record, image, members["seg.png"], members.get("edge.png"))
-
-
-def _read_parquet(path: Path) -> Iterator[ShardSample]:
+def _group_starts(store: Store, name: str, place: str) -> npt.NDArray[np.int64]:
     try:
-        with pq.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            if missing := sorted({"image", "label"} - set(names)):
-                raise UserError(f"{path}: no column {' and '.join(missing)}")
-            for batch in file.iter_batches(batch_size=16):
-                for number, row in enumerate(cast("list[dict[str, Any]]", batch.to_pylist())):
-                    key = row.get("key", f"{path.stem}-{number}")
-                    edge = row["edge"]["bytes"] if row.get("edge") else None
-                    yield _decoded(
-                        path, key, row, row["image"]["bytes"], row["label"]["bytes"], edge
-                    )
+        with store.open(name) as file:
+            metadata = pq.read_metadata(file)
     except pa.ArrowException as error:
-        raise UserError(f"{path}: a damaged Parquet file: {error}") from error
+        raise UserError(f"{place}: a damaged Parquet file: {error}") from error
+    rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+    return np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])
 
 
-def _decoded(
-    path: Path, key: str, record: dict[str, Any], image: bytes, label: bytes, edge: bytes | None
-) -> ShardSample:
+def decoded(raw: Raw, place: str) -> ShardSample:
+    """The pixels of a sample.
+
+    Args:
+        raw: of any reader.
+        place: of its shard, for the message.
+
+    Raises:
+        UserError: a part of it is damaged, or no map of class ids.
+    """
+
     def decode(data: bytes, read: Callable[[Image.Image], npt.NDArray[Any]]) -> npt.NDArray[Any]:
         try:
             with Image.open(io.BytesIO(data)) as opened:
                 return read(opened)
         except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-            raise UserError(f"{path}: sample {key}: {error}") from error
+            raise UserError(f"{place}: sample {raw.key}: {error}") from error
 
     return ShardSample(
-        key=key,
-        source=record.get("source", key),
-        style=record.get("style", 0),
-        image=decode(image, _as_image),
-        label=decode(label, _as_map),
-        edge=None if edge is None else decode(edge, _as_map).astype(np.uint8),
+        key=raw.key,
+        source=raw.record.get("source", raw.key),
+        style=raw.record.get("style", 0),
+        image=decode(raw.image, _as_image),
+        label=decode(raw.label, _as_map),
+        edge=None if raw.edge is None else decode(raw.edge, _as_map).astype(np.uint8),
     )
+
+
+def _read_tar(store: Store, name: str, place: str) -> Iterator[Raw]:
+    try:
+        with store.open(name) as file, tarfile.open(fileobj=file) as tar:
+            key, members = "", dict[str, bytes]()
+            for info in tar:
+                member = tar.extractfile(info)
+                if member is None:
+                    continue
+                own, _, field_name = info.name.rpartition("/")[2].partition(".")
+                if own != key and members:
+                    yield raw_from_fields(place, key, members)
+                    members = {}
+                key, members[field_name.lower()] = own, member.read()
+            if members:
+                yield raw_from_fields(place, key, members)
+    except (tarfile.TarError, EOFError) as error:
+        raise UserError(f"{place}: a damaged tar: {error}") from error
+
+
+def raw_from_fields(place: str, key: str, members: dict[str, bytes]) -> Raw:
+    """A sample from the fields of a tar's members.
+
+    Raises:
+        UserError: fields are missing.
+    """
+    image_format = next((f for f in ("jpg", "png", "webp", "jpeg") if f in members), None)
+    if image_format is None or "seg.png" not in members:
+        raise UserError(
+            f"{place}: sample {key} has the fields {', '.join(sorted(members))}; "
+            "expected jpg (or png, webp) and seg.png"
+        )
+    record = _parsed(place, members.get("json", b"{}"))
+    edge = members.get("edge.png")
+    return Raw(key, record, members[image_format], members["seg.png"], edge, image_format)
+
+
+def _read_parquet(store: Store, name: str, place: str) -> Iterator[Raw]:
+    try:
+        with store.open(name) as opened, pq.ParquetFile(opened) as file:
+            names = file.schema_arrow.names
+            if missing := sorted({"image", "label"} - set(names)):
+                raise UserError(f"{place}: no column {' and '.join(missing)}")
+            number = 0
+            for batch in file.iter_batches(batch_size=16):
+                for row in cast("list[dict[str, Any]]", batch.to_pylist()):
+                    yield raw_from_row(row, f"{_stem(name)}-{number}")
+                    number += 1
+    except pa.ArrowException as error:
+        raise UserError(f"{place}: a damaged Parquet file: {error}") from error
+
+
+def raw_from_row(row: dict[str, Any], name: str) -> Raw:
+    """A sample from a row of a Parquet file; ``name`` is its key where it has none."""
+    edge = row["edge"]["bytes"] if row.get("edge") else None
+    record = {k: v for k, v in row.items() if k not in _IMAGE_COLUMNS}
+    image_format = (row["image"].get("path") or "image.jpg").rpartition(".")[2]
+    images = row["image"]["bytes"], row["label"]["bytes"]
+    return Raw(row.get("key", name), record, *images, edge, image_format)
+
+
+def _read_listing(store: Store, text: bytes, place: str) -> Iterator[Raw]:
+    for line in text.splitlines():
+        yield raw_from_line(store, line, place)
+
+
+def raw_from_line(store: Store, line: bytes, place: str) -> Raw:
+    """A sample of the folder format from the line that lists it.
+
+    Raises:
+        UserError: the line is damaged, or a file that it names is not there.
+    """
+    entry = _parsed(place, line)
+    image, label, edge = (_file_bytes(store, entry[f]) for f in _FILE_FIELDS)
+    record = {k: v for k, v in entry.items() if k not in _FILE_FIELDS}
+    image_format = entry["file_name"].rpartition(".")[2]
+    return Raw(entry["key"], record, image, label, edge, image_format)
+
+
+def _file_bytes(store: Store, name: str) -> bytes:
+    try:
+        return store.read(name)
+    except FileNotFoundError:
+        raise UserError(
+            f"{store}/{name}: the data set lists this file, but it is not there"
+        ) from None
 
 
 def _as_image(image: Image.Image) -> Pixels:
@@ -658,65 +725,11 @@ def _as_map(image: Image.Image) -> Labels:
     return values.astype(np.uint16) if image.mode.startswith("I") else values
 
 
-def _read_listed(root: Path, listing: Path) -> Iterator[ShardSample]:
-    with listing.open(encoding="utf-8") as lines:
-        for line in lines:
-            entry = _parsed(listing, line)
-            image, label, edge = (_file_bytes(root / entry[f]) for f in _FILE_FIELDS)
-            yield _decoded(listing, entry["key"], entry, image, label, edge)
-
-
-def _read_plain_folder(root: Path) -> Iterator[ShardSample]:
-    folder = next((root / n for n in ("labels", "masks") if (root / n).is_dir()), None)
-    if folder is None or not (root / "images").is_dir():
-        raise UserError(
-            f"{root}: no samples here; expected data/*.tar, data/*.parquet, or images/ beside "
-            "labels/ or masks/"
-        )
-    photos, maps = _by_key(root / "images"), _by_key(folder)
-    if unpaired := sorted(photos.keys() ^ maps.keys()):
-        raise UserError(
-            f"{root}: {len(unpaired)} files have no partner in images/ or {folder.name}/, "
-            f"first: {unpaired[0]}"
-        )
-    if not photos:
-        raise UserError(f"{root}: images/ holds no image")
-    for key in sorted(photos):
-        data = _file_bytes(photos[key]), _file_bytes(maps[key])
-        yield _decoded(photos[key], key, {}, *data, None)
-
-
-def _image_files(folder: Path) -> list[Path]:
-    suffixes = {".jpg", ".jpeg", ".png", ".webp"}
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in suffixes)
-
-
-def _by_key(folder: Path) -> dict[str, Path]:
-    """Image files by the key that a data set's reader gives them: below the split's folder."""
-    splits = {name for names in datasets.SPLIT_FOLDERS.values() for name in names}
-    found: dict[str, Path] = {}
-    for path in _image_files(folder):
-        relative = path.relative_to(folder).with_suffix("")
-        inside = relative.parts[1:] if relative.parts[0] in splits else relative.parts
-        key = datasets.clean_key("/".join(inside or relative.parts))
-        if key in found:
-            raise UserError(f"{found[key]} and {path} have the same key {key}; rename one of them")
-        found[key] = path
-    return found
-
-
-def _parsed(path: Path, text: bytes | str) -> dict[str, Any]:
+def _parsed(place: str, text: bytes | str) -> dict[str, Any]:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise UserError(f"{path}: a damaged record: {error}") from error
-
-
-def _file_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"{path}: the data set lists this file, but it is not there") from None
+        raise UserError(f"{place}: a damaged record: {error}") from error
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401

@@ -1,0 +1,262 @@
+"""Kill ``ecgan augment`` with SIGKILL at random moments, run it again, and compare every byte.
+
+    python -m tests.kills --kills 100       # a table, for the README; about half an hour
+
+Real processes of the real command with a tiny real generator. A **kill** hits the driver, a worker
+or both. When the driver survives, it has to replace the worker; when it does not, the same command
+is started again. Moments are drawn at random, and some wait for what is rare: a shard that is half
+written, one that has its name but no commit record, a record that is being written.
+"""
+
+import argparse
+import collections
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ecgan.data import sets
+from tests.tiny import make_generator
+
+TARGETS = ("driver", "worker", "both")
+MOMENTS = ("any time", "while a shard is written", "after its rename", "while it is committed")
+STYLES, PER_SHARD, LAYOUTS = 60, 10, 5
+SHARDS = STYLES * LAYOUTS // PER_SHARD
+PATIENCE = 300.0  # seconds that a rare moment is waited for, and that a run may take
+
+
+@dataclass(frozen=True)
+class Kill:
+    """One SIGKILL, or two at once.
+
+    Attributes:
+        executor: local or ray.
+        target: who was killed.
+        moment: what was waited for.
+        seen: what the folder showed afterwards.
+        commits: shards that were committed then.
+    """
+
+    executor: str
+    target: str
+    moment: str
+    seen: str
+    commits: int
+
+    @property
+    def is_midway(self) -> bool:
+        """Whether it came between the first and the last commit."""
+        return 0 < self.commits < SHARDS
+
+
+def write_layouts(folder):
+    for i in range(LAYOUTS):
+        label = np.random.default_rng(i).integers(0, 3, (4, 8), dtype=np.uint8)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.kron(label, np.ones((8, 8), np.uint8))).save(folder / f"{i}.png")
+    return folder
+
+
+def command(generator, layouts, out, executor):
+    words = [sys.executable, "-m", "ecgan_cli", "augment", "--checkpoint", generator]
+    words += ["--labels", layouts, "--n-styles", STYLES, "--samples-per-shard", PER_SHARD]
+    words += ["--out", out, "--device", "cpu", "--workers", 2, "--executor", executor, "-q"]
+    return [str(word) for word in words]
+
+
+def contents(folder):
+    """Every file with its sum; not what tells of times and of the folder's own name."""
+    return {
+        p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and p.name not in {"log.jsonl", "request.json"}
+    }
+
+
+def start(words):
+    return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def processes():
+    """Parent and command line of every process here."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdecimal():
+            continue
+        try:
+            stat = (entry / "stat").read_text()
+            line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:  # it is gone
+            continue
+        found[int(entry.name)] = int(stat.rpartition(")")[2].split()[1]), line
+    return found
+
+
+def workers_of(driver):
+    """Processes that make shards for a driver."""
+    table = processes()
+    family = {driver}
+    while more := {p for p, (parent, _) in table.items() if parent in family} - family:
+        family |= more
+    lines = {pid: table[pid][1] for pid in family - {driver}}
+    return sorted(
+        pid
+        for pid, line in lines.items()
+        if "spawn_main" in line or (line.startswith("ray::") and "Worker" in line)
+    )
+
+
+def commits(out):
+    return len(list((out / ".ecgan/shards").glob("*.json")))
+
+
+def has_come(out, moment):
+    """Whether the folder shows that a moment has come."""
+    partial = [p.name for p in (out / ".ecgan/tmp").glob("*")]
+    if moment == "while a shard is written":
+        return any(".tar." in name for name in partial)
+    if moment == "while it is committed":
+        return any(".json." in name for name in partial)
+    named = {p.stem.rpartition("-")[2] for p in (out / "data").glob("*.tar")}
+    committed = {p.stem for p in (out / ".ecgan/shards").glob("*.json")}
+    return bool(named - committed)
+
+
+def looked_at(out):
+    """What the folder shows after a kill, in a word."""
+    if has_come(out, "after its rename"):
+        return "a shard without its record"
+    if has_come(out, "while it is committed"):
+        return "half a record"
+    if has_come(out, "while a shard is written"):
+        return "half a shard"
+    return "whole files only"
+
+
+def wait_for(driver, out, moment, *, begun):
+    """Wait until a moment has come, or the driver has ended."""
+    end, first = time.monotonic() + PATIENCE, commits(out)
+    while driver.poll() is None and time.monotonic() < end:
+        ready = commits(out) > (first if begun else -1)
+        if ready and (moment == "any time" or has_come(out, moment)):
+            return
+        if moment == "any time":
+            time.sleep(0.01)
+
+
+def kill_once(driver, out, rng, executor, target, moment):
+    """Wait for a moment, then kill; None where the run ended before."""
+    begun = rng.random() < 0.8  # most kills come after the first commit of this start
+    wait_for(driver, out, moment, begun=begun)
+    if moment == "any time":
+        time.sleep(rng.random() * (0.5 if begun else 8.0))
+    victims = [driver.pid] if target in {"driver", "both"} else []
+    if target in {"worker", "both"}:
+        victims += rng.sample(workers := workers_of(driver.pid), min(1, len(workers)))
+    if driver.poll() is not None or not victims:
+        return None
+    for pid in victims:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return None
+    return Kill(executor, target, moment, looked_at(out), commits(out))
+
+
+def torment(words, out, rng, executor, count):
+    """Kill a data set's making ``count`` times, then let it come to its end."""
+    kills = []
+    driver = start(words)
+    while len(kills) < count:
+        target, moment = rng.choice(TARGETS), rng.choice(MOMENTS)
+        kill = kill_once(driver, out, rng, executor, target, moment)
+        if kill is not None:
+            kills.append(kill)
+        if target != "worker" or kill is None:
+            if driver.wait(PATIENCE) == 0:
+                break  # it was done before the next kill
+            driver = start(words)
+    if driver.poll() is None or driver.returncode != 0:
+        message = driver.communicate(timeout=PATIENCE)[1]
+        if driver.returncode != 0:
+            again = start(words)
+            message = again.communicate(timeout=PATIENCE)[1]
+            assert again.returncode == 0, message
+    return kills
+
+
+def check(out, undisturbed):
+    """Raise where the finished data set differs in anything from an undisturbed one."""
+    keys = [sample.key for sample in sets.read(out)]
+    expected = {f"{i}-s{k:03d}" for i in range(LAYOUTS) for k in range(STYLES)}
+    assert len(keys) == len(expected), "duplicate or missing keys"
+    assert set(keys) == expected
+    assert contents(out) == undisturbed
+    assert not (out / ".ecgan/tmp").exists()
+
+
+def run(folder, num_kills, *, seed=0, kills_of_a_set=5, ray_share=0.3, say=lambda _: None):
+    """Torment data sets until there were so many kills; every one is finished and compared."""
+    rng = random.Random(seed)
+    generator = make_generator(folder / "run" / "generator.safetensors")
+    layouts = write_layouts(folder / "layouts")
+    calm = folder / "undisturbed"
+    process = start(command(generator, layouts, calm, "local"))
+    message = process.communicate(timeout=PATIENCE)[1]
+    assert process.returncode == 0, message
+    undisturbed = contents(calm)
+    kills = []
+    while len(kills) < num_kills:
+        executor = (
+            "ray" if sum(k.executor == "ray" for k in kills) < ray_share * len(kills) else "local"
+        )
+        out = folder / f"{executor}-{len(kills)}"
+        words = command(generator, layouts, out, executor)
+        own = torment(words, out, rng, executor, min(kills_of_a_set, num_kills - len(kills)))
+        check(out, undisturbed)
+        kills += own
+        say(f"{len(kills)} kills; the last {len(own)} with {executor}: identical to the byte")
+    return kills
+
+
+def table(kills):
+    """Markdown: who was killed when, and what was found."""
+    counts = collections.Counter((k.executor, k.target) for k in kills)
+    lines = ["| killed | local, 2 processes | Ray, 2 actors |", "|---|---:|---:|"]
+    for target in TARGETS:
+        cells = " | ".join(str(counts[executor, target]) for executor in ("local", "ray"))
+        lines.append(f"| {target} | {cells} |")
+    seen = collections.Counter(kill.seen for kill in kills)
+    found = ", ".join(f"{what}: {count}" for what, count in seen.most_common())
+    midway = sum(kill.is_midway for kill in kills)
+    lines.append(
+        f"\nFound after the kill: {found}. Between first and last commit: {midway} of {len(kills)}."
+    )
+    return "\n".join(lines)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    start_time = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        kills = run(
+            Path(folder), options.kills, seed=options.seed, say=lambda s: print(s, flush=True)
+        )
+    print(table(kills))
+    print(f"{len(kills)} kills, all finished sets identical, {time.monotonic() - start_time:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

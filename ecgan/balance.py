@@ -43,7 +43,7 @@ def hardness(class_pixels: Counts, class_losses: Numbers) -> Numbers:
         (L,); 0 for layouts without a pixel that counts.
     """
     total, pixels = np.zeros(len(class_pixels)), np.zeros(len(class_pixels))
-    for c in np.flatnonzero(np.isfinite(class_losses)):
+    for c in np.flatnonzero(class_losses > -1):
         total += class_pixels[:, c] * class_losses[c]
         pixels += class_pixels[:, c]
     return np.divide(total, pixels, out=np.zeros_like(total), where=pixels > 0)
@@ -112,7 +112,9 @@ def target_counts(
     layouts with the largest weights alone, far beyond the targets.)
 
     Args:
-        class_pixels: pixels of each class, (L, N).
+        class_pixels: pixels of each class in samples of each layout, (L, N). Shares come out up to
+            1e-3 beside their targets where some layouts have many times the labelled pixels of
+            others and ``max_styles`` at that.
         targets: class -> share of the labelled pixels that it shall have, in (0, 1).
         total: samples.
         max_styles: most samples of one layout.
@@ -129,15 +131,7 @@ def target_counts(
             f"{total} samples of {L} layouts are more than {max_styles} of each; ask for at most "
             f"{L * max_styles} samples, or allow more styles of a layout"
         )
-    labelled = class_pixels.sum(axis=1)
-    x = _deviations(class_pixels, labelled, targets)
-    mass = labelled / labelled.sum() if labelled.any() else np.full(L, 1 / L)
-    tilt = _tilt(x, mass, max_styles * L / total)
-    scores = np.zeros(L)
-    for c in range(x.shape[1]):
-        scores += x[:, c] * tilt[c]
-    weights = _capped(scores, np.full(L, 1 / L), max_styles * L / total)
-    return _diffused(weights * (total / L), scores, total)
+    return _diffused(*_quotas(class_pixels, targets, total, max_styles), total)
 
 
 def shares(class_pixels: Counts, counts: Counts) -> Numbers:
@@ -194,18 +188,32 @@ def _share(text: str) -> float | None:
     return value if 0 < value < 1 else None
 
 
+def _quotas(
+    class_pixels: Counts, targets: Mapping[int, float], total: int, max_styles: int
+) -> tuple[Numbers, Numbers]:
+    """What each layout would get if samples could be divided, and the scores of its tilt, (L,)."""
+    L, cap = len(class_pixels), max_styles * len(class_pixels) / total
+    labelled = class_pixels.sum(axis=1)
+    x = _deviations(class_pixels, labelled, targets)
+    mass = labelled / labelled.sum() if labelled.any() else np.full(L, 1 / L)
+    tilt = _tilt(x, mass, cap)
+    scores = np.zeros(L)
+    for column, strength in zip(x.T, tilt, strict=True):
+        scores += column * strength
+    return _capped(scores, np.full(L, 1 / L), cap) * (total / L), scores
+
+
 def _deviations(class_pixels: Counts, labelled: Counts, targets: Mapping[int, float]) -> Numbers:
     """How far each layout's shares are from the targets, in units of their spread, (L, C).
 
-    A layout without a labelled pixel counts as one without these classes. A target beyond every
-    layout's share is as good as the outermost share.
+    A layout without a labelled pixel counts as one without these classes.
     """
     x = np.empty((len(labelled), len(targets)))
     for column, (c, target) in enumerate(sorted(targets.items())):
         share = class_pixels[:, c] / np.maximum(labelled, 1)
         # A power of two: the division is exact, whatever the last digits of the spread.
         unit = 2.0 ** np.floor(np.log2(float(share.std()) or 1.0))
-        x[:, column] = (share - np.clip(target, share.min(), share.max())) / unit
+        x[:, column] = (share - target) / unit
     return x
 
 

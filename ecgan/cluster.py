@@ -166,8 +166,8 @@ def run_jobs(
     Inline there is one worker, which is not replaced, and an exception of ``make_worker`` is raised
     as it is.
 
-    Close the generator (``contextlib.closing``) to end the workers early. They get further jobs only
-    while the caller asks for outcomes, and live no longer than the thread that does.
+    Close the generator (``contextlib.closing``) to end the workers early. They get further jobs
+    only while the caller asks for outcomes, and live no longer than the thread that does.
 
     Args:
         make_worker: called once in each worker, with the index of its place, from 0; returns the
@@ -791,7 +791,8 @@ def _why_dead(error: Exception) -> str:
         return "worker died (with its node)"
     if "connection error" in text:
         return "worker died (killed, out of memory or crashed)"
-    return f"worker died ({text.strip().splitlines()[-1].strip() or type(error).__name__})"
+    *_, last_line = (text.strip() or type(error).__name__).splitlines()
+    return f"worker died ({last_line})"
 
 
 # Room

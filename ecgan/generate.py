@@ -11,6 +11,7 @@ whatever happened on the way and wherever the shards were made.
 import errno
 import json
 import os
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -263,9 +264,7 @@ class _Making:
         bar = tqdm(total=total, unit="sample", disable=self.request.quiet or None, desc=str(store))
         with bar:
             workers = self.prepared.workers
-            with closing(
-                cluster.run_jobs(make_worker, jobs, workers, on_event=bar.write)
-            ) as outcomes:
+            with closing(cluster.run_jobs(make_worker, jobs, workers, on_event=_tell)) as outcomes:
                 for outcome in outcomes:
                     self._note(outcome, bar)
         self._log()
@@ -310,6 +309,11 @@ class _MakeShards:
             if error.errno in _FULL:
                 raise StopRun(f"{error.errno}") from error
             raise
+
+
+def _tell(text: str) -> None:
+    """A line about a worker, above the progress bar."""
+    tqdm.write(text, file=sys.stderr)
 
 
 def make_shards(settings: prepare.Settings, index: int) -> _MakeShards:

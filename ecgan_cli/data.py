@@ -102,6 +102,56 @@ def inspect(
     click.echo(recipe, nl=False)
 
 
+@data.command()
+@click.argument("place", metavar="DIR|URL")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress bar.")
+def verify(place: str, *, as_json: bool, quiet: bool) -> None:
+    """Read every byte of a finished data set of ecgan, and say what is wrong with it.
+
+    Hashes, counts, keys, fields, kinds of maps, ids, class pixels. Exit code 1 if anything is.
+    """
+    from dataclasses import asdict
+
+    from ecgan.data.verify import verify as library
+
+    found = library(place, quiet=quiet)
+    if as_json:
+        click.echo(json.dumps(asdict(found), indent=2))
+    if found.faults:
+        more = [f"and {found.more} more"] if found.more else []
+        raise UserError(f"{place}: not as it was written", [*found.faults, *more])
+    if not as_json:
+        click.echo(f"{place}: {found.samples} samples in {found.shards} shards, all as written")
+
+
+@data.command()
+@click.argument("source", metavar="DIR|URL")
+@click.argument("out", metavar="OUT")
+@click.option(
+    "--format",
+    "data_format",
+    type=click.Choice(["webdataset", "parquet", "folder"]),
+    required=True,
+    help="Tar shards, Parquet shards, or loose files.",
+)
+@click.option("--samples-per-shard", type=int, help="Default: the shards as they are.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress bar.")
+def convert(
+    source: str,
+    out: str,
+    data_format: Any,  # noqa: ANN401  one of the three
+    samples_per_shard: int | None,
+    *,
+    quiet: bool,
+) -> None:
+    """Write a finished data set of ecgan in another format, the same samples byte for byte."""
+    from ecgan.convert import convert as library
+
+    count = library(source, out, data_format, samples_per_shard=samples_per_shard, quiet=quiet)
+    click.echo(f"{count} samples in {out}")
+
+
 def _recipe(found: "Inspection", proposed: "LabelSpace | None", classes: Path | None) -> str:
     """A recipe that fits the size and number of the photos, as YAML with comments."""
     import yaml

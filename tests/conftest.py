@@ -42,3 +42,30 @@ def camvid():
     if not path:
         pytest.skip("ECGAN_CAMVID does not name CamVid's folder")
     return Path(path)
+
+
+@pytest.fixture(scope="session")
+def s3():
+    """A server on this machine that speaks S3's protocol, with the bucket ecgan-test."""
+    server_module = pytest.importorskip("moto.server")
+    pytest.importorskip("s3fs")
+    import boto3
+
+    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    environment = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    boto3.client(
+        "s3",
+        endpoint_url=environment["AWS_ENDPOINT_URL"],
+        aws_access_key_id="test",
+        aws_secret_access_key="test",
+        region_name="us-east-1",
+    ).create_bucket(Bucket="ecgan-test")
+    yield environment
+    server.stop()

@@ -11,14 +11,16 @@ written, one that has its name but no commit record, a record that is being writ
 import argparse
 import collections
 import hashlib
+import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -204,7 +206,7 @@ def check(out, undisturbed):
     assert not (out / ".ecgan/tmp").exists()
 
 
-def run(folder, num_kills, *, seed=0, kills_of_a_set=5, ray_share=0.3, say=lambda _: None):
+def run(folder, num_kills, *, seed=0, kills_of_a_set=5, ray_share=0.3, say=lambda *_: None):
     """Torment data sets until there were so many kills; every one is finished and compared."""
     rng = random.Random(seed)
     generator = make_generator(folder / "run" / "generator.safetensors")
@@ -223,8 +225,9 @@ def run(folder, num_kills, *, seed=0, kills_of_a_set=5, ray_share=0.3, say=lambd
         words = command(generator, layouts, out, executor)
         own = torment(words, out, rng, executor, min(kills_of_a_set, num_kills - len(kills)))
         check(out, undisturbed)
+        shutil.rmtree(out)
         kills += own
-        say(f"{len(kills)} kills; the last {len(own)} with {executor}: identical to the byte")
+        say(f"{len(kills)} kills; the last {len(own)} with {executor}: identical to the byte", own)
     return kills
 
 
@@ -248,14 +251,19 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--log", type=Path, default=Path("kills.jsonl"), help="a line for each")
     options = parser.parse_args()
-    start_time = time.monotonic()
+    begun = time.monotonic()
+
+    def say(text, own):
+        print(text, flush=True)
+        with options.log.open("a") as file:
+            file.writelines(json.dumps(asdict(kill)) + "\n" for kill in own)
+
     with tempfile.TemporaryDirectory() as folder:
-        kills = run(
-            Path(folder), options.kills, seed=options.seed, say=lambda s: print(s, flush=True)
-        )
+        kills = run(Path(folder), options.kills, seed=options.seed, say=say)
     print(table(kills))
-    print(f"{len(kills)} kills, all finished sets identical, {time.monotonic() - start_time:.0f} s")
+    print(f"{len(kills)} kills, all finished sets identical, {time.monotonic() - begun:.0f} s")
 
 
 if __name__ == "__main__":

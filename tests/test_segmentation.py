@@ -1,5 +1,6 @@
 """Segmenters: mapping of classes, gradients, loading and saving, training from scratch."""
 
+import hashlib
 import json
 import shutil
 
@@ -20,6 +21,7 @@ from ecgan.segmentation import (
     Normalisation,
     Provenance,
     Segmenter,
+    Sources,
     load_segmenter,
     map_by_name,
     train_segmenter,
@@ -324,6 +326,29 @@ def test_training_is_seeded_and_cached(street, tmp_path):
     assert report["train_loss"] < 3
     assert folder.name.endswith(report["data"][:16])
     assert first.known.all()
+
+
+def test_a_segmenter_knows_what_it_learnt_from(street, tmp_path):
+    segmenter = train(street, tmp_path / "cache", images=4)
+    items = datasets.items_for("folder", street, "train")
+    assert segmenter.sources.keys == {item.key for item in items}
+    contents = {hashlib.sha256(item.label.read_bytes()).hexdigest() for item in items}
+    assert segmenter.sources.labels == contents
+    assert "sources" not in segmenter.describe()  # a report has no room for every key
+    segmenter.save(tmp_path / "copy")
+    space = labels.load_label_space(street / "classes.json")
+    assert load_segmenter(tmp_path / "copy", space).sources == segmenter.sources
+    assert segmentation.trained_folder(tmp_path / "cache", segmenter.provenance.data).is_dir()
+
+
+def test_folders_of_earlier_versions_do_not_say_what_they_learnt_from(tmp_path):
+    tiny(sources=Sources(frozenset({"a"}), frozenset({"b"}))).save(tmp_path / "s")
+    path = tmp_path / "s" / "segmenter.json"
+    own = json.loads(path.read_text())
+    assert own.pop("sources") == {"keys": ["a"], "labels": ["b"]}
+    path.write_text(json.dumps(own))
+    assert load_segmenter(tmp_path / "s", space_of(*STREET)).sources == Sources()
+    assert tiny().sources == Sources()
 
 
 def test_changed_data_is_learnt_anew(street, tmp_path):

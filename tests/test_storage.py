@@ -13,33 +13,6 @@ from ecgan.storage import HIDDEN, Folder, ObjectStore, matching, open_store
 BUCKET = "ecgan-test"
 
 
-@pytest.fixture(scope="session")
-def s3():
-    """A server that speaks S3's protocol, here on this machine."""
-    server_module = pytest.importorskip("moto.server")
-    pytest.importorskip("s3fs")
-    import boto3
-
-    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    environment = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    boto3.client(
-        "s3",
-        endpoint_url=environment["AWS_ENDPOINT_URL"],
-        aws_access_key_id="test",
-        aws_secret_access_key="test",
-        region_name="us-east-1",
-    ).create_bucket(Bucket=BUCKET)
-    yield environment
-    server.stop()
-
-
 @pytest.fixture(
     params=["folder", "memory", pytest.param("s3", marks=pytest.mark.slow)],
 )

@@ -20,8 +20,6 @@ from torch import Tensor
 TAPS = 9  # of a 3 x 3 kernel
 
 
-# Its loops run over the classes that a batch happens to have: every batch would be compiled anew.
-@torch.compiler.disable()
 def class_specific_heads(
     features: Tensor,
     labels: Tensor,

@@ -1,0 +1,268 @@
+"""The data-set engine: its plan at scale, its resume scan, what it adds to the generator's time.
+
+    python -m tests.benchmarks.bench_engine                 # all, some minutes
+    python -m tests.benchmarks.bench_engine --only engine   # samples/s alone
+
+* **plan**: 200,000 label maps x 500 styles in shards of 1,000, label check cached (its first run is
+  shown apart), in a process of its own whose peak memory is measured.
+* **resume**: the scan of 100,000 committed shards.
+* **engine**: a generator that costs nothing, at 256 x 512: samples/s of reading, encoding and
+  writing. Baseline: the same steps one after the other in one thread, label and edges encoded by
+  Pillow for every sample.
+* **end to end**: a real, small generator alone, and the whole pipeline with it, in the same
+  process, one worker.
+"""
+
+import argparse
+import io
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ecgan import prepare
+from ecgan.data import codecs
+from ecgan.data.shards import FilterTotals, Shard
+from ecgan.ledger import Ledger
+from ecgan.making import ShardMaker
+from ecgan.plan import Plan, Stage, commit_name, passes, whole_rows
+from ecgan.prepare import Request
+from ecgan.sampling import Made, Sampler
+from ecgan.storage import open_store
+from tests.tiny import make_generator
+
+SIZE = (256, 512)
+
+
+class NullSampler(Sampler):
+    """A generator that costs nothing: pictures that were made before."""
+
+    def __init__(self, path, device):
+        super().__init__(path, device)
+        rng = np.random.default_rng(0)
+        self._made = [Made(scene(rng), edges(rng)) for _ in range(4)]
+
+    def make(self, layouts, z, batch):
+        return [[self._made[k % 4] for k in range(z.shape[1])] for _ in layouts]
+
+
+def scene(rng):
+    """Something as hard to encode as a street scene: smooth shapes with fine texture."""
+    coarse = rng.integers(0, 256, (8, 16, 3), dtype=np.uint8)
+    smooth = Image.fromarray(coarse).resize(SIZE[::-1], Image.Resampling.BICUBIC)
+    noise = rng.normal(0, 6, (*SIZE, 3))
+    return np.clip(np.asarray(smooth) + noise, 0, 255).astype(np.uint8)
+
+
+def edges(rng):
+    coarse = rng.integers(0, 256, (64, 128), dtype=np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize(SIZE[::-1], Image.Resampling.BICUBIC))
+
+
+def write_layouts(folder, count, size=(16, 32)):
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        blocks = np.random.default_rng(i).integers(0, 3, (4, 8), dtype=np.uint8)
+        label = np.kron(blocks, np.ones((size[0] // 4, size[1] // 8), np.uint8))
+        (folder / f"{i:06d}.png").write_bytes(codecs.encode_map(label))
+    return folder
+
+
+def generator(folder, **data):
+    height, width = SIZE
+    return make_generator(
+        folder / "run" / "generator.safetensors",
+        data={"height": height, "width": width, "classes": ["road", "sky", "car"]} | data,
+    )
+
+
+def request_of(path, layouts, out, **changes):
+    fields = {"labels": layouts, "n_styles": 5, "device": "cpu", "quiet": True}
+    return Request(generator=path, out=out, **(fields | changes))
+
+
+# Each measurement prints its own line
+
+
+def plan_in_a_process(path, layouts, styles):
+    """What the child does: plan, keep the stage, make every hundredth job."""
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        request = request_of(path, layouts, Path(folder) / "out", n_styles=styles)
+        wanted = prepare.prepare(request).wanted
+        ledger = Ledger(open_store(request.out))
+        ledger.check_place()
+        plan, _ = ledger.resolve(wanted, extend=False)
+        ledger.record_stage(plan, wanted)
+        seconds = time.perf_counter() - start
+        start = time.perf_counter()
+        for number in range(0, plan.num_shards, 100):
+            assert plan.job(number).samples == 1000
+        jobs = (time.perf_counter() - start) * 100
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"{plan.num_samples} {seconds:.1f} {jobs:.1f} {peak:.0f}")
+
+
+def measure_plan(folder, layouts, styles):
+    start = time.perf_counter()
+    labels = write_layouts(folder / "labels", layouts)
+    print(f"  ({layouts:,} label maps drawn in {time.perf_counter() - start:.0f} s)", flush=True)
+    path = generator(folder)
+    for title in ("first call, every label read", "label check cached"):
+        child = subprocess.run(
+            [sys.executable, "-m", __spec__.name, "--child", path, labels, str(styles)],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        samples, seconds, jobs, peak = child.stdout.split()
+        print(
+            f"plan, {title}: {int(samples):,} samples in {seconds} s; all jobs made one by one in "
+            f"{jobs} s; peak memory {peak} MB, of which torch's import takes most",
+            flush=True,
+        )
+
+
+def measure_resume(folder, count):
+    store = open_store(folder / "resume")
+    base = folder / "resume"
+    (base / ".ecgan/shards").mkdir(parents=True)
+    (base / "data").mkdir()
+    stage = Stage([None], whole_rows(np.array([[count]])), 0, 1, plan="p")
+    for number in range(count):
+        name = f"data/train-{number:06d}.tar"
+        shard = Shard(name, 1, 1, "0" * 64, "0" * 32, (1,) * 35, FilterTotals(), "p")
+        (base / commit_name(number)).write_text(shard.commit_text())
+        (base / name).write_bytes(b"x")
+    start = time.perf_counter()
+    found = Ledger(store).committed(Plan((stage,)))
+    seconds = time.perf_counter() - start
+    assert len(found.shards) == count
+    print(f"resume: {count:,} committed shards scanned in {seconds:.1f} s", flush=True)
+
+
+def naive_shard(sampler, settings, job, out):
+    """The baseline: one thread, everything in turn, Pillow, labels encoded for every sample."""
+    with tarfile.open(out, "w") as tar:
+        for part in passes(job.groups, settings.output.batch):
+            for group in part:
+                layout = sampler.read_layout(group.item)
+                z = torch.zeros(1, group.count, 256)
+                for k, made in enumerate(sampler.make([layout], z, 8)[0]):
+                    for name, pixels, options in (
+                        ("jpg", made.image, {"format": "JPEG", "quality": 95, "subsampling": 0}),
+                        ("seg.png", layout.label, {"format": "PNG"}),
+                        ("edge.png", made.edge, {"format": "PNG"}),
+                    ):
+                        buffer = io.BytesIO()
+                        Image.fromarray(pixels).save(buffer, **options)
+                        info = tarfile.TarInfo(f"{group.key}-{k}.{name}")
+                        info.size = buffer.tell()
+                        buffer.seek(0)
+                        tar.addfile(info, buffer)
+
+
+def median_rate(call, samples, repeats):
+    rates = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        call()
+        rates.append(samples / (time.perf_counter() - start))
+    return statistics.median(rates[1:])
+
+
+def measure_engine(folder, repeats):
+    layouts = write_layouts(folder / "few", 60, SIZE)
+    path = generator(folder)
+    request = request_of(path, layouts, folder / "null", samples_per_shard=300)
+    prepared = prepare.prepare(request)
+    job = prepared.wanted.stage.job(0)
+    maker = ShardMaker(prepared.settings, sampler=NullSampler(path, torch.device("cpu")))
+    seconds = {}
+
+    def engine():
+        nonlocal seconds
+        made = maker(job)
+        seconds = {**made.seconds, "elapsed": made.elapsed, "bytes": made.shard.bytes}
+
+    fast = median_rate(engine, job.samples, repeats)
+    slow = median_rate(
+        lambda: naive_shard(maker.sampler, prepared.settings, job, folder / "naive.tar"),
+        job.samples, repeats,
+    )  # fmt: skip
+    megabytes = seconds["bytes"] / job.samples * fast / 1e6
+    busy = ", ".join(
+        f"{name} {seconds[name] / seconds['elapsed']:.0%}" for name in ("read", "encode", "write")
+    )
+    print(
+        f"engine, null generator, 256 x 512, 5 styles: {fast:.0f} samples/s, {megabytes:.0f} MB/s "
+        f"({prepared.settings.encoders} encoders; busy: {busy}); baseline {slow:.0f} samples/s, "
+        f"ratio {fast / slow:.2f}",
+        flush=True,
+    )
+
+
+def measure_end_to_end(folder, repeats):
+    layouts = write_layouts(folder / "few", 12, SIZE)
+    path = make_generator(
+        folder / "real" / "generator.safetensors",
+        data={"height": SIZE[0], "width": SIZE[1], "classes": ["road", "sky", "car"]},
+        model={"width": 16},
+    )
+    prepared = prepare.prepare(request_of(path, layouts, folder / "whole", samples_per_shard=60))
+    maker = ShardMaker(prepared.settings)
+    job = prepared.wanted.stage.job(0)
+    read = [maker.sampler.read_layout(group.item) for group in job.groups]
+
+    def alone():
+        for layout, group in zip(read, job.groups, strict=True):
+            z = torch.stack([maker.settings.styles.draw(group.key, k) for k in range(group.count)])
+            maker.sampler.make([layout], z[None], 8)
+
+    generator_alone = median_rate(alone, job.samples, repeats)
+    whole = median_rate(lambda: maker(job), job.samples, repeats)
+    print(
+        f"end to end, generator of width 16 on one thread, 256 x 512, 5 styles: {whole:.2f} "
+        f"samples/s; generator alone {generator_alone:.2f}; ratio {whole / generator_alone:.1%}",
+        flush=True,
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--only", choices=["plan", "resume", "engine", "end-to-end"])
+    parser.add_argument("--layouts", type=int, default=200_000)
+    parser.add_argument("--styles", type=int, default=500)
+    parser.add_argument("--shards", type=int, default=100_000)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--child", nargs=3)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.child:
+        path, labels, styles = options.child
+        plan_in_a_process(Path(path), Path(labels), int(styles))
+        return
+    versions = ", ".join(f"{n} {metadata.version(n)}" for n in ("torch", "opencv-python", "pillow"))
+    print(f"{platform.machine()}, Python {platform.python_version()}, {versions}")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if options.only in {None, "engine"}:
+            measure_engine(folder, options.repeats)
+        if options.only in {None, "end-to-end"}:
+            measure_end_to_end(folder, options.repeats)
+        if options.only in {None, "resume"}:
+            measure_resume(folder, options.shards)
+        if options.only in {None, "plan"}:
+            measure_plan(folder, options.layouts, options.styles)
+
+
+if __name__ == "__main__":
+    main()

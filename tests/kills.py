@@ -31,9 +31,10 @@ from tests.tiny import make_generator
 
 TARGETS = ("driver", "worker", "both")
 MOMENTS = ("any time", "while a shard is written", "after its rename", "while it is committed")
-STYLES, PER_SHARD, LAYOUTS = 60, 10, 5
+STYLES, PER_SHARD, LAYOUTS = 120, 10, 5
 SHARDS = STYLES * LAYOUTS // PER_SHARD
-PATIENCE = 300.0  # seconds that a rare moment is waited for, and that a run may take
+PATIENCE = 300.0  # seconds that a run may take
+RARE = 2.0  # seconds that a rare moment is waited for; then any time will do
 
 
 @dataclass(frozen=True)
@@ -148,11 +149,13 @@ def wait_for(driver, out, moment, *, begun):
     """Wait until a moment has come, or the driver has ended."""
     end, first = time.monotonic() + PATIENCE, commits(out)
     while driver.poll() is None and time.monotonic() < end:
-        ready = commits(out) > (first if begun else -1)
-        if ready and (moment == "any time" or has_come(out, moment)):
+        if not begun or commits(out) > first:
+            break
+        time.sleep(0.01)
+    end = time.monotonic() + RARE
+    while driver.poll() is None and time.monotonic() < end and moment != "any time":
+        if has_come(out, moment):
             return
-        if moment == "any time":
-            time.sleep(0.01)
 
 
 def kill_once(driver, out, rng, executor, target, moment):

@@ -108,7 +108,7 @@ def test_one_target_is_the_loops(even, data):
     assume(near == pytest.approx(target, abs=1e-9))  # the loops' tilt has a bound
     found, _ = balance._quotas(pixels, {0: target}, total, max_styles)
     assert found.sum() == pytest.approx(total, rel=1e-9)
-    assert found == pytest.approx(expected, rel=1e-3, abs=1e-3)
+    assert found == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
 
 @given(seeds, st.integers(3, 30))
@@ -118,7 +118,7 @@ def test_two_targets_are_met_by_the_most_even_weights(seed, L):
     wish = np.random.default_rng(seed + 1).uniform(1, 3, L)
     targets = dict(enumerate(np.clip(balance.shares(pixels, wish)[:2], 1e-4, 0.99)))
     found, _ = balance._quotas(pixels, targets, 10 * L, 10_000)
-    assert balance.shares(pixels, found)[:2] == pytest.approx([*targets.values()], abs=1e-4)
+    assert balance.shares(pixels, found)[:2] == pytest.approx([*targets.values()], abs=1e-6)
     share = pixels[:, :2] / pixels.sum(axis=1, keepdims=True)
     linear = np.column_stack([share, np.ones(L)])
     logs = np.log(found)
@@ -209,14 +209,14 @@ def test_rare_class_comes_more_often_and_nothing_else_changes():
 
 
 def test_layouts_with_few_labelled_pixels_weigh_less():
-    """The first ones have the most of the class, the bound of samples, and the fewest pixels."""
+    """The first has the most of the class, the bound of samples, and few pixels."""
     pixels = np.array([[30, 20], [35, 15], [320, 80], [600, 200], [380, 20], [390, 10]])
     found, _ = balance._quotas(pixels, {1: 0.2}, 24, 7)
     assert found == pytest.approx(
         naive_data.tilted_quotas(pixels.tolist(), 1, 0.2, 24, 7), abs=1e-4
     )
-    assert found[:2] == pytest.approx([7, 7])
-    assert balance.shares(pixels, found)[1] == pytest.approx(0.2, abs=1e-5)
+    assert found[0] == pytest.approx(7)
+    assert balance.shares(pixels, found)[1] == pytest.approx(0.2, abs=1e-6)
 
 
 def test_layouts_without_labels_are_no_way_out():

@@ -22,8 +22,7 @@ from PIL import Image
 
 from ecgan import generate, prepare, styles
 from ecgan.convert import convert
-from ecgan.data import codecs, sets, shards
-from ecgan.data.sets import SampleDataset
+from ecgan.data import SampleDataset, codecs, sets, shards
 from ecgan.data.verify import verify
 from ecgan.errors import UserError
 from ecgan.making import ShardMaker, _Ahead
@@ -134,7 +133,7 @@ def test_a_stalled_worker_is_noticed_and_replaced(request_, world, tmp_path, exe
         request_(labels=labels, n_styles=kills.STYLES, samples_per_shard=kills.PER_SHARD,
                  out=tmp_path / "calm")
     )  # fmt: skip
-    assert outcome.num_samples == 300
+    assert outcome.num_samples == kills.LAYOUTS * kills.STYLES
     assert contents(tmp_path / "calm") == contents(tmp_path / "out")
 
 

@@ -306,7 +306,6 @@ def assert_same_files(found, path):
         np.testing.assert_array_equal(np.asarray(Image.open(label)), our.label)
 
 
-@pytest.mark.xfail(reason="folder_sidecars imports pathlib and asks for __file__")
 def test_mmengine_can_read_the_config(finished):
     """mmengine 0.10: an import may make a config a lazy one, and no config has a ``__file__``."""
     path = finished["folder"]
@@ -325,7 +324,6 @@ def test_mmengine_can_read_the_config(finished):
     assert_same_files(pairs_below(images, masks, data["img_suffix"]), path)
 
 
-@pytest.mark.xfail(reason="folder_sidecars writes path: ., which is the working directory")
 def test_ultralytics_can_read_the_yaml_from_anywhere(finished, tmp_path, monkeypatch):
     """Ultralytics 8.4: ``path`` is resolved in the working directory; without it, the YAML's."""
     monkeypatch.chdir(tmp_path)

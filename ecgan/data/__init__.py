@@ -1,1 +1,16 @@
-"""Photos and label maps in, samples out."""
+"""Data sets: what is trained on, and what is written. No torch until it is asked for."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ecgan.data.sets import SampleDataset
+
+__all__ = ["SampleDataset"]
+
+
+def __getattr__(name: str) -> object:
+    if name == "SampleDataset":
+        from ecgan.data.sets import SampleDataset
+
+        return SampleDataset
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

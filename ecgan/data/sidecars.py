@@ -56,13 +56,12 @@ def folder_sidecars(
     colors = [palette[i].tolist() for i in range(len(names))]
     classes = "".join(f"  {i}: {json.dumps(n, ensure_ascii=False)}\n" for i, n in enumerate(names))
     images, masks = f"images/{split}", f"masks/{split}"
+    # mmengine: an import would make it a lazy config, and no config has a __file__
     mmseg = f'''"""The data set for mmsegmentation: name this file in _base_, or copy the dict."""
-
-from pathlib import Path
 
 dataset = dict(
     type="BaseSegDataset",
-    data_root=str(Path(__file__).parent),
+    data_root="{{{{ fileDirname }}}}",
     data_prefix=dict(img_path={images!r}, seg_map_path={masks!r}),
     img_suffix={"." + image_format!r},
     seg_map_suffix=".png",
@@ -79,9 +78,10 @@ dataset = dict(
         "segmentation_colors": colors,
     }
     return {
+        # without path, Ultralytics takes the folder of the YAML; "." would be the working directory
         "dataset.yaml": (
             "# Ultralytics, semantic segmentation. There is one split: validate on real images.\n"
-            f"path: .\ntrain: {images}\nval: {images}\nmasks_dir: masks\nnames:\n{classes}"
+            f"train: {images}\nval: {images}\nmasks_dir: masks\nnames:\n{classes}"
         ),
         "mmseg_dataset.py": mmseg,
         "dataset_meta.json": json.dumps(meta, indent=2, ensure_ascii=False) + "\n",

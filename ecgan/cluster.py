@@ -652,6 +652,7 @@ class _Ray:
         try:
             if self._joined:
                 _join_ray(workers.address)
+                self._restore_sigterm()
             nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
             room = [(node.get("CPU", 0), node.get("GPU", 0)) for node in nodes]
             _require_room(workers, "this Ray cluster", room)
@@ -695,8 +696,12 @@ class _Ray:
         finally:
             if self._joined:
                 self._ray.shutdown()
-                if threading.current_thread() is threading.main_thread():
-                    signal.signal(signal.SIGTERM, self._sigterm)  # Ray has put its own there
+                self._restore_sigterm()
+
+    def _restore_sigterm(self) -> None:
+        """Ray puts its own handler there, which ends the driver on the spot."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._sigterm)
 
     def why_not_up(self) -> str:
         free = self._ray.available_resources()

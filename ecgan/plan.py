@@ -180,10 +180,18 @@ class Stage:
         )
 
     def _donors(self, layout: int, variant: int) -> tuple[Item, ...]:
-        """Other layouts, drawn by the names of layout and variant alone."""
+        """Other layouts, drawn by the names of layout and variant alone.
+
+        With a filter, of the same fold: what is pasted must not come from a pair that the layout's
+        judge learnt from.
+        """
         rng = np.random.default_rng(variation_seed(0, self.items[layout].key, variant))
-        drawn = rng.integers(len(self.items), size=2 * NUM_DONORS)
-        others = dict.fromkeys(int(i) for i in drawn if i != layout)
+        drawn = rng.integers(len(self.items), size=4 * NUM_DONORS)
+        others = dict.fromkeys(
+            int(i)
+            for i in drawn
+            if i != layout and (self.folds is None or self.folds[i] == self.folds[layout])
+        )
         return tuple(self.items[i] for i in list(others)[:NUM_DONORS])
 
 

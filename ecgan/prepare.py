@@ -209,7 +209,8 @@ def prepare(request: Request) -> Prepared:
     judged = _judged(request, recipe, file.space, items, check)
     even = counts
     most = recipe.sampling.balance_max_styles
-    counts = _balanced(request, file.space, even, check.counts, most, judged)
+    pixels = _sample_pixels(check, recipe.data.height * recipe.data.width)
+    counts = _balanced(request, file.space, even, pixels, most, judged)
     stage = Stage(
         items,
         whole_rows(counts),
@@ -246,7 +247,6 @@ def prepare(request: Request) -> Prepared:
     )
     if request.save_styles is not None:
         _save_styles(request, shared, settings.styles, file, int(counts.max()))
-    pixels = check.counts.astype(np.int64)
     return Prepared(
         file,
         recipe,
@@ -619,18 +619,25 @@ def _judged(
     return _Judged(spec, np.array(numbers, np.int8), spec.pooled_losses())
 
 
+def _sample_pixels(check: datasets.LabelCheck, size: int) -> npt.NDArray[np.int64]:
+    """Pixels of each class in a sample of each layout, (L, N): layouts may differ in size."""
+    counts = check.counts.astype(np.int64)
+    whole = counts.sum(axis=1) + check.unlabelled
+    return counts * size // whole[:, None]
+
+
 def _balanced(
     request: Request,
     space: LabelSpace,
     counts: Counts,
-    class_pixels: npt.NDArray[np.integer],
+    class_pixels: npt.NDArray[np.int64],
     most: int,
     judged: _Judged | None,
 ) -> Counts:
     """Counts of the same sum, spread as --balance says; ``most`` of one row."""
     if request.spread == "none":
         return counts
-    pixels = np.repeat(class_pixels.astype(np.int64), counts.shape[1], axis=0)
+    pixels = np.repeat(class_pixels, counts.shape[1], axis=0)
     total = int(counts.sum())
     if request.spread == "hardness":
         assert judged is not None

@@ -23,9 +23,11 @@ from PIL import Image
 from ecgan import generate, prepare, styles
 from ecgan.convert import convert
 from ecgan.data import SampleDataset, codecs, sets, shards
+from ecgan.data.datasets import Item
 from ecgan.data.verify import verify
 from ecgan.errors import UserError
 from ecgan.making import ShardMaker, _Ahead
+from ecgan.plan import Stage, whole_rows
 from ecgan.prepare import Request
 from ecgan.storage import open_store
 from ecgan_cli.main import cli
@@ -98,6 +100,51 @@ def test_processes_and_ray_actors_give_the_bytes_of_one_process(request_, tmp_pa
         outcome = generate.run(request_(out=tmp_path / name, **changes))
         assert (outcome.made, outcome.failed) == (18, ())
         assert contents(tmp_path / name) == contents(tmp_path / "out")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("executor", ["local", "ray"])
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_workers_end_with_an_interrupted_driver_which_says_how_to_go_on(
+    world, tmp_path, executor, how
+):
+    labels, out = kills.write_layouts(tmp_path / "labels"), tmp_path / "out"
+    words = kills.command(world / "run/generator.safetensors", labels, out, executor)
+    driver = kills.start(words)
+    while kills.commits(out) < 2 and driver.poll() is None:
+        time.sleep(0.01)
+    workers = kills.workers_of(driver.pid)
+    driver.send_signal(how)
+    said = driver.communicate(timeout=100)[1]
+    assert driver.returncode == 130, said
+    assert "Interrupted; finished shards are kept, the same command goes on" in said
+    assert len(workers) == 2
+    end = time.monotonic() + 20
+    while any(pid in kills.processes() for pid in workers) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not any(pid in kills.processes() for pid in workers)
+    assert generate.run(
+        Request(
+            world / "run/generator.safetensors", out, labels=labels, n_styles=kills.STYLES,
+            samples_per_shard=kills.PER_SHARD, device="cpu", quiet=True,
+        )
+    ).failed == ()  # fmt: skip
+    assert verify(out, quiet=True).faults == []
+
+
+def test_donors_are_of_the_fold_that_the_judge_has_not_seen():
+    items = [Item(f"{i:02d}", None) for i in range(40)]
+    rows = whole_rows(np.ones((40, 2), np.int64))
+    folds = (np.arange(40) % 2).astype(np.int8)
+    stage = Stage(items, rows, 0, 1000, folds, paste=True)
+    groups = stage.job(0).groups
+    assert all(not group.donors for group in groups if not group.variant)
+    varied = [group for group in groups if group.variant]
+    assert min(len(group.donors) for group in varied) >= 4
+    for group in varied:
+        assert {int(item.key) % 2 for item in group.donors} == {int(group.source) % 2}
+        assert group.source not in {item.key for item in group.donors}
 
 
 @pytest.mark.slow

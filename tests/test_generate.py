@@ -497,20 +497,21 @@ def test_a_full_disk_says_what_is_kept_and_what_is_needed(request_, made, data_f
 
 
 @pytest.mark.slow
-def test_a_disk_that_is_really_full(request_, tmp_path):
-    disk = tmp_path / "disk"
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_disk_that_is_really_full(request_, tmp_path, workers):
+    disk, options = tmp_path / "disk", {"n_styles": 20, "samples_per_shard": 10}
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(disk)]
     if os.geteuid() != 0 or subprocess.run(mount, check=False, capture_output=True).returncode != 0:
         pytest.skip("needs the right to mount a small disk")
     try:
         with pytest.raises(UserError, match=f"the disk is full .{os.strerror(errno.ENOSPC)}"):
-            generate.run(request_(out=disk / "out", n_styles=20, samples_per_shard=10))
+            generate.run(request_(out=disk / "out", workers=workers, **options))
         kept = list((disk / "out/.ecgan/shards").iterdir())
         assert len(kept) > 0
         assert list((disk / "out/.ecgan").glob("tmp/*")) == []
         subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True)
-        outcome = generate.run(request_(out=disk / "out", n_styles=20, samples_per_shard=10))
+        outcome = generate.run(request_(out=disk / "out", workers=workers, **options))
         assert outcome.made == 100 - 10 * len(kept)
     finally:
         subprocess.run(["umount", str(disk)], check=True)

@@ -46,7 +46,7 @@ def layout(number):
     return np.kron(label, np.ones((8, 8), np.uint8))
 
 
-def make_set(tmp, data_format):
+def make_set(tmp, data_format, seed=0):
     """A finished data set of five layouts in three styles."""
     layouts = tmp / "layouts"
     layouts.mkdir(exist_ok=True)
@@ -58,6 +58,7 @@ def make_set(tmp, data_format):
             out=tmp / data_format,
             labels=layouts,
             n_styles=3,
+            seed=seed,
             samples_per_shard=4,
             data_format=data_format,
             device="cpu",
@@ -166,15 +167,18 @@ def test_a_data_loader_with_two_workers_gets_every_sample_once(finished):
     assert_same(theirs, path, ordered=False)
 
 
-def test_wids_reads_any_sample_by_its_number(finished, tmp_path):
+def test_wids_reads_any_sample_by_its_number(finished):
     import wids
 
     path = finished["webdataset"]
-    data = wids.ShardListDataset(str(path / "index.json"), cache_dir=str(tmp_path / "wids"))
+    files = set((path / "data").iterdir())
+    # In place: wids would copy shards to /tmp and never look whether they have changed.
+    data = wids.ShardListDataset(str(path / "index.json"), localname=str)
     assert len(data) == NUM_SAMPLES
     last_first = [data[i] for i in reversed(range(NUM_SAMPLES))]
     fields = ("__key__", ".jpg", ".seg.png", ".edge.png")
     assert_same((Sample(*(sample[f] for f in fields)) for sample in reversed(last_first)), path)
+    assert set((path / "data").iterdir()) == files
 
 
 # Hugging Face's datasets
@@ -191,6 +195,10 @@ def record_of(row):
     return row.get("json") or {k: v for k, v in row.items() if k not in COLUMNS["parquet"]}
 
 
+def samples_of(rows, columns):
+    return [Sample(record_of(row)["key"], *(row[c] for c in columns)) for row in rows]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("streaming", [False, True], ids=["cached", "streamed"])
 @pytest.mark.parametrize("data_format", FORMATS)
@@ -198,7 +206,7 @@ def test_datasets_opens_the_folder(finished, huggingface, data_format, streaming
     path = finished[data_format]
     rows = list(huggingface(str(path), streaming=streaming))
     columns = COLUMNS[data_format]
-    assert_same([Sample(record_of(row)["key"], *(row[c] for c in columns)) for row in rows], path)
+    assert_same(samples_of(rows, columns), path)
     modes = {tuple(row[c].mode for c in columns) for row in rows}
     assert modes == {("RGB", "L", "L")}, "a palette's colours would be taken for classes"
 
@@ -214,14 +222,25 @@ def test_datasets_finds_the_same_records_in_every_format(finished, huggingface):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("data_format", FORMATS)
+def test_datasets_tells_two_data_sets_of_one_name_apart(
+    finished, huggingface, tmp_path, data_format
+):
+    """Its cache goes by the folder's name and the card's configs, never by the files."""
+    huggingface(str(finished[data_format]))
+    other = make_set(tmp_path, data_format, seed=1)
+    assert other.name == finished[data_format].name
+    assert_same(samples_of(huggingface(str(other)), COLUMNS[data_format]), other)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("data_format", "files"), [("webdataset", "data/*.tar"), ("parquet", "data/*.parquet")]
 )
 def test_datasets_opens_the_files_without_the_card(finished, huggingface, data_format, files):
     path = finished[data_format]
     rows = huggingface(data_format, data_files=str(path / files))
-    columns = COLUMNS[data_format]
-    assert_same([Sample(record_of(row)["key"], *(row[c] for c in columns)) for row in rows], path)
+    assert_same(samples_of(rows, COLUMNS[data_format]), path)
 
 
 # Ray Data
@@ -269,7 +288,6 @@ def test_pyarrow_reads_some_columns_of_the_parquet_files(finished):
 
 @pytest.mark.slow
 def test_litdata_indexes_and_reads_the_parquet_files(finished, tmp_path, huggingface):
-    pytest.importorskip("polars", reason="litdata indexes Parquet files with polars")
     import litdata
     from litdata.streaming.item_loader import ParquetLoader
 
@@ -282,10 +300,7 @@ def test_litdata_indexes_and_reads_the_parquet_files(finished, tmp_path, hugging
 
     assert (path / "data/index.json").is_file(), "its index lies among our shards"
     rows = huggingface(str(path))
-    assert_same(
-        [Sample(row["key"], *(row[c] for c in COLUMNS["parquet"])) for row in rows],
-        finished["parquet"],
-    )
+    assert_same(samples_of(rows, COLUMNS["parquet"]), path)
 
 
 # Programs that may not enter these tests: their rules for the files that we write beside a folder

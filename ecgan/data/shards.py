@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from ecgan.data.codecs import ImageFormat, Pixels
+from ecgan.data.codecs import DIGITAL_SOURCE_TYPE, ImageFormat, Pixels
 from ecgan.errors import UserError
 from ecgan.labels import Labels
 from ecgan.storage import HIDDEN, Store
@@ -34,7 +34,7 @@ _ROW_GROUP_ROWS = 100
 _ROW_GROUP_BYTES = 64 << 20
 _KEY = re.compile(r"[A-Za-z0-9_-]+")
 _MAX_KEY = 80  # a name in a USTAR archive has at most 100 characters
-DIGITAL_SOURCE = "trainedAlgorithmicMedia"  # IPTC's word for what a network made
+DIGITAL_SOURCE = DIGITAL_SOURCE_TYPE.rpartition("/")[2]  # IPTC's word for what a network made
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,8 @@ def folder_sidecars(
     """Files by which mmsegmentation, Ultralytics and others open the folder format.
 
     Returns:
-        Name -> text: dataset.yaml (Ultralytics), mmseg_dataset.py, dataset_meta.json (Datumaro).
+        Name -> text: dataset.yaml (Ultralytics) and mmseg_dataset.py, both up to 255 classes, and
+        dataset_meta.json (Datumaro, in a folder with images and masks side by side).
     """
     colors = [palette[i].tolist() for i in range(len(names))]
     classes = "".join(f"  {i}: {json.dumps(n, ensure_ascii=False)}\n" for i, n in enumerate(names))
@@ -77,12 +78,14 @@ dataset = dict(
         "label_map": {str(i): n for i, n in enumerate(names)},
         "segmentation_colors": colors,
     }
-    return {
+    texts = {"dataset_meta.json": json.dumps(meta, indent=2, ensure_ascii=False) + "\n"}
+    if ignore_index > 255:
+        return texts  # both read masks as 8 bits, one of them without a word
+    return texts | {
         # without path, Ultralytics takes the folder of the YAML; "." would be the working directory
         "dataset.yaml": (
             "# Ultralytics, semantic segmentation. There is one split: validate on real images.\n"
             f"train: {images}\nval: {images}\nmasks_dir: masks\nnames:\n{classes}"
         ),
         "mmseg_dataset.py": mmseg,
-        "dataset_meta.json": json.dumps(meta, indent=2, ensure_ascii=False) + "\n",
     }

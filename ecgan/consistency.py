@@ -435,7 +435,9 @@ def prepare_filter(  # noqa: PLR0913  what the recipe does not say
             fit.
     """
     data = recipe.data
-    items = datasets.items_for(data.dataset, root, data.split, train_split=data.split)
+    items = datasets.items_for(
+        data.dataset, root, data.split, train_split=data.split, fraction=data.fraction
+    )
     check = datasets.check_labels(items, space, data.dataset, progress=progress)
     pairs = _Pairs(recipe, space, items, cache, device, progress)
     if name == "train":

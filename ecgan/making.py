@@ -200,7 +200,8 @@ class ShardMaker:
                 for part in passes(job.groups, self.settings.output.batch)
                 for future in self._encoded(part, pool, timings, counted)
             )
-            with closing(_Ahead(futures, limit)) as made:
+            made = _Ahead(futures, limit)
+            with closing(made):
                 for future in made:
                     yield future.result()
         if counted.dropped == job.samples:
@@ -413,16 +414,22 @@ def _kept(sample: Sample) -> float:
 
 
 class _Ahead(Generic[T]):
-    """Values of an iterator that runs in a thread of its own, up to ``limit`` ahead."""
+    """Values of an iterator that runs in a thread of its own, up to ``limit`` ahead.
+
+    No daemon: an interpreter that is torn down while a thread is inside torch ends with SIGABRT. An
+    interrupt may strike anywhere, even before ``close`` can join, so the thread also stops by
+    itself when the one that made it has ended, and Python waits for that.
+    """
 
     def __init__(self, values: Iterator[T], limit: int) -> None:
         self._values = values
         self._ready: queue.Queue[T | _End] = queue.Queue(limit)
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="generate", daemon=True)
-        self._thread.start()
+        self._owner = threading.current_thread()
+        self._thread = threading.Thread(target=self._work, name="generate", daemon=False)
 
     def __iter__(self) -> Iterator[T]:
+        self._thread.start()
         while True:
             value = self._ready.get()
             if not isinstance(value, _End):
@@ -435,23 +442,27 @@ class _Ahead(Generic[T]):
     def close(self) -> None:
         """Stop the thread, whether or not all values were taken."""
         self._stopped.set()
-        self._thread.join()
+        with suppress(RuntimeError):  # not started, or an interrupt came while it was
+            self._thread.join()
 
     def _work(self) -> None:
         try:
             for value in self._values:
                 self._put(value)
-                if self._stopped.is_set():
+                if self._is_unwanted():
                     return
             self._put(_End(None))
         except BaseException as error:  # noqa: BLE001  raised again where the values are taken
             self._put(_End(error))
 
     def _put(self, value: "T | _End") -> None:
-        while not self._stopped.is_set():
+        while not self._is_unwanted():
             with suppress(queue.Full):
                 self._ready.put(value, timeout=0.1)
                 return
+
+    def _is_unwanted(self) -> bool:
+        return self._stopped.is_set() or not self._owner.is_alive()
 
 
 @dataclass(frozen=True)

@@ -471,6 +471,7 @@ def _items(request: Request, recipe: Recipe) -> list[Item]:
         _root(request, recipe),
         request.split or data.split,
         train_split=data.split,
+        fraction=data.fraction,
         instances=data.instances,
         need_images=False,
     )

@@ -44,6 +44,8 @@ class Data(Section):
     split: str = "train"
     """Split to train on. The split val, or a tenth of the keys held out by hash where there is
     none, serves for previews and validation."""
+    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Part of that split to train on, chosen by a hash of the key: what few labels would give."""
     height: Positive = 256
     """Height of training crops and samples, pixels."""
     width: Positive = 512

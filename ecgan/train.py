@@ -210,6 +210,7 @@ def build_sets(recipe: Recipe, space: LabelSpace) -> Sets:
             Path(data.root),
             split,
             train_split=data.split,
+            fraction=data.fraction,
             instances=data.instances,
             edges_folder=edges == "folder",
         )

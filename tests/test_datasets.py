@@ -188,6 +188,21 @@ def test_synonyms_of_split_folders(tmp_path):
 # Splits
 
 
+def test_a_fraction_of_the_training_split_is_the_same_every_time(tmp_path):
+    root = trees.write_folder(tmp_path, num=20)
+
+    def keys(split, fraction):
+        return [i.key for i in datasets.items_for("folder", root, split, fraction=fraction)]
+
+    whole, half, tenth = (keys("train", f) for f in (1.0, 0.5, 0.1))
+    assert (len(whole), len(half), len(tenth)) == (20, 10, 2)
+    assert set(tenth) < set(half) < set(whole)
+    assert half == sorted(half) == keys("train", 0.5)
+    assert half != whole[:10]
+    assert len(keys("train", 1e-9)) == 1
+    assert len(keys("val", 0.1)) == 20
+
+
 @pytest.mark.parametrize("divided", [True, False], ids=["train", "nothing"])
 def test_without_a_split_val_a_tenth_is_held_out(tmp_path, divided):
     folder = "train" if divided else ""

@@ -173,6 +173,7 @@ CHANGES = {
     "data.dataset": ("data.dataset=cityscapes", data),
     "data.root": ("data.root=nowhere", data),
     "data.split": ("data.split=val", data),
+    "data.fraction": ("data.fraction=0.5", data),
     "data.height": ("data.height=64", built, "model.upsamplings=5"),
     "data.width": ("data.width=128", built, "model.upsamplings=5"),
     "data.resize_height": ("data.resize_height=48", data),

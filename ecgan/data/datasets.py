@@ -164,6 +164,7 @@ def items_for(
     split: str,
     *,
     train_split: str = "train",
+    fraction: float = 1.0,
     instances: bool = False,
     edges_folder: bool = False,
     need_images: bool = True,
@@ -179,6 +180,7 @@ def items_for(
         root: folder of the data set.
         split: the split that is asked for.
         train_split: the split that a tenth is held out from.
+        fraction: how much of ``train_split`` there is; see :func:`take_fraction`.
         instances: as for :func:`index`.
         edges_folder: as for :func:`index`.
         need_images: as for :func:`index`.
@@ -200,10 +202,25 @@ def items_for(
     check_root(root)
     divided = bool(splits(dataset, root)) or _has_split(dataset, root, train_split)
     if _has_split(dataset, root, "val") or (split not in {"val", train_split}):
-        return read(split)
-    whole = read(train_split if divided else None)
-    held_out = _held_out([item.key for item in whole])
-    return [item for item in whole if (item.key in held_out) == (split == "val")] or whole
+        items = read(split)
+    else:
+        whole = read(train_split if divided else None)
+        held_out = _held_out([item.key for item in whole])
+        items = [item for item in whole if (item.key in held_out) == (split == "val")] or whole
+    return take_fraction(items, fraction) if split == train_split else items
+
+
+def take_fraction(items: Sequence[Item], fraction: float) -> list[Item]:
+    """A part of the items, at least one, chosen by a hash of the key, in the order they came.
+
+    A smaller fraction is a part of a larger one.
+    """
+    count = max(1, round(fraction * len(items)))
+    ordered = sorted(
+        range(len(items)),
+        key=lambda i: hashlib.sha256(f"fraction {items[i].key}".encode()).digest(),
+    )
+    return [items[i] for i in sorted(ordered[:count])]
 
 
 def index_labels(

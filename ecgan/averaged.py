@@ -46,6 +46,7 @@ class AveragedGenerator:
         train_set: for the statistics.
         validation_set: for pictures and scores.
         device: where it all happens.
+        label_generator: Gl, which the file names, so that it is not taken for a judge.
     """
 
     def __init__(
@@ -55,8 +56,10 @@ class AveragedGenerator:
         train_set: TripleDataset,
         validation_set: TripleDataset,
         device: torch.device,
+        label_generator: Segmenter | None = None,
     ) -> None:
         self.recipe, self.space, self.device = recipe, space, device
+        self._label_generator = None if label_generator is None else label_generator.describe()
         self.train_set, self.validation_set = train_set, validation_set
         networks: dict[str, nn.Module] = {"generator": build_generator(recipe, space)}
         style_encoder = build_style_encoder(recipe)
@@ -106,6 +109,7 @@ class AveragedGenerator:
             self.space,
             style_encoder=self.networks["style_encoder"] if self.recipe.model.style else None,
             seen_keys=self.train_set.keys,
+            label_generator=self._label_generator,
             images_seen=images_seen,
         )
 

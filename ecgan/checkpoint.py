@@ -69,6 +69,7 @@ class GeneratorFile:
     style_encoder: StyleEncoder | None
     images_seen: int
     seen_keys: frozenset[str]  # layouts that training saw
+    label_generator: dict[str, Any]  # what Gl was, and its hash; empty without, or if not known
     sha256: str  # of the file
     version: str  # of ecgan that wrote it
 
@@ -108,7 +109,7 @@ def build_style_encoder(recipe: Recipe) -> StyleEncoder | None:
     return StyleEncoder(recipe.model.width) if recipe.model.style else None
 
 
-def save_generator(
+def save_generator(  # noqa: PLR0913  what the file holds
     path: Path,
     generator: nn.Module,
     recipe: Recipe,
@@ -116,6 +117,7 @@ def save_generator(
     *,
     style_encoder: nn.Module | None = None,
     seen_keys: Iterable[str] = (),
+    label_generator: Mapping[str, Any] | None = None,
     images_seen: int = 0,
 ) -> None:
     """Write a generator that :func:`load_generator` reads; whole or not at all.
@@ -127,6 +129,7 @@ def save_generator(
         space: its class list.
         style_encoder: as :func:`build_style_encoder` made it.
         seen_keys: keys of the layouts that training saw.
+        label_generator: what the segmenter was that trained it, with its hash.
         images_seen: length of the training so far.
     """
     tensors = dict(generator.state_dict())
@@ -139,6 +142,7 @@ def save_generator(
         "classes": space.to_json(),
         "images_seen": images_seen,
         "seen_keys": sorted(seen_keys),
+        "label_generator": dict(label_generator or {}),
     }
     # One entry: safetensors writes several in an order that changes from run to run
     content = safetensors.torch.save(_plain(tensors), {_METADATA: json.dumps(metadata)})
@@ -175,6 +179,7 @@ def load_generator(path: Path) -> GeneratorFile:
         style_encoder=style_encoder.eval() if style_encoder is not None else None,
         images_seen=metadata["images_seen"],
         seen_keys=frozenset(metadata["seen_keys"]),
+        label_generator=metadata.get("label_generator", {}),  # not in files of earlier versions
         sha256=sha256(path),
         version=metadata["version"],
     )

@@ -1,44 +1,78 @@
 """Samples and reference -> numbers -> ``report.json`` and ``report.html``.
 
+    sets, photos --> parts --cluster--> what was found in each --> numbers, with their protocol
+
 Every number stands beside what the same measurement gives for the real photos: the judge's score on
 the reference's split (on the photos of the very layouts, where the samples are of that split), and
 the distance between the reference's own train photos and that split. The reference is resized as in
 training, to the size of the samples, and the protocol says so.
+
+Fidelity is measured on samples of layouts that the generator did not train on. What samples are
+worth (:mod:`ecgan.downstream`) is measured with samples of those that it did.
 """
 
-import itertools
-import json
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 from tqdm import tqdm
 
 import ecgan
-from ecgan import checkpoint, distributed, labels, metrics, report, scoring
-from ecgan.data import datasets, shards
+from ecgan import (
+    checkpoint,
+    cluster,
+    distances,
+    distributed,
+    gallery,
+    judges,
+    labels,
+    looking,
+    metrics,
+    report,
+    scoring,
+)
+from ecgan.cluster import Done
+from ecgan.data import checked, datasets
 from ecgan.data import sets as sample_sets
 from ecgan.data.loader import TripleDataset
 from ecgan.errors import UserError
+from ecgan.features import feature_networks
+from ecgan.judges import Judge
 from ecgan.labels import LabelSpace
-from ecgan.models.pretrained import efficientnet_lite0
-from ecgan.preview import colorize
+from ecgan.looking import Look, Photos, Samples
+from ecgan.placing import Executor, Wish, place_workers
 from ecgan.recipe import Recipe, label_space, parse_recipe
-from ecgan.scoring import Scene, Tally
-from ecgan.segmentation import Segmenter, load_segmenter, train_segmenter
+from ecgan.scoring import Tally
 
-_GALLERY_ROWS, _EXTREMES = 6, 4
 _FLOOR_IMAGES = 2048  # train photos, at least, behind the real photos' own distance
-_COLUMNS = ("layout", "edge", "image", "real photo", "judge's reading")
-_CURVES = ("discriminator", "adversarial", "similarity", "contrastive", "perceptual", "miou")
-Features = dict[str, npt.NDArray[np.float32]]
+_REFERENCE, _TRAIN = "reference", "train photos"
+
+
+@dataclass(frozen=True)
+class Worth:
+    """What ``--downstream`` asks.
+
+    Attributes:
+        mixes: synthetic draws for each real one; ``synthetic`` is no real image at all.
+        fractions: parts of the real training pairs.
+        seeds: number of seeds.
+        segmenter: to fine-tune, by path or name; None: SegFormer from scratch.
+        unknown_generator: take samples whose generator's training is not known.
+    """
+
+    mixes: tuple[float | Literal["synthetic"], ...] = (0.0, 1.0)
+    fractions: tuple[float, ...] = (1.0,)
+    seeds: int = 3
+    segmenter: str | None = None
+    unknown_generator: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,41 +80,69 @@ class Request:
     """What the user asked for.
 
     Attributes:
-        samples: data sets of samples; empty takes the newest below ``datasets/``.
+        samples: data sets of samples, folders or addresses; empty takes the newest below
+            ``datasets/``.
         out: folder of the report; None: ``reports/`` and the name of the first data set.
         reference: the real data set; None: the data.root of the samples' recipe.
         recipe: wins over the one that the samples carry.
         overrides: ``section.key=value``, over the samples' recipe; used only without ``recipe``.
         split: of the reference; None: test, or val where there is no test.
         judge: replaces evaluate.judge.
+        force_judge: judge even with the generator's own label generator, and mark it.
+        reference_statistics: an npz of pytorch-fid, in place of the reference's own for ``fid``.
+        save_statistics: folder for npz files of all sets and of the reference.
+        worth: train segmenters with the samples, too.
         device: auto, cpu, cuda or cuda:N.
+        executor: where the looking is done; so the next three.
+        workers: default: one for each GPU, or one.
+        gpus_per_worker: a fraction shares a GPU.
+        ray_address: of a Ray cluster.
         quiet: no progress bars.
     """
 
-    samples: tuple[Path, ...] = ()
+    samples: tuple[str | Path, ...] = ()
     out: Path | None = None
     reference: Path | None = None
     recipe: Recipe | None = None
     overrides: tuple[str, ...] = ()
     split: str | None = None
     judge: str | None = None
+    force_judge: bool = False
+    reference_statistics: Path | None = None
+    save_statistics: Path | None = None
+    worth: Worth | None = None
     device: str = "auto"
+    executor: Executor = "auto"
+    workers: int | None = None
+    gpus_per_worker: float | None = None
+    ray_address: str | None = None
     quiet: bool = False
+
+    @property
+    def wish(self) -> Wish:
+        """Where it shall run."""
+        return Wish(
+            self.device, self.executor, self.workers, self.gpus_per_worker, self.ray_address
+        )
 
 
 @dataclass
 class _Set:
     """One data set of samples and what was found in it."""
 
-    path: Path
+    place: str
     manifest: dict[str, Any] | None
-    tally: Tally = field(default_factory=lambda: Tally(0))
-    features: Features = field(default_factory=Features)
+    marks: list[str] = field(default_factory=list)
 
     @property
     def is_evaluation(self) -> bool:
         """Whether its labels are evaluation ids already."""
         return self.manifest is not None and self.manifest["label_space"] == "evaluation"
+
+    @property
+    def name(self) -> str:
+        """Last part of its place."""
+        return self.place.rstrip("/").rpartition("/")[2]
 
 
 def run(request: Request) -> tuple[dict[str, Any], Path]:
@@ -93,13 +155,17 @@ def run(request: Request) -> tuple[dict[str, Any], Path]:
         UserError: samples, reference or judge are not there or do not fit each other.
     """
     device = distributed.choose_device(request.device)
-    paths = request.samples or (newest_samples(Path("datasets")),)
-    sets = [_Set(path, _manifest(path)) for path in paths]
+    workers, devices = place_workers(request.wish, device)
+    cluster.require(workers)
+    places = [str(place) for place in request.samples or (newest_samples(Path("datasets")),)]
+    sets = [_Set(place, _manifest(place)) for place in places]
     recipe = _recipe(request, sets)
-    out = request.out or Path("reports") / paths[0].resolve().name
+    out = request.out or Path("reports") / Path(sets[0].name).name
     _check_out(out)
     evaluation = _Evaluation(request, recipe, sets, out, device)
-    return evaluation.run(), out
+    document, pictures = evaluation.run(workers, devices)
+    report.write(document, out, pictures)
+    return document, out
 
 
 def _check_out(out: Path) -> None:
@@ -109,7 +175,7 @@ def _check_out(out: Path) -> None:
             raise UserError(f"--out {out}: a file; give a folder")
         names = {path.name for path in out.iterdir()} if out.is_dir() else set[str]()
         above = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if names and not names & {"report.json", "segmenters"}:
+    if names and not names & {"report.json", "segmenters", "downstream"}:
         raise UserError(f"--out {out}: not empty, and not a report of ecgan; give another folder")
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise UserError(f"--out {out}: cannot write to {above}; give another folder")
@@ -130,10 +196,10 @@ def newest_samples(folder: Path) -> Path:
     return found[-1].parent
 
 
-def _manifest(path: Path) -> dict[str, Any] | None:
-    if not path.is_dir():
-        raise UserError(f"--samples {path}: no such folder")
-    return sample_sets.manifest(path)
+def _manifest(place: str) -> dict[str, Any] | None:
+    if "://" not in place and not Path(place).is_dir():
+        raise UserError(f"--samples {place}: no such folder")
+    return sample_sets.manifest(place)
 
 
 def _recipe(request: Request, sets: Sequence[_Set]) -> Recipe:
@@ -143,11 +209,11 @@ def _recipe(request: Request, sets: Sequence[_Set]) -> Recipe:
         carried = next((s for s in sets if s.manifest is not None), None)
         if carried is None or carried.manifest is None:
             raise UserError(
-                f"--samples {sets[0].path}: has no manifest.json of ecgan, so its classes are not "
+                f"--samples {sets[0].place}: has no manifest.json of ecgan, so its classes are not "
                 "known; give --recipe NAME|FILE"
             )
         recipe = parse_recipe(
-            carried.manifest["recipe"], f"{carried.path}/manifest.json: recipe", request.overrides
+            carried.manifest["recipe"], f"{carried.place}/manifest.json: recipe", request.overrides
         )
     if request.reference is not None:
         data = recipe.data.model_copy(update={"root": str(request.reference)})
@@ -172,50 +238,38 @@ class _Evaluation:
         out: Path,
         device: torch.device,
     ) -> None:
-        self.request, self.recipe, self.sets, self.device = request, recipe, sets, device
-        self.out = out
+        self.request, self.recipe, self.device, self.out = request, recipe, device, out
+        self.sets = list(sets)
         self.space = self._space()
         self.size = self._common_size()
-        self.skipped: dict[str, str] = {}
         self.split = request.split or self._default_split()
-        self.networks = self._networks()
+        self.samples = {one.place: self._samples(one) for one in self.sets}
         self.reference = self._data(self.split, train=False)
         self.train = self._data(recipe.data.split, train=True)
-        self.judge = self._find_judge()
+        self.worthy = self._for_training()
 
-    def run(self) -> dict[str, Any]:
-        """Numbers of every set, and the report."""
-        E = self.space.num_evaluation_classes
-
-        def look(scenes: Iterator[Scene], total: int | None, what: str) -> tuple[Tally, Features]:
-            bar = tqdm(scenes, what, total, unit="image", disable=self.request.quiet or None)
-            return scoring.read_scenes(bar, self.judge, self.networks, E, device=self.device)
-
-        real, real_features = look(
-            self._real(self.reference, self._indices(self.reference)),
-            len(self._indices(self.reference)),
-            "reference",
-        )
-        train_features: Features = {}
-        if self.networks:
-            # Without the judge: it was trained on them.
-            bar = tqdm(
-                self._real(self.train, self._floor()),
-                "train photos",
-                len(self._floor()),
-                unit="image",
-                disable=self.request.quiet or None,
-            )
-            train_features = scoring.read_scenes(bar, None, self.networks, E, device=self.device)[1]
-        for one in self.sets:
-            one.tally, one.features = look(self._samples(one), self._count(one), one.path.name)
-            if not np.any(one.tally.labelled):
-                raise UserError(f"{one.path}: no pixel of its labels has a class that is scored")
-        parts = [self._report(one, real, real_features, train_features) for one in self.sets]
+    def run(
+        self, workers: cluster.Workers, devices: tuple[str, ...]
+    ) -> tuple[dict[str, Any], list[report.Illustrations]]:
+        """Numbers of every set, and pictures of each."""
+        faithful = [one for one in self.sets if one.place not in self.worthy]
+        worth = self._check_worth(workers, devices)
+        parts: list[dict[str, Any]] = []
+        pictures: list[report.Illustrations] = []
+        if faithful:
+            fidelity = _Fidelity(self, faithful)
+            looks = fidelity.look(workers, devices)
+            parts = [fidelity.describe(one, looks) for one in faithful]
+            pictures = [fidelity.illustrate(one, looks[one.place]) for one in faithful]
+        else:
+            parts = [_nothing(self.sets[0].place)]
+            pictures = [report.Illustrations()]
         document = {"schema": report.SCHEMA, **parts[0], "compared": parts[1:]}
-        pictures = [self._illustrations(one) for one in self.sets]
-        report.write(document, self.out, pictures)
-        return document
+        if worth is not None:
+            from ecgan import downstream
+
+            document["downstream"] = downstream.run(worth)
+        return document, pictures
 
     # What there is
 
@@ -224,10 +278,10 @@ class _Evaluation:
         for one in self.sets:
             if one.manifest is None:
                 continue
-            space = labels.from_json(one.manifest["classes"], f"{one.path}/manifest.json: classes")
+            space = labels.from_json(one.manifest["classes"], f"{one.place}/manifest.json: classes")
             if found is not None and space.names != found.names:
                 raise UserError(
-                    f"{one.path}: other classes than {self.sets[0].path}; evaluate them apart"
+                    f"{one.place}: other classes than {self.sets[0].place}; evaluate them apart"
                 )
             found = space
         own = label_space(self.recipe.data)
@@ -240,14 +294,14 @@ class _Evaluation:
 
     def _common_size(self) -> tuple[int, int]:
         """Height and width of all samples, from the first of each set."""
-        sizes: dict[tuple[int, int], Path] = {}
+        sizes: dict[tuple[int, int], str] = {}
         for one in self.sets:
-            first = next(sample_sets.read(one.path), None)
+            first = next(sample_sets.read(one.place), None)
             if first is None:
-                raise UserError(f"--samples {one.path}: holds no samples")
-            sizes.setdefault((first.image.shape[0], first.image.shape[1]), one.path)
+                raise UserError(f"--samples {one.place}: holds no samples")
+            sizes.setdefault((first.image.shape[0], first.image.shape[1]), one.place)
         if len(sizes) > 1:
-            listed = ", ".join(f"{path} {h} x {w}" for (h, w), path in sizes.items())
+            listed = ", ".join(f"{place} {h} x {w}" for (h, w), place in sizes.items())
             raise UserError(f"sets of different size ({listed}); evaluate them apart")
         return next(iter(sizes))
 
@@ -255,21 +309,9 @@ class _Evaluation:
         there = datasets.splits(self.recipe.data.dataset, Path(str(self.recipe.data.root)))
         return "test" if "test" in there else "val"
 
-    def _networks(self) -> dict[str, nn.Module]:
-        networks: dict[str, nn.Module] = {}
-        wanted, weights = self.recipe.evaluate.features, self.recipe.evaluate.inception_weights
-        if "efficientnet_lite0" in wanted:
-            networks["efficientnet_lite0"] = efficientnet_lite0().to(self.device)
-        reason = (
-            "evaluate.features does not name inception"
-            if "inception" not in wanted
-            else "evaluate.inception_weights is not set: give pt_inception-2015-12-05 (.pth)"
-        )
-        if "inception" in wanted and weights is not None:
-            networks["inception"] = metrics.InceptionFeatures(weights).to(self.device)
-        else:
-            self.skipped |= dict.fromkeys(("fid", "kid"), reason)
-        return networks
+    def _samples(self, one: _Set) -> Samples:
+        limit = self.recipe.evaluate.num_images or None
+        return Samples(one.place, self.space, self.size, one.is_evaluation, limit)
 
     def _data(self, split: str, *, train: bool) -> TripleDataset:
         data = self.recipe.data
@@ -289,27 +331,165 @@ class _Evaluation:
             edges="none",
         )
 
-    def _find_judge(self) -> Segmenter:
-        evaluate = self.recipe.evaluate
-        judge = self.request.judge or evaluate.judge
-        if judge != "train":
-            return load_segmenter(judge, self.space, device=self.device, evaluation=True)
-        return train_segmenter(
-            self.train,
-            self.space,
-            height=self.size[0],
-            width_px=self.size[1],
-            width=evaluate.judge_width,
-            images=evaluate.judge_images,
-            seed=evaluate.seed,
-            cache=self.out / "segmenters",
-            device=self.device,
-            evaluation=True,
-            progress=not self.request.quiet,
-            workers=self.recipe.data.workers,
-        )
+    # What the samples are worth
 
-    # What is looked at
+    def _for_training(self) -> frozenset[str]:
+        """With ``--downstream``, the sets whose layouts are not the split's: trained with."""
+        if self.request.worth is None:
+            return frozenset()
+        keys = set(self.reference.keys)
+        return frozenset(one.place for one in self.sets if not keys & set(self._sources(one)))
+
+    def _sources(self, one: _Set) -> list[str]:
+        dataset = self.samples[one.place].dataset
+        return [str(dataset.raw(i).record.get("source", "")) for i in range(len(dataset))]
+
+    def _check_worth(self, workers: cluster.Workers, devices: tuple[str, ...]) -> Any:
+        """The downstream experiment, checked before the judge is trained."""
+        worth, evaluate = self.request.worth, self.recipe.evaluate
+        if worth is None:
+            return None
+        from ecgan import downstream
+
+        if not self.worthy and any(mix != 0 for mix in worth.mixes):
+            raise UserError(
+                f"--downstream: all samples are of layouts of the split {self.split}, which is "
+                "what segmenters are tested on; give samples of train layouts: ecgan sample "
+                f"--split {self.recipe.data.split} --num N"
+            )
+        wanted = downstream.Request(
+            root=Path(str(self.recipe.data.root)),
+            dataset=self.recipe.data.dataset,
+            train_split=self.recipe.data.split,
+            test_split=self.split,
+            space=self.space,
+            size=self.size,
+            samples=tuple(one.place for one in self.sets if one.place in self.worthy),
+            fractions=worth.fractions,
+            mixes=worth.mixes,
+            seeds=worth.seeds,
+            width=evaluate.student_width,
+            images=evaluate.student_images,
+            batch=evaluate.student_batch,
+            segmenter=worth.segmenter,
+            unknown_generator=worth.unknown_generator,
+            cache=self.out / "downstream",
+            workers=workers,
+            devices=devices,
+            quiet=self.request.quiet,
+        )
+        downstream.check(wanted)
+        return wanted
+
+
+class _Fidelity:
+    """Do the samples show their layouts, and do they look like the photos?"""
+
+    def __init__(self, evaluation: _Evaluation, sets: Sequence[_Set]) -> None:
+        self.request, self.recipe = evaluation.request, evaluation.recipe
+        self.space, self.size, self.split = evaluation.space, evaluation.size, evaluation.split
+        self.reference, self.train = evaluation.reference, evaluation.train
+        self.samples, self.device, self.sets = evaluation.samples, evaluation.device, sets
+        evaluate = self.recipe.evaluate
+        # Files that are missing are refused before a judge is trained
+        networks, self.skipped = feature_networks(
+            evaluate.features,
+            inception_weights=evaluate.inception_weights,
+            dinov2=evaluate.dinov2,
+            device=torch.device("cpu"),
+        )
+        self.networks = tuple(networks)
+        self.given = self._given_statistics()
+        self.judge = self._find_judge()
+
+    def _given_statistics(self) -> metrics.Gaussian | None:
+        path = self.request.reference_statistics
+        if path is None:
+            return None
+        if "inception" not in self.networks:
+            raise UserError(
+                f"--reference-npz {path}: statistics of Inception, which is not measured: set "
+                "evaluate.features to [inception] and evaluate.inception_weights"
+            )
+        return metrics.read_npz(path, 2048)
+
+    def _find_judge(self) -> Judge:
+        judge = judges.find_judge(
+            self.request.judge or self.recipe.evaluate.judge,
+            self.recipe,
+            self.space,
+            self.train,
+            cache=checked.cache_folder() / "segmenters",
+            device=self.device,
+            progress=not self.request.quiet,
+        )
+        manifests = {s.place: s.manifest for s in self.sets if s.manifest is not None}
+        marks = judges.own_label_generators(judge, manifests, force=self.request.force_judge)
+        for one in self.sets:
+            one.marks += marks.get(one.place, [])
+        return judge
+
+    # Looking
+
+    def look(self, workers: cluster.Workers, devices: tuple[str, ...]) -> dict[str, Look]:
+        """What there is to see in every set and in the photos."""
+        names = {one.place for one in self.sets}
+        sources: dict[str, looking.Source] = {
+            _REFERENCE: Photos(self.reference, self._indices(self.reference)),
+            **{one.place: self.samples[one.place] for one in self.sets},
+        }
+        if self.networks:  # the judge was trained on them, and is not asked
+            sources[_TRAIN] = Photos(self.train, self._floor())
+        several = workers.executor != "inline"
+        settings = looking.Settings(
+            sources=sources,
+            judged=frozenset({_REFERENCE, *names}),
+            pairs=frozenset({_REFERENCE, *names}),
+            space=self.space,
+            judge=self.judge.path,
+            judge_hash=self.judge.segmenter.hash,
+            networks=self.networks,
+            inception_weights=self.recipe.evaluate.inception_weights,
+            dinov2=self.recipe.evaluate.dinov2,
+            devices=devices,
+            cache=checked.cache_folder() / "looks",
+            threads=max(1, (os.cpu_count() or 1) // workers.count) if several else None,
+        )
+        found = self._found(settings, workers)
+        looks = {name: Look(Tally(self.space.num_evaluation_classes)) for name in sources}
+        for part in settings.parts():  # in order, whoever was first
+            looks[part.source].extend(looking.read_look(found[part]))
+        for one in self.sets:
+            if not np.any(looks[one.place].tally.labelled):
+                raise UserError(f"{one.place}: no pixel of its labels has a class that is scored")
+        return looks
+
+    def _found(
+        self, settings: looking.Settings, workers: cluster.Workers
+    ) -> dict[looking.Part, Path]:
+        """Files of all parts."""
+        parts = settings.parts()
+        bar = tqdm(
+            total=sum(part.stop - part.start for part in parts),
+            unit="image",
+            disable=self.request.quiet or None,
+        )
+        found: dict[looking.Part, Path] = {}
+        failed: list[str] = []
+        make = partial(looking.Looker, settings)
+        with bar, closing(cluster.run_jobs(make, parts, workers)) as outcomes:
+            for outcome in outcomes:
+                bar.update(outcome.job.stop - outcome.job.start)
+                if isinstance(outcome, Done):
+                    found[outcome.job] = outcome.result
+                else:
+                    failed.append(outcome.reason)
+        if failed:
+            reasons = [*dict.fromkeys(failed)]
+            if len(reasons) == 1:
+                raise UserError(reasons[0])
+            raise UserError("samples or photos that cannot be evaluated", reasons)
+        return found
 
     def _indices(self, data: TripleDataset) -> range:
         limit = self.recipe.evaluate.num_images
@@ -320,183 +500,129 @@ class _Evaluation:
         most = min(len(self.train), max(_FLOOR_IMAGES, len(self._indices(self.reference))))
         return np.linspace(0, len(self.train) - 1, most).round().astype(int).tolist()
 
-    def _count(self, one: _Set) -> int | None:
-        counts = [self._limit(), None if one.manifest is None else int(one.manifest["samples"])]
-        return min((count for count in counts if count is not None), default=None)
-
-    def _real(self, data: TripleDataset, indices: Sequence[int]) -> Iterator[Scene]:
-        for index in indices:
-            sample = data.load_plain(index)
-            assert sample.image is not None
-            label = self.space.to_evaluation(sample.label)
-            yield Scene(sample.key, sample.key, sample.image, label)
-
-    def _raw(self, one: _Set) -> Iterator[shards.ShardSample]:
-        """Samples of a set, the first by order if the recipe limits them; all of one size."""
-        for sample in itertools.islice(sample_sets.read(one.path), self._limit()):
-            if sample.image.shape[:2] != self.size or sample.label.shape != self.size:
-                raise UserError(
-                    f"{one.path}: {sample.key} is {sample.image.shape[0]} x "
-                    f"{sample.image.shape[1]} with a label of {sample.label.shape[0]} x "
-                    f"{sample.label.shape[1]}, the samples before are {self.size[0]} x "
-                    f"{self.size[1]}; all must be of one size"
-                )
-            yield sample
-
-    def _limit(self) -> int | None:
-        return self.recipe.evaluate.num_images or None
-
-    def _samples(self, one: _Set) -> Iterator[Scene]:
-        for sample in self._raw(one):
-            yield Scene(sample.key, sample.source, sample.image, self._label(one, sample))
-
-    def _label(self, one: _Set, sample: shards.ShardSample) -> labels.Labels:
-        """Evaluation ids."""
-        space = self.space
-        count = space.num_evaluation_classes if one.is_evaluation else space.num_classes
-        known = (sample.label < count) | (sample.label == space.ignore_index)
-        if not known.all():
-            raise UserError(
-                f"{one.path}: {sample.key} has the label {int(sample.label[~known][0])}, the class "
-                f"list has 0-{count - 1} and {space.ignore_index}"
-            )
-        return sample.label if one.is_evaluation else space.to_evaluation(sample.label)
-
     # What is written
 
-    def _report(
-        self, one: _Set, real: Tally, real_features: Features, train_features: Features
-    ) -> dict[str, Any]:
-        photos = self._photos_of(one, real)
-        of_samples, of_real = scoring.agreement(one.tally), scoring.agreement(photos)
-        numbers: dict[str, dict[str, Any]] = {
-            name: {
-                "value": _finite(estimate.value),
-                "real": _finite(of_real.overall[name].value),
-                "low": _finite(estimate.low),
-                "high": _finite(estimate.high),
-                "n": len(one.tally),
-            }
+    def describe(self, one: _Set, looks: Mapping[str, Look]) -> dict[str, Any]:
+        """The part of the report that is about one set."""
+        look, real = looks[one.place], looks[_REFERENCE]
+        photos = self._photos_of(look.tally, real.tally)
+        of_samples, of_real = scoring.agreement(look.tally), scoring.agreement(photos)
+        numbers = {
+            name: _entry(estimate, of_real.overall[name].value, len(look.tally))
             for name, estimate in of_samples.overall.items()
+            if math.isfinite(estimate.value)
         }
-        notes = self._notes(one)
-        if numbers["miou"]["value"] and numbers["miou"]["value"] > (numbers["miou"]["real"] or 0):
+        numbers |= self._pair_numbers(look, real)
+        far, skipped, notes = distances.measure_all(look, real, looks.get(_TRAIN), given=self.given)
+        numbers |= far
+        self._keep_statistics(one, look, real)
+        best, worst = gallery.extremes(look.tally)
+        keys = look.tally.keys
+        return {
+            "samples": one.place,
+            "protocol": self._protocol(one, look),
+            "metrics": numbers,
+            "per_class": self._per_class(look.tally, photos, of_samples, of_real),
+            "confusion": {
+                "classes": list(self.space.names_for_evaluation),
+                "counts": look.tally.confusion.tolist(),
+            },
+            "skipped": self.skipped | skipped,
+            "marks": one.marks
+            + judges.seen_mark(self.judge, look.tally.layouts, self.reference)
+            + self._generator_marks(one),
+            "notes": self._notes(look.tally, numbers) + notes,
+            "best": [keys[i] for i in best],
+            "worst": [keys[i] for i in worst],
+        }
+
+    def _pair_numbers(self, look: Look, real: Look) -> dict[str, dict[str, Any]]:
+        """Diversity of the styles of a layout, and how far edges are those of the image."""
+        numbers: dict[str, dict[str, Any]] = {}
+        if look.distances:
+            value = scoring.bootstrapped_mean(look.distances, look.pair_layouts)
+            between = float(np.mean(real.distances)) if real.distances else math.nan
+            numbers["diversity_efficientnet_lite0"] = _entry(value, between, len(look.distances))
+        if look.edges:
+            for name, value in scoring.edge_scores(look.edges, look.edge_layouts).items():
+                if math.isfinite(value.value):
+                    numbers[name] = _entry(value, math.nan, len(look.edges))
+        return numbers
+
+    def _photos_of(self, samples: Tally, real: Tally) -> Tally:
+        """The photos of the samples' own layouts; all of the split if some have no photo there."""
+        sources = frozenset(samples.layouts)
+        return real.select(sources) if sources <= set(real.layouts) else real
+
+    def _generator_marks(self, one: _Set) -> list[str]:
+        about = one.manifest or {}
+        seen, layouts = about.get("seen_layouts"), about.get("layouts")
+        if not seen or self.split == self.recipe.data.split:
+            return []
+        return [
+            f"the generator trained on {seen} of these {layouts} layouts (by key): it may know "
+            "them by heart"
+        ]
+
+    def _notes(self, tally: Tally, numbers: Mapping[str, Mapping[str, Any]]) -> list[str]:
+        notes: list[str] = []
+        miou = numbers["miou"]
+        if miou["value"] and miou["value"] > (miou["real"] or 0):
             notes.append(
                 "the judge reads the samples better than real photos: they are easier to read, "
                 "which does not make them more like photos"
             )
-        skipped = dict(self.skipped)
-        for name, features in one.features.items():
-            pair = features, real_features[name], train_features[name]
-            for metric, measure in _DISTANCES[name].items():
-                try:
-                    value, floor = measure(pair[0], pair[1]), measure(pair[2], pair[1])
-                except ValueError as error:
-                    skipped[metric] = str(error)
-                    continue
-                numbers[metric] = {
-                    "value": _finite(value),
-                    "real": _finite(floor),
-                    "low": None,
-                    "high": None,
-                    "n": len(features),
-                }
-            least = min(len(part) for part in pair)
-            if least <= features.shape[1]:
-                notes.append(
-                    f"{least} images against {features.shape[1]} features of {name}: the distance "
-                    "is biased upwards; compare it at this n only"
-                )
-        order = np.argsort(one.tally.accuracies(), kind="stable")
-        return {
-            "samples": str(one.path),
-            "protocol": self._protocol(one),
-            "metrics": numbers,
-            "per_class": self._per_class(one, photos, of_samples, of_real),
-            "skipped": skipped,
-            "notes": notes,
-            "best": [one.tally.keys[i] for i in _extremes(one.tally, order[::-1])],
-            "worst": [one.tally.keys[i] for i in _extremes(one.tally, order)],
-        }
-
-    def _photos_of(self, one: _Set, real: Tally) -> Tally:
-        """The photos of the samples' own layouts; all of the split if some have no photo there."""
-        sources = frozenset(one.tally.layouts)
-        return real.select(sources) if sources <= set(real.layouts) else real
-
-    def _notes(self, one: _Set) -> list[str]:
-        notes: list[str] = []
-        sources = set(one.tally.layouts)
-        # A key that both splits have is a layout of the split that is asked about.
-        seen = sources & set(self.train.keys)
-        if self.split != self.recipe.data.split:
-            seen -= set(self.reference.keys)
-        if seen and self.judge.provenance.kind == "trained":
-            notes.append(
-                f"{len(seen)} of {len(sources)} layouts of these samples are in the judge's own "
-                "training: its agreement says less about them"
-            )
-        matched = sources & set(self.reference.keys)
-        if not matched:
+        if not set(tally.layouts) & set(self.reference.keys):
             notes.append(
                 f"no layout of these samples is in the reference's split {self.split}: images and "
                 "photos are compared as sets only, and over other layouts"
             )
-        unknown = self.judge.describe()["unknown"]
+        unknown = self.judge.segmenter.describe()["unknown"]
         if unknown:
             notes.append(f"the judge does not know {', '.join(unknown)}: these score 0")
         return notes
 
-    def _protocol(self, one: _Set) -> dict[str, Any]:
-        judge = self.judge.describe()
-        size = f"{self.size[0]} x {self.size[1]} (height x width)"
-        about = one.manifest or {}
-        given = self.request.judge or self.recipe.evaluate.judge
-        if given == "train":
-            about_judge = (
-                f"{judge['source']}, trained here, {judge['images']} images seen, on the "
-                f"reference's split {self.recipe.data.split}; width {judge['width']}, seed "
-                f"{self.recipe.evaluate.seed}"
-            )
-        elif judge["kind"] == "trained":
-            about_judge = (
-                f"{given}: made by ecgan, {judge['images']} images seen, of data and settings with "
-                f"the hash {judge['data'][:16]}"
-            )
+    def _protocol(self, one: _Set, look: Look) -> dict[str, Any]:
+        about, recipe = one.manifest or {}, self.recipe
+        given = self.request.judge or recipe.evaluate.judge
+        layouts = set(look.tally.layouts)
+        if about:
+            codec = f"{about.get('image_format', 'as found')}, quality {about.get('quality', '?')}"
         else:
-            about_judge = given
+            codec = "as found"
         return {
-            "reference": str(self.recipe.data.root),
+            "reference": str(recipe.data.root),
             "split": self.split,
             "reference_images": len(self._indices(self.reference)),
-            "layouts": len(set(one.tally.layouts)),
+            "layouts": len(layouts),
             "real": "the judge's score on the photos of the samples' own layouts"
-            if set(one.tally.layouts) <= set(self.reference.keys)
+            if layouts <= set(self.reference.keys)
             else f"the judge's score on all photos of split {self.split}",
-            "real_of_distances": f"{len(self._floor())} photos of split {self.recipe.data.split} "
+            "real_of_distances": f"{len(self._floor())} photos of split {recipe.data.split} "
             f"against those of split {self.split}",
-            "size": size,
+            "size": f"{self.size[0]} x {self.size[1]} (height x width)",
             "resizing": "reference as in training: photos bicubic with antialias, labels nearest",
-            "judge": about_judge,
-            "judge_hash": judge["hash"],
+            "judge": self.judge.about(recipe, recipe.data.split if given == "train" else ""),
+            "judge_hash": self.judge.segmenter.hash,
+            "judge_input": "the samples' size, photos resized to it",
             "classes": f"{self.space.num_evaluation_classes} evaluation ids",
             "void": "unlabelled pixels and ids without an evaluation class are not scored, but in "
             "accuracy_with_void",
             "averaging": "over classes that occur; sums over the whole set",
-            "interval": f"95 %, percentile bootstrap over layouts, {scoring.RESAMPLES} resamples",
-            "codec": f"{about.get('image_format', 'as found')}, quality {about.get('quality', '?')}"
-            if about
-            else "as found",
+            "interval": f"95 %, percentile bootstrap over layouts, {scoring.RESAMPLES} resamples; "
+            f"of distances {distances.INTERVAL}",
+            "label_filter": about.get("filter", {}).get("kind", "not known"),
+            "codec": codec,
             "checkpoint": about.get("fingerprint", {}).get("checkpoint", "not known"),
-            "distances": "Frechet distances over all images; KID is the mean over "
-            f"{metrics.KID_SUBSETS} subsets of at most {metrics.KID_SUBSET_SIZE} images",
+            "distances": distances.PROTOCOL
+            + ("; fid against given statistics" if self.given is not None else ""),
             "ecgan": ecgan.__version__,
             "torch": torch.__version__,
         }
 
     def _per_class(
         self,
-        one: _Set,
+        samples: Tally,
         real: Tally,
         of_samples: scoring.Agreement,
         of_real: scoring.Agreement,
@@ -505,7 +631,7 @@ class _Evaluation:
             pixels = np.sum(tally.labelled, axis=0, dtype=np.float64)
             return np.asarray(pixels / max(1.0, pixels.sum()))
 
-        own, reference = shares(one.tally), shares(real)
+        own, reference = shares(samples), shares(real)
         palette = self.space.evaluation_palette
         return {
             name: {
@@ -520,100 +646,52 @@ class _Evaluation:
             for c, name in enumerate(self.space.names_for_evaluation)
         }
 
-    def _illustrations(self, one: _Set) -> report.Illustrations:
-        accuracies = one.tally.accuracies()
-        order = np.argsort(accuracies, kind="stable")
-        spread = np.linspace(0, len(order) - 1, min(_GALLERY_ROWS, len(order))).round().astype(int)
-        picked = {
-            "Samples": ([*spread], "Evenly spread over the set, in its order."),
-            "Best": (
-                _extremes(one.tally, order[::-1]),
-                "Where the judge agrees most with the layout.",
+    def _keep_statistics(self, one: _Set, look: Look, real: Look) -> None:
+        """Mean and covariance of all features, as pytorch-fid reads them."""
+        folder = self.request.save_statistics
+        if folder is None:
+            return
+        for what, found in ((one.name, look), (f"{_REFERENCE}-{self.split}", real)):
+            for name, features in found.features.items():
+                if len(features) > 1:
+                    gaussian = metrics.FeatureStatistics.of(features).gaussian()
+                    metrics.write_npz(folder / f"{what}-{name}.npz", gaussian)
+
+    def illustrate(self, one: _Set, look: Look) -> report.Illustrations:
+        """Pictures of a set."""
+        place = one.place
+        return report.Illustrations(
+            gallery.galleries(
+                self.samples[place], look.tally, self.judge, self.reference, self.device
             ),
-            "Worst": (_extremes(one.tally, order), "Where the judge agrees least with the layout."),
-        }
-        wanted = {one.tally.keys[i] for indices, _ in picked.values() for i in indices}
-        found = {s.key: s for s in self._raw(one) if s.key in wanted}
-        share = dict(zip(one.tally.keys, accuracies, strict=True))
-        galleries = [
-            report.Gallery(
-                title,
-                text,
-                _COLUMNS,
-                [self._row(one, found[one.tally.keys[i]], share) for i in indices],
-            )
-            for title, (indices, text) in picked.items()
-        ]
-        return report.Illustrations(galleries, _curves(one))
-
-    def _row(self, one: _Set, sample: shards.ShardSample, share: dict[str, float]) -> report.Row:
-        label = self._label(one, sample)
-        scene = Scene(sample.key, sample.source, sample.image, label)
-        reading = self.judge.predict(scoring.images_of([scene], self.device))[0].cpu().numpy()
-        palette, key = self.space.evaluation_palette, sample.key
-        real = None
-        if sample.source in self.reference.keys:
-            photo = self.reference.load_plain(self.reference.keys.index(sample.source)).image
-            assert photo is not None
-            real = report.Picture(photo, f"real photo of {sample.source}")
-        cells = [
-            report.Picture(colorize(label, palette), f"layout of {key}", exact=True),
-            None if sample.edge is None else report.Picture(sample.edge, f"edges of {key}"),
-            report.Picture(sample.image, f"image {key}"),
-            real,
-            report.Picture(colorize(reading, palette), f"judge's reading of {key}", exact=True),
-        ]
-        return report.Row(key, f"{share[key]:.1%} of the labelled pixels read as meant", cells)
+            gallery.curves(one.manifest, Path(place).resolve().parent),
+        )
 
 
-def _extremes(tally: Tally, order: npt.NDArray[np.intp]) -> list[int]:
-    """The first samples in this order, one of each layout."""
-    first: dict[str, int] = {}
-    for index in order.tolist():
-        first.setdefault(tally.layouts[index], index)
-    return list(first.values())[:_EXTREMES]
+def _nothing(place: str) -> dict[str, Any]:
+    """A report without fidelity: samples of train layouts only."""
+    reason = "the samples are of train layouts, with which segmenters were trained"
+    return {
+        "samples": place,
+        "protocol": {},
+        "metrics": {},
+        "per_class": {},
+        "skipped": {"miou": reason},
+        "marks": [],
+        "notes": [],
+        "best": [],
+        "worst": [],
+    }
 
 
-def _curves(one: _Set) -> list[report.Curve]:
-    """Training curves of the run whose generator made the samples, where it is still at hand."""
-    made_by = (one.manifest or {}).get("fingerprint", {}).get("checkpoint")
-    folders = [*Path("runs").glob("*"), *one.path.resolve().parent.glob("*")]
-    for log in (folder / "metrics.jsonl" for folder in folders):
-        try:
-            generators = sorted(log.parent.glob("generator*.safetensors")) if log.is_file() else []
-            if made_by in {checkpoint.sha256(path) for path in generators}:
-                text = log.read_text(encoding="utf-8")
-                break
-        except OSError:  # a neighbour that is not ours to read
-            continue
-    else:
-        return []
-    # A run that was killed may have left half a line.
-    lines = [line for line in text.splitlines() if line.startswith("{") and line.endswith("}")]
-    records = [json.loads(line) for line in lines]
-    curves: list[report.Curve] = []
-    for name in _CURVES:
-        points = [(float(r["images"]), float(r[name])) for r in records if name in r]
-        if len(points) > 1:
-            curves.append(report.Curve(name, points))
-    return curves
-
-
-def _kid(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float:
-    return metrics.kid(b, a).mean
-
-
-def _fid(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float:
-    if min(len(a), len(b)) < 2:
-        raise ValueError("a covariance needs at least 2 images")
-    return metrics.fid(b, a)
-
-
-Distance = Callable[[npt.NDArray[np.float32], npt.NDArray[np.float32]], float]
-_DISTANCES: dict[str, dict[str, Distance]] = {
-    "efficientnet_lite0": {"fd_efficientnet_lite0": metrics.frechet_distance_of},
-    "inception": {"fid": _fid, "kid": _kid},
-}
+def _entry(estimate: scoring.Estimate, real: float, n: int) -> dict[str, Any]:
+    return {
+        "value": _finite(estimate.value),
+        "real": _finite(real),
+        "low": _finite(estimate.low),
+        "high": _finite(estimate.high),
+        "n": n,
+    }
 
 
 def _finite(value: float) -> float | None:

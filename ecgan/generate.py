@@ -13,7 +13,6 @@ import json
 import os
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -30,58 +29,15 @@ from ecgan.data import sets, shards
 from ecgan.errors import UserError
 from ecgan.finishing import finish
 from ecgan.ledger import FAILURES, LOG, Committed, Ledger
-from ecgan.making import STAGES, MadeShard, ShardMaker
+from ecgan.making import MadeShard, ShardMaker
 from ecgan.plan import SPLIT, Job, Plan
 from ecgan.prepare import Prepared, Request
 from ecgan.storage import Store, open_store
+from ecgan.timings import STAGES, Spent
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _BYTES_PER_PIXEL = {"jpg": 0.5, "png": 1.9, "webp": 0.35}  # of images; seen on street scenes
 _MAP_BYTES_PER_PIXEL = 0.4  # label and edge map together
-
-
-@dataclass
-class Spent:
-    """Where the workers' time went.
-
-    Attributes:
-        seconds: each stage was busy, over all workers; of ``encode``, over all its threads.
-        elapsed: the workers were busy.
-        encoders: threads of each worker that encode.
-        workers: how many there were.
-    """
-
-    encoders: int = 1
-    workers: int = 1
-    seconds: Counter[str] = field(default_factory=Counter[str])
-    elapsed: float = 0.0
-
-    def add(self, made: MadeShard) -> None:
-        self.seconds.update(made.seconds)
-        self.elapsed += made.elapsed
-
-    def shares(self) -> dict[str, float]:
-        """How busy what does each stage was, 0 to 1; samples are made by one thread."""
-        if not self.elapsed:
-            return {}
-        maker = sum(self.seconds[name] for name in ("read", "generate", "judge"))
-        found = {name: self.seconds[name] / self.elapsed for name in STAGES}
-        found["encode"] /= self.encoders
-        found["making"] = maker / self.elapsed
-        return found
-
-    def bottleneck(self) -> str:
-        """The stage that the others wait for, in words."""
-        shares = self.shares()
-        if not shares:
-            return ""
-        making = shares.pop("making")
-        ends = {"encode": shares["encode"], "write": shares["write"]}
-        slowest = max(ends, key=lambda name: ends[name])
-        if ends[slowest] > making:
-            return f"{slowest} ({ends[slowest]:.0%} busy)"
-        slowest = max(("read", "generate", "judge"), key=lambda name: shares[name])
-        return f"{slowest} ({shares[slowest]:.0%} of the workers' time)"
 
 
 @dataclass(frozen=True)
@@ -277,7 +233,7 @@ class _Making:
             self.committed.add(job.number, made.shard)
             self.made += made.shard.samples
             self.made_bytes += made.shard.bytes
-            self.spent.add(made)
+            self.spent.add(made.seconds, made.elapsed, made.shard.samples, made.profile)
             return
         self.failed.append(f"{job}: {outcome.reason}")
         line = {"shard": job.number, "attempts": outcome.attempts, "reason": outcome.reason}
@@ -384,6 +340,7 @@ def _manifest(request: Request, prepared: Prepared, making: _Making) -> dict[str
         "split": SPLIT,
         "samples": committed.samples,
         "layouts": len(keys),
+        "seen_layouts": len(keys & file.seen_keys),  # by key: those that training saw
         "varied_layouts": sum(int((stage.rows.variants > 0).sum()) for stage in plan.stages),
         "size": list(prepared.size),
         "image_format": output.image_format,
@@ -399,6 +356,7 @@ def _manifest(request: Request, prepared: Prepared, making: _Making) -> dict[str
         "vary": list(request.changes),
         "license": recipe.sampling.license,
         "filter": _filter_entry(request, prepared, committed),
+        "label_generator": file.label_generator,
         "recipe": recipe.model_dump(mode="json"),
         "fingerprint": dict(prepared.wanted.fingerprint),
         "classes": space.to_json(),

@@ -9,11 +9,15 @@ Shape legend:
     n, m  images      d  features of an image      N  classes      B  images in a batch
 """
 
+import os
 import warnings
+import zipfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Self, cast
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -26,8 +30,57 @@ from ecgan.errors import UserError
 Floats = npt.NDArray[np.floating[Any]]
 Counts = npt.NDArray[np.int64]
 
+Pixels = npt.NDArray[np.uint8]
+
 KID_SUBSETS = 100
 KID_SUBSET_SIZE = 1000
+_BLOCK = 1000  # images whose distances to all others are looked at together
+
+
+class Gaussian(NamedTuple):
+    """What a Frechet distance knows of a set of features."""
+
+    mean: Floats  # (d,)
+    covariance: Floats  # (d, d)
+
+
+def read_npz(path: Path, dim: int) -> Gaussian:
+    """Read statistics as pytorch-fid writes them: ``mu`` and ``sigma``.
+
+    Args:
+        path: an npz file.
+        dim: d that they must have.
+
+    Raises:
+        UserError: no such file, no such arrays, or of other shapes.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            mean, covariance = file["mu"], file["sigma"]
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except KeyError as error:
+        raise UserError(f"{path}: has no array {error}; expected mu and sigma") from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: not an npz of pytorch-fid: {error}") from None
+    if mean.shape != (dim,) or covariance.shape != (dim, dim):
+        raise UserError(
+            f"{path}: mu {mean.shape} and sigma {covariance.shape}; expected ({dim},) and "
+            f"({dim}, {dim})"
+        )
+    return Gaussian(mean.astype(np.float64), covariance.astype(np.float64))
+
+
+def write_npz(path: Path, gaussian: Gaussian) -> None:
+    """Write statistics as pytorch-fid reads them; whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            np.savez(file, allow_pickle=False, mu=gaussian.mean, sigma=gaussian.covariance)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 @dataclass
@@ -90,16 +143,19 @@ class FeatureStatistics:
         centred = self.total_outer - self.count * np.outer(mean, mean)
         return self.origin + mean, centred / (self.count - 1)
 
+    def gaussian(self) -> Gaussian:
+        """The same, named."""
+        return Gaussian(*self.mean_and_covariance())
 
-def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
+
+def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     """Frechet distance of two Gaussians: |mu_a - mu_b|^2 + tr(A + B - 2 (A B)^(1/2)).
 
     The trace of the root is the sum of the singular values of L_a^T L_b with A = L_a L_a^T: all
     real, and without the root of rounding errors that a matrix root makes of fewer images than
     features.
     """
-    mean_a, cov_a = a.mean_and_covariance()
-    mean_b, cov_b = b.mean_and_covariance()
+    (mean_a, cov_a), (mean_b, cov_b) = a, b
     root = np.linalg.svd(_factor(cov_a).T @ _factor(cov_b), compute_uv=False).sum()
     distance = np.square(mean_a - mean_b).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * root
     return max(0.0, float(distance))
@@ -169,6 +225,147 @@ def kid(real: Floats, generated: Floats, *, seed: int = 0) -> Kid:
     return Kid(float(mean), float(std), size)
 
 
+class PrecisionRecall(NamedTuple):
+    """Improved precision and recall (Kynkaanniemi et al. 2019, Eq. 2)."""
+
+    precision: float  # share of generated images within the real ones' manifold
+    recall: float  # share of real images within the generated ones'
+
+
+def precision_recall(real: Floats, generated: Floats, *, k: int = 3) -> PrecisionRecall:
+    """Shares of each set within the other's manifold.
+
+    The manifold of a set is the union of balls around its points, each as wide as its k-th nearest
+    neighbour in the set is far. In float64, in blocks: O(n) memory.
+
+    Args:
+        real: (m, d).
+        generated: (n, d).
+        k: neighbours.
+
+    Raises:
+        ValueError: a set has no more than k images.
+    """
+    least = min(len(real), len(generated))
+    if least <= k:
+        raise ValueError(f"precision and recall need more than {k} images, got {least}")
+    photos, samples = _tensor(real), _tensor(generated)
+    precision = _share_within(samples, photos, _radii(photos, k))
+    return PrecisionRecall(precision, _share_within(photos, samples, _radii(samples, k)))
+
+
+def _radii(points: Tensor, k: int) -> Tensor:
+    """Distance of each point to its k-th nearest neighbour but itself, (n,)."""
+    parts = [_far(block, points).kthvalue(k + 1).values for block in points.split(_BLOCK)]
+    return torch.cat(parts)
+
+
+def _share_within(points: Tensor, centres: Tensor, radii: Tensor) -> float:
+    inside = [(_far(block, centres) <= radii).any(dim=1) for block in points.split(_BLOCK)]
+    return float(torch.cat(inside).double().mean())
+
+
+def _far(block: Tensor, points: Tensor) -> Tensor:
+    # Without the product formula, by which a point would not be at distance 0 from itself
+    return torch.cdist(block, points, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+class Interval(NamedTuple):
+    """Ends of a 95 % interval; NaN where there is none."""
+
+    low: float
+    high: float
+
+
+def distance_interval(
+    measure: Callable[[Floats, Floats], float],
+    real: Floats,
+    generated: Floats,
+    layouts: Sequence[int] | npt.NDArray[np.integer[Any]],
+    *,
+    resamples: int = 50,
+    seed: int = 0,
+) -> Interval:
+    """The measured distance -+ 1.96 standard deviations of its bootstrap.
+
+    Not its percentiles: an image that is drawn twice makes a set narrower, so that the Frechet
+    distance of a resample is biased upwards; how far resamples scatter is not. Photos are drawn one
+    by one, samples by layout, since another style of the same layout is no independent image.
+
+    Args:
+        measure: of real and generated features.
+        real: (m, d).
+        generated: (n, d).
+        layouts: of each generated image.
+        resamples: draws.
+        seed: of the draws.
+    """
+    value = measure(real, generated)
+    rows = [np.flatnonzero(np.asarray(layouts) == layout) for layout in np.unique(layouts)]
+    if len(rows) < 2 or len(real) < 3:
+        return Interval(np.nan, np.nan)
+    rng = np.random.default_rng(seed)
+    values: list[float] = []
+    for _ in range(resamples):
+        photos = rng.integers(len(real), size=len(real))
+        drawn = rng.integers(len(rows), size=len(rows))
+        values.append(measure(real[photos], generated[np.concatenate([rows[i] for i in drawn])]))
+    spread = 1.96 * float(np.std(values, ddof=1))
+    return Interval(value - spread, value + spread)
+
+
+def pairwise_distances(stages: Sequence[Tensor]) -> Tensor:
+    """Perceptual distances between all pairs of images (LPIPS, Eq. 1, without learned weights).
+
+    Args:
+        stages: maps of each stage, channels of length 1 at each pixel, (K, C, h, w).
+
+    Returns:
+        Of pair (i, j), i < j, in the order (0, 1), (0, 2), ..., (1, 2), ...: the squared difference
+        summed over channels, mean over pixels, mean over stages, (K (K - 1) / 2,).
+    """
+    first, second = torch.triu_indices(len(stages[0]), len(stages[0]), offset=1).unbind()
+    first, second = first.tolist(), second.tolist()
+    values = [
+        torch.stack(
+            [(m[i] - m[j]).square().sum(dim=0).mean() for i, j in zip(first, second, strict=True)]
+        )
+        for m in stages
+    ]
+    return torch.stack(values).mean(dim=0)
+
+
+class EdgeCounts(NamedTuple):
+    """Pixels behind precision and recall of an edge map; they add over images."""
+
+    matched_edge: int  # edge pixels of the map near an edge of the image
+    num_edge: int
+    matched_canny: int  # edge pixels of the image near an edge of the map
+    num_canny: int
+
+
+def edge_agreement(edge: Pixels, canny: Pixels, tolerance: int | None = None) -> EdgeCounts:
+    """How far a generated edge map and Canny of its image mean the same edges.
+
+    Args:
+        edge: the map, (H, W); 128 and above is an edge.
+        canny: edges of the image, (H, W), not 0 on an edge.
+        tolerance: a pixel matches an edge of the other within a square of so many pixels around
+            it; default: 0.0075 of the diagonal, as in BSDS, and at least 1.
+    """
+    if tolerance is None:
+        tolerance = max(1, round(0.0075 * float(np.hypot(*edge.shape))))
+    window = np.ones((2 * tolerance + 1,) * 2, np.uint8)
+    drawn, found = (edge >= 128).astype(np.uint8), (canny > 0).astype(np.uint8)
+    near_drawn, near_found = (np.asarray(cv2.dilate(m, window)) for m in (drawn, found))
+    return EdgeCounts(
+        int((drawn & near_found).sum()),
+        int(drawn.sum()),
+        int((found & near_drawn).sum()),
+        int(found.sum()),
+    )
+
+
 class InceptionFeatures(nn.Module):
     """The Inception network of FID and KID, with torch-fidelity's TF1 resize; frozen.
 
@@ -198,6 +395,14 @@ class InceptionFeatures(nn.Module):
         """Images in [-1, 1], (B, 3, H, W) -> features, (B, 2048); rounded as in a file."""
         pixels = ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
         return cast("tuple[Tensor]", self.network(pixels))[0]
+
+    def forward_resized(self, pixels: Tensor) -> Tensor:
+        """Pixels in 0..255 that were resized already, float32, (B, 3, 299, 299) -> (B, 2048)."""
+        x = (pixels - 128) / 128  # as TensorFlow's graph does
+        for name, layer in self.network.named_children():
+            if name != "fc":  # the head of ImageNet, the last of them
+                x = layer(x)
+        return x.flatten(1)
 
 
 @dataclass

@@ -29,17 +29,15 @@ from ecgan.errors import UserError
 from ecgan.labels import LabelSpace
 from ecgan.ledger import Wanted, plan_id
 from ecgan.making import OnInconsistent, Output, Settings, Variation
+from ecgan.placing import Executor, Wish, place_workers
 from ecgan.plan import Counts, Stage, refuse_colliding_keys, spread, whole_rows
 from ecgan.recipe import Recipe, parse_recipe
-from ecgan.sampling import Sampler
+from ecgan.sampling import ARITHMETIC, Sampler, compiles
 from ecgan.storage import open_store
 from ecgan.styles import Bank, Styles
 
 LabelSpaceName = Literal["input", "evaluation"]
-Executor = Literal["auto", "local", "ray"]
 Balance = Literal["none", "hardness", "target"]
-
-SHARD_TIMEOUT = 3600.0  # seconds, where another process makes the shard
 
 
 @dataclass(frozen=True)
@@ -85,6 +83,7 @@ class Request:
         shard_timeout: seconds after which the worker of a shard is taken for stalled.
         device: auto, cpu, cuda or cuda:N.
         quiet: no progress bar.
+        profile: measure where the time goes.
     """
 
     generator: Path
@@ -124,10 +123,12 @@ class Request:
     shard_timeout: float | None = None
     device: str = "auto"
     quiet: bool = False
+    profile: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """What decides the samples, as :meth:`from_json` reads it back; paths are absolute."""
         where = {"executor", "workers", "gpus_per_worker", "ray_address", "shard_timeout", "quiet"}
+        where |= {"profile"}
         how = {"overwrite", "extend", "verify", "save_styles"}
         value = {k: v for k, v in asdict(self).items() if k not in where | how}
         for name, one in value.items():
@@ -193,7 +194,15 @@ def prepare(request: Request) -> Prepared:
     """
     _check_options(request)
     device = distributed.choose_device(request.device)
-    workers, devices = _workers(request, device)
+    wish = Wish(
+        request.device,
+        request.executor,
+        request.workers,
+        request.gpus_per_worker,
+        request.ray_address,
+        request.shard_timeout,
+    )
+    workers, devices = place_workers(wish, device)
     file = checkpoint.load_generator(request.generator)
     recipe = _recipe(request, file)
     _check_against_generator(request, recipe)
@@ -221,6 +230,8 @@ def prepare(request: Request) -> Prepared:
     )
     refuse_colliding_keys(stage)
     output = _output(request, recipe, file)
+    on_cuda = device.type == "cuda" or request.gpus_per_worker is not None
+    compiled = compiles(recipe, stage.num_samples, on_cuda=on_cuda)
     fingerprint = _fingerprint(request, recipe, file, output, device) | {
         "--style-images or --styles": shared.digest,
         "--filter": None if request.label_filter is None or judged is None else judged.spec.hash,
@@ -231,6 +242,7 @@ def prepare(request: Request) -> Prepared:
         "layouts": len(np.unique(stage.rows.layouts)),
         "styles of a layout": f"{stage.rows.counts.min()} to {stage.rows.counts.max()}",
         "samples": stage.num_samples,
+        "sampling.compile": compiled,
     }
     stage = replace(stage, plan=plan_id(fingerprint))
     settings = Settings(
@@ -244,6 +256,8 @@ def prepare(request: Request) -> Prepared:
         on_inconsistent=request.on_inconsistent,
         retries=recipe.sampling.filter_retries,
         encoders=_encoders(workers),
+        compiled=compiled,
+        profile=request.profile,
     )
     if request.save_styles is not None:
         _save_styles(request, shared, settings.styles, file, int(counts.max()))
@@ -400,41 +414,6 @@ def _check_style_count(request: Request, recipe: Recipe, most: int, num_layouts:
 
 
 # Workers
-
-
-def _workers(request: Request, device: torch.device) -> tuple[Workers, tuple[str, ...]]:
-    """How many workers where, and the device of each in turn."""
-    ray = request.executor == "ray" or (
-        request.executor == "auto" and request.ray_address is not None
-    )
-    on_cuda = device.type == "cuda" or (request.gpus_per_worker is not None and ray)
-    gpus_each = (request.gpus_per_worker or 1.0) if on_cuda else 0.0
-    if request.gpus_per_worker is not None and not on_cuda:
-        raise UserError(
-            f"--gpus-per-worker {request.gpus_per_worker:g}: this machine has no CUDA device; "
-            "leave it out, or name a cluster that has GPUs with --ray-address"
-        )
-    num_gpus = torch.cuda.device_count() if device.type == "cuda" else 0
-    one_device = request.device.startswith("cuda:")
-    count = request.workers or (max(1, int(num_gpus / gpus_each)) if on_cuda else 1)
-    if one_device and request.workers is None:
-        count = 1
-    if ray:
-        timeout = request.shard_timeout or SHARD_TIMEOUT
-        return Workers("ray", count, gpus_each, request.ray_address, timeout=timeout), (
-            "cuda" if on_cuda else "cpu",
-        )
-    if on_cuda and not one_device and count * gpus_each > num_gpus + 1e-9:
-        raise UserError(
-            f"--workers {count} x --gpus-per-worker {gpus_each:g}: this machine has {num_gpus} GPUs"
-        )
-    devices = (str(device),)
-    if on_cuda and not one_device:
-        devices = tuple(f"cuda:{int(i * gpus_each + 1e-9)}" for i in range(count))
-    if count == 1 and request.shard_timeout is None:
-        return Workers("inline", 1, gpus_each), devices
-    timeout = request.shard_timeout or SHARD_TIMEOUT
-    return Workers("processes", count, gpus_each, timeout=timeout), devices
 
 
 def _encoders(workers: Workers) -> int:
@@ -700,6 +679,7 @@ def _fingerprint(
         "--n-variants": (request.n_variants or 1) if request.changes else 0,
         "device": gpu if on_cuda else cpu,
         "threads": 1,
+        "order of sums": ARITHMETIC,
         **{f"version of {name}": version for name, version in versions().items()},
     }
     keys: list[str] = []

@@ -238,13 +238,21 @@ class Evaluate(Section):
     name."""
     judge_images: Positive = 20_000
     """Length of training the judge, in images."""
+    judge_network: Literal["segformer", "unet"] = "segformer"
+    """Judge that is trained here: a SegFormer from scratch, as label generators are, or a U-Net on
+    EfficientNet-Lite1 with ImageNet's weights (needs ecgan[eval]), which reads better."""
     judge_width: Annotated[int, Field(ge=8, multiple_of=8)] = 32
-    """Channels of the first stage of a judge that is trained here."""
-    features: list[Literal["efficientnet_lite0", "inception"]] = ["efficientnet_lite0"]
-    """Networks for distances of distributions: inception gives fid and kid, efficientnet_lite0
-    fd_efficientnet_lite0."""
+    """Channels of the first stage of a SegFormer that is trained as judge."""
+    features: list[Literal["efficientnet_lite0", "inception", "inception_clean", "dinov2"]] = [
+        "efficientnet_lite0"
+    ]
+    """Networks for distances of distributions: inception gives fid and kid, inception_clean the
+    same with clean-fid's resize, dinov2 fd_dinov2, efficientnet_lite0 fd_efficientnet_lite0; each
+    precision and recall."""
     inception_weights: str | None = None
     """pt_inception-2015-12-05 weights (.pth) for fid and kid."""
+    dinov2: str | None = None
+    """Folder of a DINOv2 of transformers, for fd_dinov2."""
     num_images: Count = 0
     """Images to score, the first by key; 0: all."""
     seed: Count = 1
@@ -256,6 +264,9 @@ class Sampling(Section):
 
     batch: Positive = 8
     """Layouts and styles of one forward pass; decides the exact sums, so part of the plan."""
+    compile: bool | Literal["auto"] = "auto"
+    """torch.compile and CUDA graphs for passes that fill the batch; auto: on CUDA, for data sets of
+    50,000 samples and more. Decides the exact sums too."""
     samples_per_shard: Positive = 1000
     """Samples in a shard."""
     image_format: Literal["jpg", "png", "webp"] = "jpg"

@@ -31,7 +31,7 @@ Counts = npt.NDArray[np.int64]
 Numbers = npt.NDArray[np.float64]
 
 RESAMPLES = 200
-AGREEMENTS = ("miou", "frequency_weighted_iou", "accuracy", "accuracy_with_void")
+AGREEMENTS = ("miou", "frequency_weighted_iou", "accuracy", "accuracy_with_void", "consistency")
 
 
 class Scene(NamedTuple):
@@ -41,6 +41,7 @@ class Scene(NamedTuple):
     source: str  # key of the layout
     image: npt.NDArray[np.uint8]  # (H, W, 3)
     label: Labels  # (H, W), evaluation ids
+    edge: npt.NDArray[np.uint8] | None = None  # (H, W), the generator's
 
 
 class Estimate(NamedTuple):
@@ -70,6 +71,10 @@ class Tally:
         labelled: pixels of each class in the layout.
         read: labelled pixels that were read as each class.
         pixels: all pixels of each image, unlabelled ones too.
+        trusted: sum over an image's labelled pixels of the probability that the judge gives to the
+            layout's class; NaN where it was not asked.
+        confusion: true class x class read, summed over the images, (E, E + 1); the last column is
+            no class.
     """
 
     num_classes: int
@@ -79,11 +84,23 @@ class Tally:
     labelled: list[Counts] = field(default_factory=list[Counts])
     read: list[Counts] = field(default_factory=list[Counts])
     pixels: list[int] = field(default_factory=list[int])
+    trusted: list[float] = field(default_factory=list[float])
+    confusion: Counts = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.confusion = np.zeros((self.num_classes, self.num_classes + 1), np.int64)
 
     def __len__(self) -> int:
         return len(self.keys)
 
-    def add(self, key: str, layout: str, label: Labels, reading: npt.NDArray[np.integer]) -> None:
+    def add(
+        self,
+        key: str,
+        layout: str,
+        label: Labels,
+        reading: npt.NDArray[np.integer],
+        trusted: float = np.nan,
+    ) -> None:
         """Count one image.
 
         Args:
@@ -91,6 +108,7 @@ class Tally:
             layout: key of its layout.
             label: evaluation ids, (H, W); what is not below E is not scored.
             reading: evaluation ids as the judge sees them, (H, W); E and above are wrong always.
+            trusted: see the class.
         """
         E = self.num_classes
         scored = label < E
@@ -102,24 +120,32 @@ class Tally:
         self.labelled.append(confusion.sum(axis=1))
         self.read.append(confusion.sum(axis=0)[:E])
         self.pixels.append(label.size)
+        self.trusted.append(trusted)
+        self.confusion += confusion
+
+    def extend(self, other: "Tally") -> None:
+        """Add the images of another part of the set."""
+        for name in ("keys", "layouts", "hits", "labelled", "read", "pixels", "trusted"):
+            getattr(self, name).extend(getattr(other, name))
+        self.confusion += other.confusion
 
     def select(self, layouts: frozenset[str]) -> "Tally":
-        """The images of these layouts."""
+        """The images of these layouts; without their confusion, which is kept of all together."""
         part = Tally(self.num_classes)
-        for index, layout in enumerate(self.layouts):
-            if layout in layouts:
-                part.keys.append(self.keys[index])
-                part.layouts.append(layout)
-                part.hits.append(self.hits[index])
-                part.labelled.append(self.labelled[index])
-                part.read.append(self.read[index])
-                part.pixels.append(self.pixels[index])
+        chosen = [i for i, layout in enumerate(self.layouts) if layout in layouts]
+        for name in ("keys", "layouts", "hits", "labelled", "read", "pixels", "trusted"):
+            getattr(part, name).extend(getattr(self, name)[i] for i in chosen)
         return part
 
     def accuracies(self) -> Numbers:
         """Pixel accuracy of each image, (n,); NaN where nothing is labelled."""
         hits, labelled = np.stack(self.hits).sum(axis=1), np.stack(self.labelled).sum(axis=1)
         return _ratio(hits.astype(float), labelled.astype(float))
+
+    def consistencies(self) -> Numbers:
+        """Mean probability of the layout's class in each image, (n,); NaN where that is unknown."""
+        labelled = np.stack(self.labelled).sum(axis=1).astype(float)
+        return _ratio(np.asarray(self.trusted, float), labelled)
 
 
 def agreement(tally: Tally, *, seed: int = 0) -> Agreement:
@@ -129,36 +155,77 @@ def agreement(tally: Tally, *, seed: int = 0) -> Agreement:
     since another style of the same layout is no independent image.
     """
     assert len(tally), "nothing was counted"
-    _, group = np.unique(tally.layouts, return_inverse=True)
-    num_groups = int(group.max()) + 1
+    counted = (tally.hits, tally.labelled, tally.read, tally.pixels, tally.trusted)
+    widths = np.cumsum([np.size(rows[0]) for rows in counted])[:-1]
+    rows = np.concatenate([np.reshape(part, (len(tally), -1)) for part in counted], axis=1)
+    whole, drawn = resampled(rows.astype(np.float64), tally.layouts, seed)
 
-    def by_layout(rows: Sequence[npt.ArrayLike]) -> Numbers:
-        sums = np.zeros((num_groups, *np.shape(rows[0])))
-        np.add.at(sums, group, np.asarray(rows, float))
-        return sums
+    def numbers(sums: Numbers) -> dict[str, Numbers]:
+        hits, labelled, read, pixels, trusted = np.split(sums, widths, axis=1)
+        return _numbers(hits, labelled, read, pixels[:, 0], trusted[:, 0])
 
-    per_layout = tuple(by_layout(r) for r in (tally.hits, tally.labelled, tally.read, tally.pixels))
-    value = _numbers(*(part.sum(axis=0, keepdims=True) for part in per_layout))
-    rng = np.random.default_rng(seed)
-    times = rng.multinomial(num_groups, np.full(num_groups, 1 / num_groups), size=RESAMPLES)
-    drawn = _numbers(*(times @ part for part in per_layout))
-
-    def estimate(point: float, samples: Numbers) -> Estimate:
-        known = samples[np.isfinite(samples)]
-        if num_groups < 2 or not known.size:
-            return Estimate(float(point), np.nan, np.nan)
-        low, high = np.percentile(known, [2.5, 97.5])
-        return Estimate(float(point), float(low), float(high))
-
-    overall = {name: estimate(value[name][0], drawn[name]) for name in AGREEMENTS}
-    iou = [estimate(value["iou"][0, c], drawn["iou"][:, c]) for c in range(tally.num_classes)]
+    value, samples = numbers(whole), numbers(drawn)
+    overall = {name: _estimate(value[name][0], samples[name]) for name in AGREEMENTS}
+    iou = [_estimate(value["iou"][0, c], samples["iou"][:, c]) for c in range(tally.num_classes)]
     return Agreement(overall, iou)
 
 
+def resampled(rows: Numbers, layouts: Sequence[str], seed: int = 0) -> tuple[Numbers, Numbers]:
+    """Sums over all rows, and over resamples of their layouts (bootstrap).
+
+    Args:
+        rows: of each image, (n, k).
+        layouts: of each image; its images are drawn together.
+        seed: of the draws.
+
+    Returns:
+        (1, k) and (R, k); R is 0 where there is one layout.
+    """
+    _, group = np.unique(layouts, return_inverse=True)
+    num_groups = int(group.max()) + 1
+    per_layout = np.zeros((num_groups, rows.shape[1]))
+    np.add.at(per_layout, group, rows)
+    rng = np.random.default_rng(seed)
+    draws = RESAMPLES if num_groups > 1 else 0
+    times = rng.multinomial(num_groups, np.full(num_groups, 1 / num_groups), size=draws)
+    return per_layout.sum(axis=0, keepdims=True), times @ per_layout
+
+
+def _estimate(point: float, samples: Numbers) -> Estimate:
+    """A value with the percentiles of its resamples."""
+    known = samples[np.isfinite(samples)]
+    if not known.size:
+        return Estimate(float(point), np.nan, np.nan)
+    low, high = np.percentile(known, [2.5, 97.5])
+    return Estimate(float(point), float(low), float(high))
+
+
+def bootstrapped_mean(values: Sequence[float], layouts: Sequence[str]) -> Estimate:
+    """Mean over layouts of each one's mean, with its interval."""
+    names, group = np.unique(layouts, return_inverse=True)
+    means = np.bincount(group, np.asarray(values, float)) / np.bincount(group)
+    rows = np.stack([means, np.ones(len(names))], axis=1)
+    whole, drawn = resampled(rows, names.tolist())
+    return _estimate(float(whole[0, 0] / whole[0, 1]), drawn[:, 0] / drawn[:, 1])
+
+
+def edge_scores(counts: Sequence[Sequence[int]], layouts: Sequence[str]) -> dict[str, Estimate]:
+    """Precision, recall and F1 of edge maps, from sums of :class:`metrics.EdgeCounts`."""
+
+    def scores(sums: Numbers) -> dict[str, Numbers]:
+        matched_edge, num_edge, matched_canny, num_canny = sums.T
+        precision, recall = _ratio(matched_edge, num_edge), _ratio(matched_canny, num_canny)
+        f1 = _ratio(2 * precision * recall, precision + recall)
+        return {"edge_precision": precision, "edge_recall": recall, "edge_f1": f1}
+
+    whole, drawn = (scores(s) for s in resampled(np.asarray(counts, float), layouts))
+    return {name: _estimate(float(whole[name][0]), drawn[name]) for name in whole}
+
+
 def _numbers(
-    hits: Numbers, labelled: Numbers, read: Numbers, pixels: Numbers
+    hits: Numbers, labelled: Numbers, read: Numbers, pixels: Numbers, trusted: Numbers
 ) -> dict[str, Numbers]:
-    """The definitions, on rows of counts (R, E), (R, E), (R, E) and (R,)."""
+    """The definitions, on rows of counts (R, E), (R, E), (R, E), (R,) and (R,)."""
     iou = _ratio(hits, labelled + read - hits)  # (R, E)
     occurs = np.isfinite(iou)
     total = labelled.sum(axis=1)
@@ -168,6 +235,7 @@ def _numbers(
         "frequency_weighted_iou": _ratio((labelled * np.where(occurs, iou, 0)).sum(axis=1), total),
         "accuracy": _ratio(hits.sum(axis=1), total),
         "accuracy_with_void": _ratio(hits.sum(axis=1), pixels),
+        "consistency": _ratio(trusted, total),
     }
 
 
@@ -203,13 +271,30 @@ def read_scenes(
     for group in _grouped(scenes, batch):
         images = images_of(group, device)
         if judge is not None:
-            readings = judge.predict(images).cpu().numpy()
-            for scene, reading in zip(group, readings, strict=True):
-                tally.add(scene.key, scene.source, scene.label, reading)
+            read = readings(judge, images, group)
+            for scene, reading, trusted in zip(group, *read, strict=True):
+                tally.add(scene.key, scene.source, scene.label, reading, trusted)
         with torch.inference_mode():
             for name, network in networks.items():
                 features[name].append(network(images).float().cpu().numpy())
     return tally, {name: np.concatenate(parts) for name, parts in features.items() if parts}
+
+
+@torch.no_grad()
+def readings(
+    judge: Segmenter, images: Tensor, scenes: Sequence[Scene]
+) -> tuple[npt.NDArray[np.int64], list[float]]:
+    """What the judge reads in images, (B, H, W), and how far it trusts each one's layout.
+
+    The second is the sum over labelled pixels of the probability of the layout's class.
+    """
+    probabilities = judge.probabilities(images)
+    labels = torch.from_numpy(np.stack([s.label.astype(np.int64) for s in scenes]))
+    labels = labels.to(images.device)[:, None]  # (B, 1, H, W)
+    labelled = labels < probabilities.shape[1]
+    own = probabilities.gather(1, labels.clamp(max=probabilities.shape[1] - 1))
+    trusted = torch.where(labelled, own, 0).sum(dim=(1, 2, 3), dtype=torch.float64)
+    return probabilities.argmax(dim=1).cpu().numpy(), trusted.tolist()
 
 
 def images_of(scenes: Sequence[Scene], device: torch.device) -> Tensor:

@@ -15,14 +15,15 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
+import safetensors.torch
 import torch
 import transformers
 from safetensors import SafetensorError
@@ -37,13 +38,19 @@ from ecgan.data.loader import TripleDataset
 from ecgan.errors import UserError
 from ecgan.labels import Labels, LabelSpace
 from ecgan.models.pretrained import Frozen
+from ecgan.models.unet import UNet
 
 _log = logging.getLogger(__name__)
 
+Architecture = Literal["segformer", "unet"]
+_ARCHITECTURES: dict[Architecture, str] = {
+    "segformer": "SegFormer, from scratch",
+    "unet": "U-Net on EfficientNet-Lite1 (ImageNet)",
+}
 _OWN_FILE = "segmenter.json"  # beside config.json and model.safetensors, in folders that we write
 _UNMAPPED = -1
 _END_BYTES = 16 << 10  # of a file that its hash looks at, from both ends
-_VOID = -100  # in training: pixels that teach nothing
+VOID = -100  # in training: pixels that teach nothing
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 # Names that data sets give to one class; the first word of each row is arbitrary.
@@ -260,8 +267,14 @@ class Segmenter(Frozen):
         partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
         try:
             partial.mkdir()
-            with _quiet_transformers():
-                cast(Any, self.network).save_pretrained(partial)
+            if isinstance(self.network, UNet):
+                config = {"model_type": "ecgan-unet", "id2label": self.network.config.id2label}
+                _write_json(partial / "config.json", config)
+                weights = {k: v.contiguous() for k, v in self.network.state_dict().items()}
+                safetensors.torch.save_file(weights, partial / "model.safetensors")
+            else:
+                with _quiet_transformers():
+                    cast(Any, self.network).save_pretrained(partial)
             mean, std = self.normalisation.mean, self.normalisation.std
             _write_json(
                 partial / "preprocessor_config.json",
@@ -315,8 +328,8 @@ def load_segmenter(
     names = space.names_for_evaluation if evaluation else space.names
     folder = _local_folder(str(path_or_name))
     source = str(path_or_name)
-    network = _load_network(folder, source)
     own = _own_description(folder)
+    network = _load_unet(folder, source, own) or _load_network(folder, source)
     own_names = [str(name) for _, name in sorted(_id_to_label(network).items())]
     if class_map is not None:
         targets = _explicit_map(class_map, len(own_names), len(names), source)
@@ -394,15 +407,16 @@ def train_segmenter(  # noqa: PLR0913  the settings that the cache's hash covers
     evaluation: bool = False,
     progress: bool = True,
     workers: int = 0,
+    architecture: Architecture = "segformer",
 ) -> Segmenter:
-    """Train a SegFormer from scratch on real pairs, or take the one of the same data and settings.
+    """Train a segmenter on real pairs, or take the one of the same data and settings.
 
     Args:
         dataset: real pairs; its crops and mirroring are used, its edges are not.
         space: the recipe's classes.
         height: of the images.
         width_px: width of the images, in pixels.
-        width: channels of the first stage; 32 is SegFormer-B0. A multiple of 8.
+        width: channels of SegFormer's first stage; 32 is SegFormer-B0. A multiple of 8.
         images: length of training, in images seen.
         batch: images a step.
         seed: of the weights and of the order of the data.
@@ -411,6 +425,7 @@ def train_segmenter(  # noqa: PLR0913  the settings that the cache's hash covers
         evaluation: learn the evaluation ids.
         progress: show a progress bar.
         workers: loader processes.
+        architecture: a SegFormer from scratch, or a U-Net whose encoder starts from ImageNet.
 
     Raises:
         UserError: the training diverged, or the data cannot be read.
@@ -427,7 +442,7 @@ def train_segmenter(  # noqa: PLR0913  the settings that the cache's hash covers
         edges="none",
     )
     names = space.names_for_evaluation if evaluation else space.names
-    settings = _Settings(width, images, batch, seed, evaluation, tuple(names))
+    settings = _Settings(width, images, batch, seed, evaluation, tuple(names), architecture)
     name = _data_hash(pairs, space, settings)
     folder = trained_folder(cache, name)
     if not (folder / _OWN_FILE).is_file():
@@ -435,7 +450,9 @@ def train_segmenter(  # noqa: PLR0913  the settings that the cache's hash covers
         # A run that trains it and one that finds it go on with the same random state.
         with torch.random.fork_rng(devices=[]):
             network, loss = _fit(pairs, space, settings, device, workers=workers, progress=progress)
-        provenance = Provenance("trained", "SegFormer, from scratch", width, images, name, loss)
+        source = _ARCHITECTURES[architecture]
+        shown = width if architecture == "segformer" else 0
+        provenance = Provenance("trained", source, shown, images, name, loss)
         segmenter = Segmenter(
             network.cpu(),
             range(len(names)),
@@ -462,6 +479,7 @@ class _Settings:
     seed: int
     evaluation: bool
     names: tuple[str, ...]
+    architecture: Architecture = "segformer"
 
 
 def segformer(width: int, names: Sequence[str], seed: int) -> nn.Module:
@@ -489,14 +507,11 @@ def _fit(
     workers: int,
     progress: bool,
 ) -> tuple[nn.Module, float]:
-    """Cross entropy, AdamW; the rate rises over a tenth of the steps and falls linearly to 0."""
-    network = segformer(settings.width, settings.names, settings.seed).to(device).train()
-    # Measured from scratch on CamVid and toy scenes: with clipped gradients 2e-3 is best at width
-    # 32 and 4e-3 at width 16; without, half of that is, and learns less.
-    rate = min(4e-3, 2e-3 * 32 / settings.width)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=0.01)
+    """Minimise :func:`pixel_loss`, as :class:`Descent` says."""
+    network, rate = _beginner(settings)
+    network = network.to(device).train()
     steps = max(1, settings.images // settings.batch)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
+    descent = Descent({rate: network.parameters()}, steps)
     ids = torch.from_numpy(_training_ids(space, evaluation=settings.evaluation)).to(device)
     losses: list[Tensor] = []
     endless = loader.batches(pairs, 0, settings.batch, workers=workers)
@@ -509,15 +524,8 @@ def _fit(
             assert batch.images is not None
             labels = ids[batch.labels.long()]  # (B, H, W)
             logits = network(loader.to_images(batch.images)).logits
-            logits = F.interpolate(logits, labels.shape[1:], mode="bilinear", align_corners=False)
-            # A batch without a labelled pixel contributes 0, where the mean would be 0 / 0.
-            total = F.cross_entropy(logits, labels, ignore_index=_VOID, reduction="sum")
-            loss = total / (labels != _VOID).sum().clamp(min=1)
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
+            loss = pixel_loss(logits, labels)
+            descent.step(loss)
             losses.append(loss.detach())
             bar.update(settings.batch)
     final = float(torch.stack(losses[-max(1, steps // 10) :]).mean())
@@ -528,6 +536,123 @@ def _fit(
         )
     _log.info("segmenter: %d images, final training loss %.3f", settings.images, final)
     return network, final
+
+
+def _beginner(settings: _Settings) -> tuple[nn.Module, float]:
+    """A network that has not seen the pairs, and AdamW's rate for it."""
+    if settings.architecture == "unet":
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(settings.seed)
+            return UNet(settings.names, pretrained=True), 1e-3
+    network = segformer(settings.width, settings.names, settings.seed)
+    return network, scratch_rate(settings.width)
+
+
+def scratch_rate(width: int) -> float:
+    """AdamW's rate for a SegFormer of this width with random weights."""
+    # Measured from scratch on CamVid and toy scenes: with clipped gradients 2e-3 is best at width
+    # 32 and 4e-3 at width 16; without, half of that is, and learns less.
+    return min(4e-3, 2e-3 * 32 / width)
+
+
+def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross entropy, mean over the labelled pixels of a batch; 0 where there are none.
+
+    Args:
+        logits: (B, K, h, w); brought to the size of the labels.
+        labels: 0 to K - 1 or VOID, int64, (B, H, W).
+    """
+    logits = F.interpolate(logits, labels.shape[1:], mode="bilinear", align_corners=False)
+    total = F.cross_entropy(logits, labels, ignore_index=VOID, reduction="sum")
+    return total / (labels != VOID).sum().clamp(min=1)  # the mean would be 0 / 0
+
+
+class Descent:
+    """AdamW, clipped gradients; the rate rises over a tenth of the steps and falls linearly to 0.
+
+    Args:
+        parameters: what is trained, by the highest rate that it gets.
+        steps: that there will be.
+    """
+
+    def __init__(self, parameters: Mapping[float, Iterable[nn.Parameter]], steps: int) -> None:
+        groups = [{"params": list(those), "lr": rate} for rate, those in parameters.items()]
+        self._parameters = [
+            p for group in groups for p in cast("list[nn.Parameter]", group["params"])
+        ]
+        self._optimizer = torch.optim.AdamW(groups, weight_decay=0.01)
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(
+            self._optimizer, lambda step: _rate(step, steps)
+        )
+
+    def step(self, loss: Tensor) -> None:
+        """Go down the gradient of the loss."""
+        self._optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self._parameters, 1.0)
+        self._optimizer.step()
+        self._schedule.step()
+
+
+def load_beginner(
+    path_or_name: str | Path, names: Sequence[str], seed: int
+) -> tuple[nn.Module, Normalisation]:
+    """A network of transformers, or one of ours, to fine-tune; with what it expects of images.
+
+    A head of another number of classes is drawn anew; one of the same number is kept, whatever its
+    classes are called.
+
+    Args:
+        path_or_name: as for :func:`load_segmenter`.
+        names: of the classes to learn.
+        seed: of a new head.
+
+    Raises:
+        UserError: not found, or no network that gives logits of each pixel.
+    """
+    folder, source = _local_folder(str(path_or_name)), str(path_or_name)
+    unet = _load_unet(folder, source, _own_description(folder))
+    if unet is not None:
+        if len(unet.config.id2label) != len(names):
+            raise UserError(
+                f"{source}: has {len(unet.config.id2label)} classes, expected {len(names)}; give "
+                "one that was trained on these classes"
+            )
+        return unet, _normalisation(folder)
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        if type(config) not in transformers.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING:
+            raise UserError(
+                f"{source}: a {config.model_type} gives no logits of each pixel; expected "
+                "SegFormer, UperNet, BEiT, DPT or the like"
+            )
+        config.id2label = dict(enumerate(names))
+        config.label2id = {name: index for index, name in enumerate(names)}
+        with _quiet_transformers(), torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            network = transformers.AutoModelForSemanticSegmentation.from_pretrained(
+                folder, config=config, local_files_only=True, ignore_mismatched_sizes=True
+            )
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise UserError(f"{source}: cannot be loaded as a segmenter: {error}") from None
+    return cast(nn.Module, network).float(), _normalisation(folder)
+
+
+def weights_hash(path_or_name: str | Path) -> str:
+    """SHA-256 of the files that :func:`load_beginner` reads.
+
+    Raises:
+        UserError: not found.
+    """
+    folder = _local_folder(str(path_or_name))
+    files = sorted(p for p in folder.iterdir() if p.suffix in {".json", ".safetensors", ".bin"})
+    return hashlib.sha256(repr([(p.name, sha256(p)) for p in files]).encode()).hexdigest()
+
+
+def sources_of(path_or_name: str | Path) -> Sources | None:
+    """What the segmenter in a folder of ours learnt from; None where that is not known."""
+    own = _own_description(_local_folder(str(path_or_name)))
+    return Sources.from_json(own["sources"]) if own is not None and "sources" in own else None
 
 
 def _rate(step: int, steps: int) -> float:
@@ -541,8 +666,8 @@ def _training_ids(space: LabelSpace, *, evaluation: bool) -> np.ndarray:
     if evaluation:
         ids[: space.num_classes] = space.to_evaluation(cast(Labels, ids[: space.num_classes]))
     table = ids.astype(np.int64)
-    table[space.num_classes :] = _VOID
-    table[table == space.ignore_index] = _VOID
+    table[space.num_classes :] = VOID
+    table[table == space.ignore_index] = VOID
     return table
 
 
@@ -558,6 +683,8 @@ def _data_hash(pairs: TripleDataset, space: LabelSpace, settings: _Settings) -> 
         "flip": pairs.flip,
         "settings": asdict(settings),
     }
+    if settings.architecture == "segformer":  # hashed as before there was another
+        del document["settings"]["architecture"]
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
@@ -648,6 +775,21 @@ def _local_folder(path_or_name: str) -> Path:
             f"{complaint} ({type(error).__name__}); offline, give a folder with config.json and "
             "model.safetensors, or train one: model.label_generator: train, evaluate.judge: train"
         ) from None
+
+
+def _load_unet(folder: Path, source: str, own: dict[str, Any] | None) -> UNet | None:
+    """A U-Net that :meth:`Segmenter.save` wrote; None for a folder of transformers."""
+    if own is None or own["provenance"]["source"] != _ARCHITECTURES["unet"]:
+        return None
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        names = [name for _, name in sorted((int(k), v) for k, v in config["id2label"].items())]
+        with torch.random.fork_rng(devices=[]):
+            network = UNet(names, pretrained=False)
+        network.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{source}: cannot be loaded as a segmenter: {error}") from None
+    return network
 
 
 def _load_network(folder: Path, source: str) -> nn.Module:

@@ -297,7 +297,12 @@ class _Training:
         )
         self.players: Players = players.build(recipe, space, device)
         self.averaged = AveragedGenerator(
-            recipe, space, self.train_set, self.validation_set, device
+            recipe,
+            space,
+            self.train_set,
+            self.validation_set,
+            device,
+            self.objective.label_generator,
         )
         self.notes: list[str] = []
         if source is not None:

@@ -239,6 +239,10 @@ CHANGES = {
     "train.log_every": ("train.log_every=4", ran),
     "train.keep": ("train.keep=1", ran),
     "evaluate.judge": ("evaluate.judge={segmenter}", evaluated, *EVALUATED),
+    "evaluate.judge_network": ("evaluate.judge_network=unet", evaluated, *EVALUATED),
+    "evaluate.dinov2": (
+        "evaluate.dinov2=there.pth", "refused", *EVALUATED, "evaluate.features=[dinov2]",
+    ),
     "evaluate.judge_images": ("evaluate.judge_images=16", evaluated, *EVALUATED),
     "evaluate.judge_width": ("evaluate.judge_width=16", evaluated, *EVALUATED),
     "evaluate.features": ("evaluate.features=[efficientnet_lite0]", evaluated, *EVALUATED),

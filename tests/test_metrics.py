@@ -56,29 +56,33 @@ def features(n, d, seed, offset=0.0):
     return rng.normal(size=(n, d)) @ rng.normal(size=(d, d)) + offset
 
 
+def gaussian(x):
+    return FeatureStatistics.of(x).gaussian()
+
+
 @pytest.mark.parametrize("offset", [0.0, 5.0, 1e4])
 def test_frechet_distance_is_scipys(offset):
     x, y = features(60, 8, 0, offset), features(50, 8, 1, offset)
-    ours = metrics.frechet_distance(FeatureStatistics.of(x), FeatureStatistics.of(y))
+    ours = metrics.frechet_distance(gaussian(x), gaussian(y))
     # float64; an offset of 1e4 costs np.cov 8 of 16 digits of the squares
     assert ours == pytest.approx(naive_frechet(x, y), rel=1e-7)
 
 
 def test_frechet_distance_of_fewer_images_than_features():
     x, y = features(20, 64, 0), features(15, 64, 1)
-    ours = metrics.frechet_distance(FeatureStatistics.of(x), FeatureStatistics.of(y))
+    ours = metrics.frechet_distance(gaussian(x), gaussian(y))
     ridge = 1e-9 * np.eye(64)
     A, B = np.cov(x, rowvar=False) + ridge, np.cov(y, rowvar=False) + ridge
     root = scipy.linalg.sqrtm(A @ B).real
     expected = ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(A + B - 2 * root)
     assert ours == pytest.approx(expected, rel=1e-3)
-    itself = FeatureStatistics.of(x)
+    itself = gaussian(x)
     assert metrics.frechet_distance(itself, itself) == pytest.approx(0, abs=1e-8)
 
 
 def test_frechet_distance_is_symmetric_and_knows_a_shift():
     x = features(40, 6, 0)
-    a, b = FeatureStatistics.of(x), FeatureStatistics.of(x + 2.0)
+    a, b = gaussian(x), gaussian(x + 2.0)
     assert metrics.frechet_distance(a, b) == pytest.approx(6 * 4.0)
     assert metrics.frechet_distance(a, b) == pytest.approx(metrics.frechet_distance(b, a))
 
@@ -216,8 +220,175 @@ def test_inception_features_take_images_in_our_range(tmp_path):
 def test_frechet_distance_of_features_is_that_of_their_statistics(n, m):
     rng = np.random.default_rng(n)
     a, b = rng.normal(size=(n, 8)), rng.normal(1, 2, size=(m, 8))
-    expected = metrics.frechet_distance(*(metrics.FeatureStatistics.of(x) for x in (a, b)))
+    expected = metrics.frechet_distance(gaussian(a), gaussian(b))
     assert metrics.frechet_distance_of(a, b) == pytest.approx(expected, rel=1e-9)
     assert metrics.frechet_distance_of(a, a) == pytest.approx(0, abs=1e-9)
     with pytest.raises(ValueError, match="at least 2 images"):
         metrics.frechet_distance_of(a[:1], b)
+
+
+# Precision and recall, diversity, edges, intervals, exchange
+
+
+def naive_precision_recall(real, generated, k):
+    """Share of points within a ball of the other set, by loops (Kynkaanniemi et al. 2019)."""
+
+    def far(a, b):
+        return float(np.sqrt(((a - b) ** 2).sum()))
+
+    def share(points, centres):
+        inside = 0
+        for point in points:
+            for i, centre in enumerate(centres):
+                others = sorted(far(centre, c) for j, c in enumerate(centres) if j != i)
+                if far(point, centre) <= others[k - 1]:
+                    inside += 1
+                    break
+        return inside / len(points)
+
+    return share(generated, real), share(real, generated)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.floats(0, 3))
+def test_precision_and_recall_are_those_of_loops_and_of_torch_fidelity(seed, k, offset):
+    rng = np.random.default_rng(seed)
+    real = rng.normal(size=(9, 3)).astype(np.float32)
+    generated = (0.6 * rng.normal(size=(7, 3)) + offset).astype(np.float32)
+    found = metrics.precision_recall(real, generated, k=k)
+    assert found == pytest.approx(naive_precision_recall(real, generated, k))
+    prc = pytest.importorskip("torch_fidelity.metric_prc")
+    theirs = prc.calculate_precision_recall_full(
+        torch.from_numpy(generated).double(), torch.from_numpy(real).double(), k
+    )
+    assert found == pytest.approx(theirs)
+
+
+def test_precision_and_recall_of_a_set_with_itself_and_far_away(monkeypatch):
+    monkeypatch.setattr(metrics, "_BLOCK", 4)  # blocks change nothing
+    x = features(30, 4, 0).astype(np.float32)
+    assert metrics.precision_recall(x, x) == (1.0, 1.0)
+    assert metrics.precision_recall(x, x + 1e3) == (0.0, 0.0)
+    # Samples that are all alike lie within the photos, which do not lie within them
+    assert metrics.precision_recall(x, np.repeat(x[:1], 9, axis=0)) == (1.0, pytest.approx(1 / 30))
+    with pytest.raises(ValueError, match="more than 3 images, got 3"):
+        metrics.precision_recall(x[:3], x)
+
+
+def test_statistics_are_exchanged_with_pytorch_fid(tmp_path):
+    x = features(40, 5, 1)
+    own = gaussian(x)
+    metrics.write_npz(tmp_path / "deep" / "x.npz", own)
+    back = metrics.read_npz(tmp_path / "deep" / "x.npz", 5)
+    assert all(np.array_equal(a, b) for a, b in zip(back, own, strict=True))
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["x.npz"]
+    np.savez(tmp_path / "theirs.npz", mu=x.mean(0), sigma=np.cov(x, rowvar=False))
+    theirs = metrics.read_npz(tmp_path / "theirs.npz", 5)
+    assert metrics.frechet_distance(theirs, own) == pytest.approx(0, abs=1e-9)
+    y = gaussian(features(30, 5, 2))
+    assert metrics.frechet_distance(theirs, y) == pytest.approx(
+        metrics.frechet_distance_of(x, features(30, 5, 2)), rel=1e-9
+    )
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path: None, "no such file"),
+        (lambda path: path.write_bytes(b"no npz"), "not an npz of pytorch-fid"),
+        (lambda path: np.savez(path, mu=np.zeros(5)), "expected mu and sigma"),
+        (
+            lambda path: np.savez(path, mu=np.zeros(4), sigma=np.eye(4)),
+            r"mu \(4,\) and sigma \(4, 4\); expected \(5,\)",
+        ),
+        (
+            lambda path: np.savez(path, mu=np.array([None] * 5), sigma=np.eye(5)),
+            "not an npz of pytorch-fid",
+        ),
+    ],
+)
+def test_other_npz_files_are_refused(tmp_path, write, message):
+    write(tmp_path / "x.npz")
+    with pytest.raises(UserError, match=message):
+        metrics.read_npz(tmp_path / "x.npz", 5)
+
+
+def mean_difference(real, generated):
+    return float(generated.mean() - real.mean())
+
+
+def test_the_interval_of_a_mean_is_that_of_theory():
+    rng = np.random.default_rng(0)
+    real, generated = rng.normal(size=(400, 1)), rng.normal(size=(300, 1)) + 1
+    low, high = metrics.distance_interval(
+        mean_difference, real, generated, np.arange(300), resamples=400
+    )
+    assert (low + high) / 2 == pytest.approx(mean_difference(real, generated))
+    assert high - low == pytest.approx(2 * 1.96 * np.sqrt(1 / 400 + 1 / 300), rel=0.1)
+    # The same images four times over, of the same layouts: nothing new, no narrower
+    again = metrics.distance_interval(
+        mean_difference, real, np.repeat(generated, 4, axis=0), np.repeat(np.arange(300), 4)
+    )
+    assert again.high - again.low == pytest.approx(high - low, rel=0.3)
+    alone = metrics.distance_interval(mean_difference, real, generated, np.zeros(300, int))
+    assert np.isnan(alone).all()
+
+
+def naive_lpips(a, b):
+    """Squared differences of unit vectors, at every pixel of every stage."""
+    stages = []
+    for x, y in zip(a, b, strict=True):
+        h, w = x.shape[1:]
+        total = 0.0
+        for i in range(h):
+            for j in range(w):
+                u, v = x[:, i, j], y[:, i, j]
+                u, v = u / np.sqrt((u**2).sum()), v / np.sqrt((v**2).sum())
+                total += ((u - v) ** 2).sum()
+        stages.append(total / (h * w))
+    return float(np.mean(stages))
+
+
+def test_pairwise_distances_are_those_of_loops():
+    rng = np.random.default_rng(3)
+    maps = [rng.normal(size=(3, 4, 5, 6)), rng.normal(size=(3, 7, 2, 3))]
+    stages = [torch.nn.functional.normalize(torch.from_numpy(m), dim=1) for m in maps]
+    found = metrics.pairwise_distances(stages).tolist()
+    pairs = [(0, 1), (0, 2), (1, 2)]
+    expected = [naive_lpips([m[i] for m in maps], [m[j] for m in maps]) for i, j in pairs]
+    assert found == pytest.approx(expected, rel=1e-12)
+
+
+def naive_edges(edge, canny, tolerance):
+    def near(pixels, i, j):
+        rows = range(max(0, i - tolerance), min(len(pixels), i + tolerance + 1))
+        columns = range(max(0, j - tolerance), min(len(pixels[0]), j + tolerance + 1))
+        return any(pixels[a][b] for a in rows for b in columns)
+
+    drawn, found = (edge >= 128).tolist(), (canny > 0).tolist()
+    counts = [0, 0, 0, 0]
+    for i in range(len(drawn)):
+        for j in range(len(drawn[0])):
+            counts[0] += drawn[i][j] and near(found, i, j)
+            counts[1] += drawn[i][j]
+            counts[2] += found[i][j] and near(drawn, i, j)
+            counts[3] += found[i][j]
+    return tuple(counts)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 3))
+def test_edge_agreement_is_that_of_loops(seed, tolerance):
+    rng = np.random.default_rng(seed)
+    edge = rng.choice([0, 127, 128, 255], (7, 9), p=[0.6, 0.2, 0.1, 0.1]).astype(np.uint8)
+    canny = rng.choice([0, 255], (7, 9), p=[0.8, 0.2]).astype(np.uint8)
+    assert metrics.edge_agreement(edge, canny, tolerance) == naive_edges(edge, canny, tolerance)
+
+
+def test_edges_match_within_a_share_of_the_diagonal():
+    edge, canny = np.zeros((2, 96, 128), np.uint8)
+    edge[50, 20], canny[51, 21] = 255, 255
+    assert metrics.edge_agreement(edge, canny) == (1, 1, 1, 1)  # 0.0075 x 160 pixels: 1
+    canny[51, 21], canny[52, 20] = 0, 255
+    assert metrics.edge_agreement(edge, canny) == (0, 1, 0, 1)
+    wide = np.zeros((2, 480, 640), np.uint8)
+    wide[0, 50, 20], wide[1, 56, 20] = 255, 255
+    assert metrics.edge_agreement(*wide) == (1, 1, 1, 1)  # 6 pixels

@@ -16,7 +16,9 @@ IGNORE = 255
 def tally_of(labels, readings, num_classes, layouts=None):
     tally = scoring.Tally(num_classes)
     for index, (label, reading) in enumerate(zip(labels, readings, strict=True)):
-        tally.add(f"k{index}", layouts[index] if layouts else f"k{index}", label, reading)
+        layout = layouts[index] if layouts else f"k{index}"
+        right = float(((label == reading) & (label < num_classes)).sum())
+        tally.add(f"k{index}", layout, label, reading, trusted=right)
     return tally
 
 
@@ -128,6 +130,7 @@ def test_interval_keeps_the_styles_of_a_layout_together():
             repeated.labelled.append(apart.labelled[index])
             repeated.read.append(apart.read[index])
             repeated.pixels.append(apart.pixels[index])
+            repeated.trusted.append(apart.trusted[index])
     one, four = (scoring.agreement(t).overall["accuracy"] for t in (apart, repeated))
     assert four.value == pytest.approx(one.value)
     # Layouts are sorted by name in both; the draws are the same.

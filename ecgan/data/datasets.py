@@ -158,7 +158,7 @@ def index(
     ]
 
 
-def items_for(
+def items_for(  # noqa: PLR0913  where the items lie, and what each shall have
     dataset: str,
     root: Path,
     split: str,

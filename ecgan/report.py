@@ -5,11 +5,18 @@
     {"schema": 1, "samples": PATH, "protocol": {...},
      "metrics": {NAME: {"value": x, "real": y, "low": a, "high": b, "n": k}},
      "per_class": {CLASS: {"iou", "real", "low", "high", "share", "real_share", "color"}},
-     "skipped": {NAME: REASON}, "notes": [...], "best": [...], "worst": [...], "compared": [...]}
+     "confusion": {"classes": [...], "counts": [[...]]},
+     "skipped": {NAME: REASON}, "marks": [...], "notes": [...],
+     "best": [...], "worst": [...], "compared": [...],
+     "downstream": {"protocol": {...}, "rows": [...], "sentences": [...], "notes": [...],
+                    "failed": [...]}}
 
 ``real`` is what the same measurement gives for real photos, ``low`` and ``high`` the ends of a 95 %
-interval, ``n`` the images behind the value; null where there is none. ``compared`` holds the same
-fields (without ``schema``) for each further set of samples of the same call.
+interval, ``n`` the images behind the value (of diversity, the pairs); null where there is none.
+``confusion`` counts pixels, true class x class read, the last column no class. ``marks`` say what
+makes numbers unfit to be quoted. ``compared`` holds the same fields (without ``schema``) for each
+further set of samples of the same call. ``downstream`` is there where segmenters were trained with
+samples, its rows as in :mod:`ecgan.downstream`; ``metrics`` is empty where nothing else was asked.
 """
 
 import base64
@@ -42,6 +49,12 @@ class Meaning(NamedTuple):
     text: str
 
 
+_NETWORKS = {
+    "inception": "Inception",
+    "inception_clean": "Inception, clean",
+    "dinov2": "DINOv2",
+    "efficientnet_lite0": "EfficientNet-Lite0",
+}
 MEANINGS = {
     "miou": Meaning("mIoU", "higher", "mean IoU of layout and judge's reading, over classes"),
     "frequency_weighted_iou": Meaning("IoU by frequency", "higher", "IoU weighted by class pixels"),
@@ -51,14 +64,42 @@ MEANINGS = {
     "accuracy_with_void": Meaning(
         "Pixel accuracy, with void", "higher", "the same, over all pixels: void counts as wrong"
     ),
+    "consistency": Meaning(
+        "Consistency", "higher", "mean probability that the judge gives to the layout's class"
+    ),
     "fid": Meaning("FID", "lower", "Fréchet distance of Inception features"),
     "kid": Meaning("KID", "lower", "kernel distance of Inception features"),
+    "fid_clean": Meaning("FID, clean", "lower", "Fréchet distance, resized as clean-fid does"),
+    "kid_clean": Meaning("KID, clean", "lower", "kernel distance, resized as clean-fid does"),
+    "fd_dinov2": Meaning("FD, DINOv2", "lower", "Fréchet distance of DINOv2 features; not FID"),
     "fd_efficientnet_lite0": Meaning(
         "FD, EfficientNet-Lite0",
         "lower",
         "Fréchet distance of EfficientNet-Lite0 features; not FID",
     ),
+    "diversity_efficientnet_lite0": Meaning(
+        "Diversity",
+        "higher",
+        "mean perceptual distance between styles of one layout; real: between photos of different "
+        "layouts",
+    ),
+    "edge_precision": Meaning(
+        "Edge precision", "higher", "generated edge pixels that lie on an edge of the image"
+    ),
+    "edge_recall": Meaning(
+        "Edge recall", "higher", "edge pixels of the image that the edge map has"
+    ),
+    "edge_f1": Meaning("Edge F1", "higher", "their harmonic mean"),
+    **{
+        f"{kind}_{network}": Meaning(f"{kind.capitalize()}, {title}", "higher", text)
+        for network, title in _NETWORKS.items()
+        for kind, text in (
+            ("precision", "share of samples within the photos' manifold of features"),
+            ("recall", "share of photos within the samples' manifold of features"),
+        )
+    },
 }
+_OPTIONAL: dict[str, Any] = {"marks": [], "notes": [], "skipped": {}, "confusion": None}
 _HEADLINES = ("miou", "accuracy", "fid", "fd_efficientnet_lite0")
 
 
@@ -145,36 +186,87 @@ def load(path: Path) -> dict[str, Any]:
     return report
 
 
-def sets(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def sets(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The sets of samples in a report: the first, then those compared with it."""
-    return [report, *report.get("compared", ())]
+    return [dict(report), *report.get("compared", ())]
 
 
 def table(report: Mapping[str, Any], *, markdown: bool = False) -> str:
     """The numbers of a report as a table, for a terminal or for a pull request."""
     parts: list[str] = []
     for one in sets(report):
-        rows = [("metric", "samples", "95 % interval", "real photos", "n")]
-        rows += [
-            (
-                _title(name) + (" ↓" if _lower(name) else ""),
-                number(metric["value"]),
-                interval(metric),
-                number(metric["real"]),
-                str(metric["n"]),
-            )
-            for name, metric in one["metrics"].items()
-        ]
-        lines = _markdown_table(rows) if markdown else _text_table(rows)
-        name = f"**{one['samples']}**" if markdown else str(one["samples"])
-        parts += [name, *([""] if markdown else []), *lines]
-        marks = [("note", text) for text in one.get("notes", ())]
-        marks += [(f"{', '.join(names)} skipped", why) for why, names in _skipped(one)]
-        if marks:
-            parts += [""] if markdown else []
-            parts += [f"{'- ' if markdown else ''}{mark}: {text}" for mark, text in marks]
-        parts.append("")
+        if one["metrics"]:
+            parts += [*_numbers(one, markdown=markdown), ""]
+    if "downstream" in report:
+        parts += [*_worth(report["downstream"], markdown=markdown), ""]
     return "\n".join(parts).rstrip("\n") + "\n"
+
+
+def _numbers(one: Mapping[str, Any], *, markdown: bool) -> list[str]:
+    rows = [("metric", "samples", "95 % interval", "real photos", "n")]
+    rows += [
+        (
+            _title(name) + (" ↓" if _lower(name) else ""),
+            number(metric["value"]),
+            interval(metric),
+            number(metric["real"]),
+            str(metric["n"]),
+        )
+        for name, metric in one["metrics"].items()
+    ]
+    if not markdown:
+        return [str(one["samples"]), *_text_table(rows), *_remarks(one, "")]
+    lines = [f"**{one['samples']}**", "", verdict(one), "", *_markdown_table(rows)]
+    remarks = _remarks(one, "- ")
+    lines += ["", *remarks] if remarks else []
+    if one["per_class"]:
+        classes = [("class", "samples", "95 % interval", "real photos", "share of pixels")]
+        classes += [
+            (name, number(c["iou"]), interval(c), number(c["real"]), _percent(c["share"]))
+            for name, c in one["per_class"].items()
+        ]
+        lines += ["", "<details><summary>IoU of each class</summary>", ""]
+        lines += [*_markdown_table(classes), "", "</details>"]
+    return lines
+
+
+def _remarks(one: Mapping[str, Any], bullet: str) -> list[str]:
+    """Marks, notes and what was skipped, a line each."""
+    remarks = [("mark", text) for text in one.get("marks", ())]
+    remarks += [("note", text) for text in one.get("notes", ())]
+    remarks += [(f"{', '.join(names)} skipped", why) for why, names in _skipped(one)]
+    return [f"{bullet}{kind}: {text}" for kind, text in remarks]
+
+
+def _worth(downstream: Mapping[str, Any], *, markdown: bool) -> list[str]:
+    """What segmenters learnt from samples."""
+    rows = [("trained on", "mIoU", "std over seeds", "accuracy", "against real only")]
+    for row in downstream["rows"]:
+        against = row["against_real"]
+        rows.append(
+            (
+                row["name"],
+                number(row["miou"]["mean"]),
+                number(row["miou"]["std"]),
+                number(row["accuracy"]["mean"]),
+                "" if against is None else _signed(against),
+            )
+        )
+    bullet = "- " if markdown else ""
+    title = "What the samples are worth to a segmenter"
+    lines = [f"**{title}**", "", *_markdown_table(rows), ""] if markdown else [title]
+    lines += [] if markdown else [*_text_table(rows)]
+    lines += [f"{bullet}{text}" for text in downstream["sentences"]]
+    lines += [f"{bullet}note: {text}" for text in downstream["notes"]]
+    return [*lines, *(f"{bullet}failed: {text}" for text in downstream["failed"])]
+
+
+def _signed(against: Mapping[str, Any]) -> str:
+    """A difference with its interval."""
+    text = f"{against['difference']:+.4f}"
+    if against["low"] is None or against["high"] is None:
+        return text
+    return f"{text} ({against['low']:+.4f} to {against['high']:+.4f})"
 
 
 def number(value: float | None) -> str:
@@ -198,14 +290,22 @@ def html(report: Mapping[str, Any], illustrations: Sequence[Illustrations]) -> s
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(number=number, interval=interval, source=_source, percent=_percent)
+    environment.filters.update(
+        number=number, interval=interval, source=_source, percent=_percent, signed=_signed
+    )
     environment.globals.update(
         title=_title, text=_text, lower=_lower, gauge=_gauge, chart=_chart, skipped=_skipped
     )
+    environment.globals.update(shares=_row_shares, dots=_dots)
     template = resources.files("ecgan").joinpath("report.html.j2").read_text(encoding="utf-8")
-    pairs = list(zip(sets(report), illustrations, strict=True))
+    known = [_OPTIONAL | one for one in sets(report)]
+    pairs = list(zip(known, illustrations, strict=True))
     return environment.from_string(template).render(
-        sets=pairs, verdict=verdict, headlines=_headlines, version=__version__
+        sets=pairs,
+        verdict=verdict,
+        headlines=_headlines,
+        version=__version__,
+        downstream=report.get("downstream"),
     )
 
 
@@ -275,6 +375,41 @@ def _chart(curve: Curve) -> dict[str, Any]:
     return {"path": path, "x_1": f"{x_1:,.0f}", "last": ys[-1], "low": y_0, "high": y_1}
 
 
+def _row_shares(confusion: Mapping[str, Any]) -> list[list[float | None]]:
+    """Of the pixels of each true class, the share that was read as each class; None without any."""
+    counts = np.asarray(confusion["counts"], np.float64)
+    totals = counts.sum(axis=1, keepdims=True)
+    shares = np.divide(counts, totals, out=np.full(counts.shape, np.nan), where=totals > 0)
+    return [[None if math.isnan(v) else float(v) for v in row] for row in shares]
+
+
+def _dots(downstream: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    """Positions, 0 to 100 on one axis for all rows, of seeds, mean and interval; and its ends."""
+    rows = downstream["rows"]
+    values = [run[name] for row in rows for run in row["runs"]]
+    values += [v for row in rows for v in (row[name]["low"], row[name]["high"]) if v is not None]
+    low, high = (min(values), max(values)) if values else (0.0, 1.0)
+    margin = 0.05 * (high - low) or 0.01
+    low, high = max(0.0, low - margin), min(1.0, high + margin)
+
+    def at(value: float | None) -> float | None:
+        return None if value is None else round(100 * (value - low) / (high - low), 2)
+
+    return [
+        {
+            "seeds": [at(run[name]) for run in row["runs"]],
+            **{key: at(_within(row[name][key], low, high)) for key in ("mean", "low", "high")},
+            "from": low,
+            "to": high,
+        }
+        for row in rows
+    ]
+
+
+def _within(value: float | None, low: float, high: float) -> float | None:
+    return None if value is None else min(max(value, low), high)
+
+
 def _source(picture: Picture) -> str:
     """A picture as a data URL: PNG for masks, JPEG for the rest."""
     stream, image = io.BytesIO(), Image.fromarray(picture.image)
@@ -293,6 +428,11 @@ def _replace(path: Path, text: str) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def lines_of(rows: Sequence[Sequence[str]], *, markdown: bool) -> Iterator[str]:
+    """A table, the first row its head; the first column to the left, the others to the right."""
+    return _markdown_table(rows) if markdown else _text_table(rows)
 
 
 def _text_table(rows: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -253,6 +253,7 @@ CHANGES = {
     "evaluate.num_images": ("evaluate.num_images=2", evaluated, *EVALUATED),
     "evaluate.seed": ("evaluate.seed=2", evaluated, *EVALUATED),
     "sampling.batch": ("sampling.batch=3", sampled),
+    "sampling.compile": ("sampling.compile=true", "not on cuda"),
     "sampling.samples_per_shard": ("sampling.samples_per_shard=3", sampled),
     "sampling.image_format": ("sampling.image_format=png", sampled),
     "sampling.quality": ("sampling.quality=50", sampled),
@@ -313,6 +314,10 @@ def test_changing_a_key_changes_what_can_be_seen(key, root, request, tmp_path):
     if where == "refused":
         with pytest.raises(UserError, match=r"there\.pth"):
             evaluated(after, tmp_path)
+        return
+    if where == "not on cuda":
+        with pytest.raises(UserError, match="compiled for CUDA, and this device is none"):
+            sampled(after, tmp_path)
         return
     if where is refusal:
         assert refusal(after, tmp_path) != (

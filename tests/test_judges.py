@@ -15,7 +15,10 @@ from tests.tiny import NAMES, write_pairs
 CPU = torch.device("cpu")
 
 
-def segmenter(seed=0, data="", sources=Sources(), kind="loaded"):
+NOTHING = Sources()
+
+
+def segmenter(seed=0, data="", sources=NOTHING, kind="loaded"):
     return Segmenter(
         segformer(8, NAMES, seed),
         range(len(NAMES)),

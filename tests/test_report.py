@@ -133,6 +133,96 @@ def test_page_without_judge_or_pictures():
     Page(report.html(bare, [report.Illustrations()]))
 
 
+MARKED = REPORT | {
+    "marks": ["the judge is the label generator (forced)"],
+    "confusion": {"classes": ["road", "pole"], "counts": [[75, 20, 5], [0, 0, 0]]},
+}
+
+
+def row(name, mious, against=None, mix=1.0):
+    return {
+        "name": name,
+        "real_fraction": 1.0,
+        "mix": mix,
+        "real_images": 367,
+        "synthetic_images": 1835,
+        "runs": [{"seed": s, "miou": m, "accuracy": 0.8} for s, m in enumerate(mious)],
+        "miou": {"mean": sum(mious) / len(mious), "std": 0.01, "low": 0.3, "high": 0.5},
+        "accuracy": {"mean": 0.8, "std": 0.0, "low": 0.8, "high": 0.8},
+        "per_class": {"road": {"mean": 0.9, "std": 0.02}, "pole": {"mean": None, "std": None}},
+        "against_real": against,
+    }
+
+
+WORTH = {
+    "protocol": {"students": "SegFormer of width 8"},
+    "rows": [
+        row("real only", [0.4, 0.42], mix=0.0),
+        row(
+            "real + 1x samples",
+            [0.44, 0.46],
+            {"difference": 0.04, "low": 0.01, "high": 0.07, "spread": 0.014, "larger": True},
+        ),
+    ],
+    "sentences": ["real + 1x samples: +0.040 mIoU, larger than the spread"],
+    "notes": ["the generator is not known"],
+    "failed": [],
+}
+
+
+def test_page_shows_marks_and_what_was_read_as_what():
+    text = report.html(MARKED, [illustrations()])
+    page = Page(text)
+    assert "These numbers carry a mark" in text
+    assert "The judge is the label generator (forced)." in text
+    cells = re.findall(r"--share:([0-9.]+)\">(\d+)<", text)
+    assert cells == [("0.750", "75"), ("0.200", "20"), ("0.050", "5")]
+    assert text.count("<td>-</td>") == 3  # a class without pixels
+    assert "details" in page.tags
+    many = [f"c{i}" for i in range(13)]
+    wide = MARKED | {"confusion": {"classes": many, "counts": [[1] * 14] * 13}}
+    assert "<details><summary>Confusion of 13 classes" in report.html(wide, [illustrations()])
+    assert "<details open><summary>Confusion of 2 classes" in text
+    assert "carry a mark" not in report.html(REPORT, [illustrations()])
+
+
+def test_page_shows_what_samples_are_worth():
+    text = report.html(REPORT | {"downstream": WORTH}, [illustrations()])
+    Page(text)
+    assert "Real + 1x samples: +0.040 mIoU, larger than the spread" in text
+    assert "+0.0400 (+0.0100 to +0.0700) <strong>*</strong>" in text
+    assert "mIoU 0.4500, seeds 0.4400 0.4600" in text
+    assert "The generator is not known." in text
+    # One axis for all rows: 0.3 to 0.5 and a twentieth on either side
+    dots = report._dots(WORTH, "miou")
+    assert (dots[0]["from"], dots[0]["to"]) == pytest.approx((0.29, 0.51))
+    assert dots[1]["mean"] == pytest.approx(100 * (0.45 - 0.29) / 0.22, abs=0.01)
+    assert dots[0]["seeds"] == pytest.approx([50, 100 * 0.13 / 0.22], abs=0.01)
+
+
+def test_a_report_of_worth_alone():
+    bare = {
+        "schema": 1, "samples": "datasets/train", "protocol": {}, "metrics": {}, "per_class": {},
+        "skipped": {}, "notes": [], "downstream": WORTH,
+    }  # fmt: skip
+    text = report.html(bare, [report.Illustrations()])
+    Page(text)
+    assert "Headline numbers" not in text
+    assert "What the samples are worth" in text
+    table = report.table(bare)
+    assert "real + 1x samples" in table
+    assert "+0.0400 (+0.0100 to +0.0700)" in table
+    assert "datasets/train" not in table  # there is nothing to say of it
+
+
+def test_markdown_is_a_summary_for_a_pull_request():
+    text = report.table(MARKED | {"downstream": WORTH}, markdown=True)
+    assert report.verdict(REPORT) in text
+    assert "- mark: the judge is the label generator (forced)" in text
+    assert "<details><summary>IoU of each class</summary>" in text
+    assert "| real + 1x samples | 0.4500 | 0.0100 | 0.8000 | +0.0400 (+0.0100 to +0.0700) |" in text
+
+
 def test_table_golden():
     assert report.table(REPORT) == (
         "datasets/city <b>\n"

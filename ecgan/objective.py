@@ -12,7 +12,7 @@ Shape legend:
     S  condition, (B, channels of S, H, W)      z  style, (B, 256)
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -31,6 +31,7 @@ from ecgan.models.discriminator import Discriminator
 from ecgan.models.generator import STYLE_DIM, Generated, Generator
 from ecgan.models.pretrained import PerceptualFeatures
 from ecgan.models.style import StyleEncoder, reparameterise
+from ecgan.profiling import measured
 from ecgan.recipe import Recipe
 from ecgan.segmentation import Segmenter
 
@@ -119,6 +120,7 @@ class GeneratorSide(nn.Module):
     def __init__(self, recipe: Recipe, space: LabelSpace) -> None:
         super().__init__()
         self.generator: Generator = build_generator(recipe, space)
+        self.generator.trunk.checkpointed = recipe.train.checkpointing
         self.style_encoder: StyleEncoder | None = build_style_encoder(recipe)
         self.ignore = space.ignore_index
         self.stride = recipe.losses.contrastive_stride
@@ -296,19 +298,19 @@ class Objective:
         """
         values: dict[str, Tensor] = {}
         if discriminator is not None:
-            values |= self._judged(discriminator, inputs, made, real_maps)
-        if "perceptual" in self.weights:
-            values["perceptual"] = self._perceptual(inputs, made)
-        if "similarity" in self.weights:
-            values["similarity"] = self._similarity(inputs, made)
-        if "contrastive" in self.weights:
-            values["contrastive"] = self._contrastive(inputs, made)
-        if "class_l1" in self.weights:
-            values["class_l1"] = self._class_l1(inputs, made)
-        if "kl" in self.weights:
-            assert made.mu is not None
-            assert made.log_var is not None
-            values["kl"] = losses.kl_divergence(made.mu, made.log_var)
+            with measured("adversarial, matching"):
+                values |= self._judged(discriminator, inputs, made, real_maps)
+        measures: dict[str, Callable[[Inputs, Made], Tensor]] = {
+            "perceptual": self._perceptual,
+            "similarity": self._similarity,
+            "contrastive": self._contrastive,
+            "class_l1": self._class_l1,
+            "kl": self._kl,
+        }
+        for name, measure in measures.items():
+            if name in self.weights:
+                with measured(name):
+                    values[name] = measure(inputs, made)
         return {name: values[name] for name in self.weights}
 
     def weighted(self, values: dict[str, Tensor]) -> Tensor:
@@ -396,6 +398,11 @@ class Objective:
             for tap, embeddings, labels in additions:
                 self.bank.add(tap, embeddings, labels, positions)
         return total / len(made.embeddings)
+
+    def _kl(self, _: Inputs, made: Made) -> Tensor:
+        assert made.mu is not None
+        assert made.log_var is not None
+        return losses.kl_divergence(made.mu, made.log_var)
 
     def _class_l1(self, inputs: Inputs, made: Made) -> Tensor:
         assert made.generated.class_image is not None

@@ -29,6 +29,7 @@ from ecgan.objective import (
     modules,
     terms,
 )
+from ecgan.profiling import measured
 from ecgan.recipe import Recipe
 
 BETAS = (0.0, 0.999)  # of Adam, as in the paper
@@ -171,9 +172,11 @@ def step(
             values = _add_gradients(players, objective, inputs, 1 / len(parts))
         for name, value in values.items():
             sums[name] = sums.get(name, torch.zeros_like(value)) + value / len(parts)
-    _require_finite_gradients(players, [key for inputs in parts for key in inputs.keys])
-    for player in sides:
-        player.move(factor)
+    with measured("finite gradients"):
+        _require_finite_gradients(players, [key for inputs in parts for key in inputs.keys])
+    with measured("optimizers"):
+        for player in sides:
+            player.move(factor)
     return sums
 
 
@@ -194,22 +197,25 @@ def _add_gradients(
 ) -> dict[str, Tensor]:
     side, opponent = players.generator, players.discriminator
     noise = objective.noise(inputs.positions) if players.side.style_encoder is not None else None
-    with objective.autocast():
+    with measured("G forward"), objective.autocast():
         made: Made = side.parallel(inputs.S, inputs.labels, inputs.image, noise)
     values: dict[str, Tensor] = {}
     real_maps: dict[str, list[list[Tensor]]] = {}
     if opponent is not None:
         opponent.network.requires_grad_(True)
-        loss, real_maps = objective.discriminator_loss(opponent.parallel, inputs, made)
+        with measured("D forward"):
+            loss, real_maps = objective.discriminator_loss(opponent.parallel, inputs, made)
         values["discriminator"] = loss.detach()
         _require_finite(values, inputs.keys)
-        (share * loss).backward()
+        with measured("D backward"):
+            (share * loss).backward()
         opponent.network.requires_grad_(False)
     network = None if opponent is None else opponent.network
     of_generator = objective.generator_terms(network, inputs, made, real_maps)
     values |= {name: value.detach() for name, value in of_generator.items()}
     _require_finite(values, inputs.keys)
-    (share * objective.weighted(of_generator)).backward()
+    with measured("G backward"):
+        (share * objective.weighted(of_generator)).backward()
     if opponent is not None:
         opponent.network.requires_grad_(True)
     return values

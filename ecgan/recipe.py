@@ -207,6 +207,9 @@ class Train(Section):
     """bfloat16 autocast for the networks; auto: on CUDA. Losses are float32 in any case."""
     compile: bool = False
     """torch.compile for G and D."""
+    checkpointing: Annotated[int, Field(ge=0, le=7)] = 0
+    """Last blocks of the trunk whose activations are computed again for their gradients: less
+    memory, a third more time in them, the same numbers. The last block is the largest."""
     augment: Literal["none", "diffaugment"] = "none"
     """Augmentation of D's inputs, for sets below 2,000 photos."""
     seed: Count = 0
@@ -227,6 +230,8 @@ class Train(Section):
     def _check(self) -> Self:
         if self.batch % self.accumulate:
             raise ValueError(f"batch ({self.batch}) must divide by accumulate ({self.accumulate})")
+        if self.compile and self.checkpointing:
+            raise ValueError("checkpointing: not together with compile, which would break at it")
         return self
 
 
@@ -257,6 +262,12 @@ class Evaluate(Section):
     """Images to score, the first by key; 0: all."""
     seed: Count = 1
     """Of the judge's training; not train.seed's default, so that the judge is not Gl again."""
+    student_width: Annotated[int, Field(ge=8, multiple_of=8)] = 32
+    """Channels of the first stage of the SegFormers that --downstream trains; 32 is B0."""
+    student_images: Positive = 20_000
+    """Length of training each of them, in images."""
+    student_batch: Positive = 8
+    """Images of a step of that training."""
 
 
 class Sampling(Section):

@@ -10,16 +10,18 @@ on where the newest checkpoint is, and ends with the same bits as a run that was
 import json
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from ecgan import checkpoint, distributed, labels, lock, players
+from ecgan import checkpoint, distributed, labels, lock, players, profiling
 from ecgan.averaged import AveragedGenerator
 from ecgan.data import datasets
 from ecgan.data.loader import Batch, TripleDataset, batches, to_device, to_images
@@ -31,14 +33,24 @@ from ecgan.labels import LabelSpace
 from ecgan.models.pretrained import Hed, PerceptualFeatures, perceptual_features
 from ecgan.objective import Inputs, Objective, modules, terms
 from ecgan.players import NonFiniteError, Players
+from ecgan.profiling import StepProfile, measured
 from ecgan.recipe import Recipe, label_space
 from ecgan.sampling import condition
-from ecgan.segmentation import Segmenter, load_segmenter, train_segmenter
+from ecgan.segmentation import (
+    Normalisation,
+    Provenance,
+    Segmenter,
+    load_segmenter,
+    segformer,
+    train_segmenter,
+)
+from ecgan.timings import Clock, device_name, matrix_ceiling, peak_memory
 from ecgan.transfer import transfer
 
 Outcome = Literal["done", "interrupted"]
 
 _LOCK, _CLASSES = ".lock", "classes.json"
+_WARM_UP_STEPS = 2  # of a profile
 
 Sets = tuple[TripleDataset, TripleDataset]
 """What a run trains on, and what it is looked at with."""
@@ -181,6 +193,27 @@ def dry_run(recipe: Recipe, out: Path, *, device: str = "auto", num_processes: i
     )
 
 
+def profile(recipe: Recipe, *, steps: int, device: str = "auto") -> str:
+    """Where the time of training goes, from some steps of it; nothing is kept.
+
+    A label generator that would be trained first has random weights here: the same arithmetic.
+
+    Args:
+        recipe: what would be trained.
+        steps: that are measured, after two that warm up.
+        device: auto, cpu, cuda or cuda:N.
+
+    Raises:
+        UserError: what :func:`run` would refuse.
+    """
+    own_device = distributed.choose_device(device)
+    recipe = resolved(recipe, own_device)
+    with tempfile.TemporaryDirectory(prefix="ecgan-") as folder:
+        place = _Place(Path(folder) / "run", own_device, None, quiet=True)
+        space, sets = check(recipe, place.out, read_files=False)
+        return _Training(recipe, space, sets, place, for_profile=True).profile(steps).table()
+
+
 def check_folder(out: Path, recipe: Recipe) -> None:
     """Refuse a folder that is not ours, or is another recipe's run."""
     if not out.exists():
@@ -274,7 +307,15 @@ class _Progress:
 class _Training:
     """One run: its networks and data, and the loop over them."""
 
-    def __init__(self, recipe: Recipe, space: LabelSpace, sets: Sets, place: _Place) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        space: LabelSpace,
+        sets: Sets,
+        place: _Place,
+        *,
+        for_profile: bool = False,
+    ) -> None:
         self.recipe, self.space, self.place = recipe, space, place
         self.train_set, self.validation_set = sets
         self.progress = _Progress()
@@ -291,7 +332,9 @@ class _Training:
             recipe,
             space,
             device,
-            _first_rank_first(lambda: _label_generator(recipe, space, self.train_set, place)),
+            _untrained(recipe, space, device)
+            if for_profile
+            else _first_rank_first(lambda: _label_generator(recipe, space, self.train_set, place)),
             perceptual_network,
             players.build_bank(recipe, space, device),
         )
@@ -349,6 +392,49 @@ class _Training:
         self._save()
         return "done"
 
+    def profile(self, steps: int) -> StepProfile:
+        """Measure some steps."""
+        device, batch = self.place.device, self.recipe.train.batch
+        with closing(self._batches()) as found:
+            for _ in range(_WARM_UP_STEPS):
+                self._measured_step(found)
+            clock, start = Clock(device), profiling.wait(device)
+            with profiling.measuring(clock):
+                for _ in range(steps):
+                    self._measured_step(found)
+            elapsed = profiling.wait(device) - start
+            clock.wait()
+            with FlopCounterMode(display=False) as counter, _eager(self.recipe):
+                self._measured_step(found)
+        with closing(self._batches()) as found:
+            next(found)  # its processes are up
+            start = profiling.wait(device)
+            for _ in range(steps):
+                next(found)
+            loader = steps * batch / max(1e-9, profiling.wait(device) - start)
+        bfloat16 = self.recipe.train.precision == "bfloat16"
+        dtype = torch.bfloat16 if bfloat16 else torch.float32
+        return StepProfile(
+            device=device_name(device),
+            arithmetic="bfloat16" if bfloat16 else "float32",
+            steps=steps,
+            batch=batch,
+            elapsed=elapsed,
+            seconds=clock.seconds(),
+            loader=loader / distributed.world_size(),
+            flops=float(counter.get_total_flops()),
+            ceiling=matrix_ceiling(device, dtype),
+            peak_bytes=peak_memory(device),
+        )
+
+    def _measured_step(self, found: Iterator[Batch]) -> None:
+        with measured("load"):
+            batch = next(found)
+        self._step(batch)
+        self.progress.images_seen += self.recipe.train.batch
+        with measured("averaging"):
+            self.averaged.update(self.players.side, self.progress.images_seen)
+
     def _is_finished(self) -> bool:
         images_seen = self.progress.images_seen
         written = checkpoint.images_seen(self.place.out / checkpoint.GENERATOR)
@@ -367,7 +453,8 @@ class _Training:
 
     def _step(self, batch: Batch) -> dict[str, torch.Tensor]:
         factor = players.rate_factor(self.recipe, self.progress.images_seen)
-        parts = [self._inputs(part) for part in _parts(batch, self.recipe.train.accumulate)]
+        with measured("copy"):
+            parts = [self._inputs(part) for part in _parts(batch, self.recipe.train.accumulate)]
         try:
             return players.step(self.players, self.objective, parts, factor)
         except NonFiniteError as error:
@@ -556,6 +643,29 @@ def _label_generator(
         progress=place.shows_progress,
         workers=data.workers,
     )
+
+
+def _eager(recipe: Recipe) -> AbstractContextManager[object]:
+    """Compiled networks without compilation: the counter of FLOPs looks at single operations."""
+    return torch.compiler.set_stance("force_eager") if recipe.train.compile else nullcontext()
+
+
+def _untrained(recipe: Recipe, space: LabelSpace, device: torch.device) -> Segmenter | None:
+    """Gl for a profile: the user's, or what would be trained, with random weights."""
+    model = recipe.model
+    if "Gl" not in modules(recipe):
+        return None
+    if model.label_generator != "train":
+        return load_segmenter(model.label_generator, space, model.label_generator_map, device)
+    network = segformer(model.label_generator_width, space.names, recipe.train.seed)
+    segmenter = Segmenter(
+        network,
+        range(space.num_classes),
+        space.names,
+        normalisation=Normalisation(),
+        provenance=Provenance("trained", "random weights"),
+    )
+    return segmenter.to(device)
 
 
 def _perceptual_network(recipe: Recipe, device: torch.device) -> PerceptualFeatures | None:

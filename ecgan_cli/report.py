@@ -39,3 +39,41 @@ def ablation(places: tuple[Path, ...], *, markdown: bool, as_json: bool) -> None
         click.echo(library.dumps(entries))
     else:
         click.echo(library.table(entries, markdown=markdown), nl=False)
+
+
+@report.command()
+@click.argument("a", type=PATH)
+@click.argument("b", type=PATH)
+@click.option("--out", type=PATH, default=Path("study"), show_default=True, help="Folder.")
+@click.option("--num", type=click.IntRange(min=1), default=50, show_default=True, help="Layouts.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--question", help="What participants are asked.")
+def study(a: Path, b: Path, out: Path, num: int, seed: int, question: str | None) -> None:
+    """Make a page that asks people which of two data sets is better (the paper's Table 1).
+
+    OUT/study.html is for participants: a layout, an image of A and one of B in random order. It
+    needs no network and exports its answers. OUT/assignment.json says whose image is whose: keep
+    it.
+    """
+    from ecgan import study as library
+
+    asked = question or library.QUESTION
+    count = library.write(a, b, out, num=num, seed=seed, question=asked)
+    click.echo(f"{out}/study.html: {count} layouts; keep {out}/assignment.json to yourself")
+
+
+@report.command("study-results")
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=PATH)
+@click.option("--assignment", type=PATH, default=Path("study/assignment.json"), show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def study_results(files: tuple[Path, ...], assignment: Path, *, as_json: bool) -> None:
+    """Count the answers that participants exported."""
+    import json
+
+    from ecgan import study as library
+
+    results = library.read(files, assignment)
+    if as_json:
+        click.echo(json.dumps(results.to_json(), indent=2))
+    else:
+        click.echo(results.table(), nl=False)

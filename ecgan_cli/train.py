@@ -45,6 +45,13 @@ _MESSAGES = {
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("-n", "--dry-run", is_flag=True, help="Print parameters, memory, steps, and stop.")
+@click.option(
+    "--profile",
+    "profiled",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Measure N steps, print where the time goes, keep nothing.",
+)
 @click.option("-q", "--quiet", is_flag=True, help="No progress bar.")
 def train(
     recipe_name: str,
@@ -55,6 +62,7 @@ def train(
     init: Path | None,
     device: str,
     *,
+    profiled: int | None,
     dry_run: bool,
     quiet: bool,
 ) -> None:
@@ -62,6 +70,7 @@ def train(
 
     \b
     ecgan train --recipe camvid --data DIR
+    ecgan train --recipe camvid --data DIR --profile 10
     ecgan train --recipe cityscapes --data DIR --nproc-per-node 8
     torchrun --nproc-per-node 8 -m ecgan_cli train --recipe cityscapes --data DIR
 
@@ -80,6 +89,9 @@ def train(
     if dry_run:
         ranks = nproc_per_node or 1
         click.echo(library.dry_run(recipe, run, device=device, num_processes=ranks))
+        return
+    if profiled is not None:
+        click.echo(library.profile(recipe, steps=profiled, device=device))
         return
     if nproc_per_node is not None:
         # what can be refused at once is refused once, not by every rank

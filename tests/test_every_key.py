@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ecgan import checkpoint, evaluate, generate, players, train
+from ecgan import checkpoint, dry_run, evaluate, generate, players, train
 from ecgan.data import loader, sets
 from ecgan.errors import UserError
 from ecgan.objective import modules, pictures, terms
@@ -95,6 +95,11 @@ def ran(recipe, folder):
     kept = checkpoint.load_generator(out / checkpoint.GENERATOR)
     weights = [value.sum().item() for value in kept.generator.state_dict().values()]
     return files, lines, weights
+
+
+def remembered(recipe, _):
+    """The estimate of memory."""
+    return dry_run.memory_bytes(recipe, label_space(recipe.data), 2, bfloat16=False)
 
 
 def compiled(recipe, _):
@@ -230,6 +235,7 @@ CHANGES = {
     "train.lr_decay": ("train.lr_decay=0", ran),
     "train.ema_images": ("train.ema_images=0", ran),
     "train.precision": ("train.precision=bfloat16", ran),
+    "train.checkpointing": ("train.checkpointing=2", remembered),
     "train.compile": ("train.compile=true", compiled),
     "train.augment": ("train.augment=none", step),
     "train.seed": ("train.seed=3", step),
@@ -267,7 +273,7 @@ CHANGES = {
     "sampling.balance_max_styles": ("sampling.balance_max_styles=3", spread),
     "sampling.things": ("sampling.things=[tree]", pasted),
 }  # fmt: skip
-QUICK = {built, data, space, step, compiled}
+QUICK = {built, data, space, step, compiled, remembered}
 KEYS = [
     f"{section}.{key}"
     for section, field in Recipe.model_fields.items()

@@ -17,9 +17,17 @@ makes them once for K styles of a layout.
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrizations import (
+    _SpectralNorm,  # pyright: ignore[reportPrivateUsage]  it has no other name
+)
+from torch.utils.checkpoint import checkpoint
 
 from ecgan.models.layers import SpectralNorm, convolution, initialised, leaky, over_styles
 
@@ -142,6 +150,8 @@ class Trunk(nn.Module):
             for c_in, c_out in BLOCK_WIDTHS
         )
         self.tap_channels = self._tap_channels(width, upsamplings)
+        self.checkpointed = 0
+        """Last blocks whose activations are computed again for their gradients, not kept."""
 
     def _tap_channels(self, width: int, upsamplings: int) -> list[tuple[int, int]]:
         downscale, taps = 2**upsamplings, []
@@ -158,10 +168,11 @@ class Trunk(nn.Module):
         """
         return [
             block.modulations(_resized(S, size))  # pyright: ignore[reportCallIssue]
-            for block, size in zip(self.blocks, self._block_sizes(), strict=True)
+            for block, size in zip(self.blocks, self.block_sizes(), strict=True)
         ]
 
-    def _block_sizes(self) -> list[tuple[int, int]]:
+    def block_sizes(self) -> list[tuple[int, int]]:
+        """Height and width of what goes through each block."""
         height, width = self.start_size
         sizes = []
         for upsamples in self.upsamples_after:
@@ -189,17 +200,52 @@ class Trunk(nn.Module):
         else:
             x = self.start(z).unflatten(1, (self.start_channels, *self.start_size))
         outputs = []
+        first = len(self.blocks) - self.checkpointed if torch.is_grad_enabled() else math.inf
         for index, block in enumerate(self.blocks):
-            if modulations is None:
-                at_size = _resized(S, (x.shape[2], x.shape[3]))
-                own = block.modulations(at_size)  # pyright: ignore[reportCallIssue]
+            if modulations is not None:
+                x = block(x, modulations[index])
+            elif index >= first:
+                again = partial(_passes, block)
+                x = checkpoint(_modulated, block, x, S, use_reentrant=False, context_fn=again)
+                assert isinstance(x, Tensor)
             else:
-                own = modulations[index]
-            x = block(x, own)
+                x = _modulated(block, x, S)
             outputs.append(x)
             if self.upsamples_after[index]:
                 x = F.interpolate(x, scale_factor=2, mode="nearest")
         return x, outputs[::-1]
+
+
+def _modulated(block: nn.Module, x: Tensor, S: Tensor) -> Tensor:
+    """A block with its own modulation maps, made of S."""
+    at_size = _resized(S, (x.shape[2], x.shape[3]))
+    return block(x, block.modulations(at_size))  # pyright: ignore[reportCallIssue]
+
+
+def _passes(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """What a checkpointed block runs in, the first time and again."""
+    return nullcontext(), _again(block)
+
+
+@contextmanager
+def _again(block: nn.Module) -> Iterator[None]:
+    """A second pass with the numbers of the first.
+
+    Batch norms count a batch once, and spectral norms stay with the vectors of the first pass, one
+    power iteration further: those that the first pass divided by.
+    """
+    norms = [m for m in block.modules() if isinstance(m, nn.BatchNorm2d)]
+    kept = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
+    spectral = [m for m in block.modules() if isinstance(m, _SpectralNorm) and m.training]
+    for norm in spectral:
+        norm.train(False)
+    try:
+        yield
+    finally:
+        for norm in spectral:
+            norm.train(True)
+        for buffer, before in kept:
+            buffer.copy_(before)
 
 
 def _resized(S: Tensor, size: tuple[int, int]) -> Tensor:

@@ -1,0 +1,85 @@
+"""Activation checkpointing of the trunk: the same numbers, the same state, less memory."""
+
+import pytest
+import torch
+from torch.nn.utils.parametrizations import _SpectralNorm
+
+from ecgan import dry_run
+from ecgan.errors import UserError
+from ecgan.models.encoder import Trunk
+from ecgan.recipe import label_space, load_recipe, parse_recipe
+
+SIZE = (32, 64)
+
+
+def trunk(checkpointed, *, style, spectral_norm="default"):
+    torch.manual_seed(0)
+    made = Trunk(
+        5, 4, SIZE, upsamplings=5, style_dim=8 if style else None, spectral_norm=spectral_norm
+    ).double()
+    made.checkpointed = checkpointed
+    return made
+
+
+def two_steps(network, *, style):
+    """Losses, gradients and buffers after two steps of a plain optimiser."""
+    torch.manual_seed(1)
+    S = torch.rand(2, 5, *SIZE, dtype=torch.float64)
+    z = torch.randn(2, 8, dtype=torch.float64) if style else None
+    optimizer = torch.optim.SGD(network.parameters(), 0.1)
+    found = []
+    for _ in range(2):
+        optimizer.zero_grad()
+        features, taps = network(S, z)
+        loss = features.square().mean() + taps[3].mean()
+        loss.backward()
+        found += [loss.detach(), *(p.grad.clone() for p in network.parameters())]
+        optimizer.step()
+    return [*found, *(buffer.clone() for buffer in network.buffers())]
+
+
+@pytest.mark.parametrize("style", [False, True])
+@pytest.mark.parametrize("spectral_norm", ["default", "all", "none"])
+@pytest.mark.parametrize("checkpointed", [1, 3, 7])
+def test_steps_are_the_same_to_the_bit(checkpointed, spectral_norm, style):
+    plain = two_steps(trunk(0, style=style, spectral_norm=spectral_norm), style=style)
+    again = two_steps(trunk(checkpointed, style=style, spectral_norm=spectral_norm), style=style)
+    assert len(plain) == len(again)
+    assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
+
+
+def test_the_trunk_is_left_training():
+    network = trunk(7, style=False)
+    two_steps(network, style=False)
+    assert all(module.training for module in network.modules())
+    assert any(isinstance(module, _SpectralNorm) for module in network.modules())
+
+
+def test_blocks_are_computed_again_only_for_gradients():
+    network = trunk(2, style=False)
+    calls = []
+    for index, block in enumerate(network.blocks):
+        block.register_forward_pre_hook(lambda *_, index=index: calls.append(index))
+    S = torch.rand(1, 5, *SIZE, dtype=torch.float64)
+    network(S)[0].sum().backward()
+    assert sorted(calls) == [0, 1, 2, 3, 4, 5, 5, 6, 6]
+    calls.clear()
+    with torch.no_grad():
+        network(S)
+    assert calls == [*range(7)]
+
+
+def test_the_estimate_knows_it():
+    recipe = load_recipe("demo", ["data.classes=[a, b]"])
+    estimates = []
+    for blocks in (0, 3):
+        train = recipe.train.model_copy(update={"checkpointing": blocks})
+        changed = recipe.model_copy(update={"train": train})
+        space = label_space(changed.data)
+        estimates.append(dry_run.memory_bytes(changed, space, 16, bfloat16=True))
+    assert estimates[1] < 0.8 * estimates[0]
+
+
+def test_not_together_with_compile():
+    with pytest.raises(UserError, match="checkpointing: not together with compile"):
+        parse_recipe({"train": {"compile": True, "checkpointing": 1}}, "test")

@@ -1,13 +1,17 @@
 """What a training would be, without training: parts, terms, parameters, memory, steps, splits."""
 
+import os
+
 import torch
 from torch import Tensor, nn
 
+from ecgan.errors import UserError
 from ecgan.labels import LabelSpace
 from ecgan.models.generator import STYLE_DIM
 from ecgan.objective import GeneratorSide, build_discriminator, modules, pictures, terms
 from ecgan.recipe import Recipe
 
+MOST_AT_ONCE = 64  # images; a larger batch than this teaches no better
 ADAM_COPIES = 4  # the weight, its gradient, Adam's two moments; float32
 
 
@@ -57,6 +61,48 @@ def memory_bytes(recipe: Recipe, space: LabelSpace, images: int, *, bfloat16: bo
     trained = sum(parameters(recipe, space).values())
     activations = kept.bytes // 2 if bfloat16 else kept.bytes
     return trained * 4 * (ADAM_COPIES + 1) + activations  # and once more for the average
+
+
+def fitting_batch(
+    recipe: Recipe, space: LabelSpace, *, device: torch.device, world: int, available: int
+) -> int:
+    """The largest batch, a power of two, that the estimate fits into a rank's memory.
+
+    The estimate is linear in the images at a time. What it does not count (frozen networks,
+    class-specific heads, the allocator's rest) is given as much again as an image takes, and a
+    fifth of the memory stays free.
+
+    Args:
+        recipe: what would be trained.
+        space: its class list.
+        device: where; bfloat16 is that of its precision.
+        world: number of ranks.
+        available: bytes that are free on each.
+
+    Raises:
+        UserError: not even one image fits.
+    """
+    precision = recipe.train.precision
+    bfloat16 = precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
+    one, two = (memory_bytes(recipe, space, n, bfloat16=bfloat16) for n in (1, 2))
+    each, fixed = two - one, 2 * one - two
+    room = 0.8 * available - fixed
+    at_once = int(room // (2 * each))
+    if at_once < 1:
+        raise UserError(
+            f"--batch auto: one image of {recipe.data.height} x {recipe.data.width} needs about "
+            f"{(fixed + 2 * each) / 2**30:.1f} GiB, {available / 2**30:.1f} GiB are free; lower "
+            "data.height, data.width or model.width, or set train.checkpointing=3"
+        )
+    batch = 2 ** (min(at_once, MOST_AT_ONCE).bit_length() - 1)
+    return batch * world * recipe.train.accumulate
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free on a device: of the GPU, or of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def describe(

@@ -31,6 +31,7 @@ from ecgan import (
     cluster,
     distances,
     distributed,
+    downstream,
     gallery,
     judges,
     labels,
@@ -266,8 +267,6 @@ class _Evaluation:
             pictures = [report.Illustrations()]
         document = {"schema": report.SCHEMA, **parts[0], "compared": parts[1:]}
         if worth is not None:
-            from ecgan import downstream
-
             document["downstream"] = downstream.run(worth)
         return document, pictures
 
@@ -344,13 +343,13 @@ class _Evaluation:
         dataset = self.samples[one.place].dataset
         return [str(dataset.raw(i).record.get("source", "")) for i in range(len(dataset))]
 
-    def _check_worth(self, workers: cluster.Workers, devices: tuple[str, ...]) -> Any:
+    def _check_worth(
+        self, workers: cluster.Workers, devices: tuple[str, ...]
+    ) -> downstream.Request | None:
         """The downstream experiment, checked before the judge is trained."""
         worth, evaluate = self.request.worth, self.recipe.evaluate
         if worth is None:
             return None
-        from ecgan import downstream
-
         if not self.worthy and any(mix != 0 for mix in worth.mixes):
             raise UserError(
                 f"--downstream: all samples are of layouts of the split {self.split}, which is "
@@ -372,6 +371,7 @@ class _Evaluation:
             images=evaluate.student_images,
             batch=evaluate.student_batch,
             segmenter=worth.segmenter,
+            flip=self.recipe.data.flip,
             unknown_generator=worth.unknown_generator,
             cache=self.out / "downstream",
             workers=workers,

@@ -68,7 +68,10 @@ def write(
     """
     trials = _trials(a, b, num, np.random.default_rng(seed))
     names = {"a": str(a), "b": str(b)}
-    known = [[t.id, t.source, t.a_is_first] for t in trials]
+    known = [
+        [t.id, t.source, t.a_is_first, *(_digest(image) for image in (t.first, t.second))]
+        for t in trials
+    ]
     study = hashlib.sha256(json.dumps([names, known, question, seed]).encode()).hexdigest()[:16]
     assignment = {
         "schema": SCHEMA,
@@ -99,6 +102,11 @@ def _trials(a: Path, b: Path, num: int, rng: np.random.Generator) -> list[Trial]
             raise UserError(
                 f"{a} and {b}: {source} is {_size(one)} in one and {_size(other)} in the other; "
                 "participants would know them by their size"
+            )
+        if not np.array_equal(one.label, other.label):
+            raise UserError(
+                f"{a} and {b}: the layout {source} is another one in each; make both of the same "
+                "label maps, without --vary and --filter"
             )
         a_is_first = bool(rng.integers(2))
         images = (one.image, other.image) if a_is_first else (other.image, one.image)
@@ -132,6 +140,10 @@ def _palette(a: Path, b: Path) -> Pixels:
         raise UserError(f"{a} and {b} have other classes, or other ids of them")
     _, space, ids = spaces[0]
     return space.evaluation_palette if ids == "evaluation" else space.palette
+
+
+def _digest(image: Pixels) -> str:
+    return hashlib.sha256(image.tobytes()).hexdigest()
 
 
 def _size(sample: ShardSample) -> str:
@@ -232,7 +244,8 @@ class Results:
 def read(files: Sequence[Path], assignment: Path) -> Results:
     """Answers of participants, put together.
 
-    A later answer to the same trial takes the place of an earlier one.
+    A participant is who the page took for one: a random id in the browser's storage, whatever the
+    name. A later answer to the same trial takes the place of an earlier one.
 
     Args:
         files: what the page exported, one for each participant or session.
@@ -242,12 +255,18 @@ def read(files: Sequence[Path], assignment: Path) -> Results:
         UserError: files that are not of this study, or hold no answers; all of them at once.
     """
     known = _json(assignment)
-    if not isinstance(known, dict) or not {"study", "trials", "a", "b"} <= known.keys():
+    if (
+        not isinstance(known, dict)
+        or known.get("schema") != SCHEMA
+        or not {"study", "trials", "a", "b"} <= known.keys()
+    ):
         raise UserError(f"{assignment}: not an assignment of ecgan report study")
     faults: list[str] = []
     answers: dict[tuple[str, str], dict[str, Any]] = {}
+    names: dict[str, str] = {}
     for file in files:
-        for participant, answer in _answers(file, known, faults):
+        for (participant, name), answer in _answers(file, known, faults):
+            names[participant] = name
             key = participant, answer["trial"]
             if key not in answers or answers[key]["time"] <= answer["time"]:
                 answers[key] = answer
@@ -260,15 +279,18 @@ def read(files: Sequence[Path], assignment: Path) -> Results:
         first = known["trials"][trial]["first"]
         chosen = first if answer["choice"] == 1 else {"a": "b", "b": "a"}[first]
         votes.setdefault(participant, Counter())[chosen] += 1
-    return Results(
-        known["a"], known["b"], {name: (v["a"], v["b"]) for name, v in sorted(votes.items())}
-    )
+    twice = {name for name, count in Counter(names.values()).items() if count > 1}
+    shown = {
+        (f"{names[p]} ({p[:8]})" if names[p] in twice else names[p]): (v["a"], v["b"])
+        for p, v in sorted(votes.items(), key=lambda pair: names[pair[0]])
+    }
+    return Results(known["a"], known["b"], shown)
 
 
 def _answers(
     file: Path, known: Mapping[str, Any], faults: list[str]
-) -> list[tuple[str, dict[str, Any]]]:
-    """Participant and answer, those that can be counted; faults are added."""
+) -> list[tuple[tuple[str, str], dict[str, Any]]]:
+    """Participant, by id and name, and answer: those that can be counted. Faults are added."""
     try:
         found = _json(file)
     except UserError as error:
@@ -277,13 +299,17 @@ def _answers(
     if not isinstance(found, dict) or not isinstance(found.get("answers"), list):
         faults.append(f"{file}: not answers that a study exported")
         return []
+    if found.get("schema") != SCHEMA:
+        faults.append(f"{file}: schema {found.get('schema')}, this ecgan reads {SCHEMA}")
+        return []
     if found.get("study") != known["study"]:
         faults.append(f"{file}: of study {found.get('study')}, not of {known['study']}")
         return []
-    good: list[tuple[str, dict[str, Any]]] = []
+    good: list[tuple[tuple[str, str], dict[str, Any]]] = []
     for answer in found["answers"]:
         if _is_answer(answer) and answer["trial"] in known["trials"]:
-            good.append((str(found.get("participant") or file.stem), answer))
+            name = found.get("participant") or file.stem
+            good.append(((str(found.get("id") or name), str(name)), answer))
         else:
             faults.append(f"{file}: {json.dumps(answer)}: not an answer to a trial of this study")
     return good
@@ -293,8 +319,9 @@ def _is_answer(answer: object) -> bool:
     return (
         isinstance(answer, dict)
         and isinstance(answer.get("trial"), str)
-        and answer.get("choice") in (1, 2)
-        and isinstance(answer.get("time"), int | float)
+        and type(answer.get("choice")) is int
+        and answer["choice"] in (1, 2)
+        and type(answer.get("time")) is int
     )
 
 

@@ -26,7 +26,7 @@ from ecgan.averaged import AveragedGenerator
 from ecgan.data import datasets
 from ecgan.data.loader import Batch, TripleDataset, batches, to_device, to_images
 from ecgan.data.transforms import Edges
-from ecgan.dry_run import describe
+from ecgan.dry_run import describe, fitting_batch, free_bytes
 from ecgan.errors import UserError
 from ecgan.journal import Journal, Means
 from ecgan.labels import LabelSpace
@@ -34,7 +34,7 @@ from ecgan.models.pretrained import Hed, PerceptualFeatures, perceptual_features
 from ecgan.objective import Inputs, Objective, modules, terms
 from ecgan.players import NonFiniteError, Players
 from ecgan.profiling import StepProfile, measured
-from ecgan.recipe import Recipe, label_space
+from ecgan.recipe import Recipe, label_space, load_recipe
 from ecgan.sampling import condition
 from ecgan.segmentation import (
     Normalisation,
@@ -171,6 +171,24 @@ def check(
         datasets.check_labels(list(items.values()), space, recipe.data.dataset, progress=progress)
     distributed.barrier()
     return space, sets
+
+
+def choose_batch(recipe: Recipe, out: Path, *, device: str = "auto", num_processes: int = 1) -> int:
+    """The batch of ``--batch auto``: that of the run, or the largest that fits into memory.
+
+    Raises:
+        UserError: nothing fits, or there are no classes.
+    """
+    if (out / "recipe.yaml").is_file():
+        return load_recipe(str(out / "recipe.yaml")).train.batch
+    own_device = distributed.choose_device(device)
+    return fitting_batch(
+        resolved(recipe, own_device),
+        label_space(recipe.data),
+        device=own_device,
+        world=num_processes,
+        available=free_bytes(own_device),
+    )
 
 
 def dry_run(recipe: Recipe, out: Path, *, device: str = "auto", num_processes: int = 1) -> str:

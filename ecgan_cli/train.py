@@ -43,6 +43,11 @@ _MESSAGES = {
     metavar="FILE",
     help="Start from another run's generator.safetensors; its class list may differ.",
 )
+@click.option(
+    "--batch",
+    metavar="N|auto",
+    help="Images a step (train.batch); auto: as many as fit into memory by estimate.",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("-n", "--dry-run", is_flag=True, help="Print parameters, memory, steps, and stop.")
 @click.option(
@@ -53,7 +58,7 @@ _MESSAGES = {
     help="Measure N steps, print where the time goes, keep nothing.",
 )
 @click.option("-q", "--quiet", is_flag=True, help="No progress bar.")
-def train(
+def train(  # noqa: C901  one branch for each thing that the command can do
     recipe_name: str,
     data: Path | None,
     out: Path | None,
@@ -62,6 +67,7 @@ def train(
     init: Path | None,
     device: str,
     *,
+    batch: str | None,
     profiled: int | None,
     dry_run: bool,
     quiet: bool,
@@ -86,6 +92,13 @@ def train(
     from ecgan import distributed
     from ecgan import train as library
 
+    if batch == "auto":
+        ranks = nproc_per_node or distributed.world_size()
+        batch = str(library.choose_batch(recipe, run, device=device, num_processes=ranks))
+        click.echo(f"train.batch: {batch}", err=True)
+    if batch is not None:
+        overrides = (*overrides, f"train.batch={batch}")
+        recipe = load_recipe(recipe_name, overrides)
     if dry_run:
         ranks = nproc_per_node or 1
         click.echo(library.dry_run(recipe, run, device=device, num_processes=ranks))

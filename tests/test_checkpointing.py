@@ -80,6 +80,18 @@ def test_the_estimate_knows_it():
     assert estimates[1] < 0.8 * estimates[0]
 
 
+@pytest.mark.slow
+def test_the_large_recipe_leaves_half_of_an_80_gb_card_to_what_is_not_counted():
+    recipe = load_recipe("cityscapes_512x1024")
+    at_once = recipe.train.batch // recipe.train.accumulate
+    space = label_space(recipe.data)
+    found = dry_run.memory_bytes(recipe, space, at_once, bfloat16=True)
+    assert 10e9 < found < 40e9
+    train = recipe.train.model_copy(update={"checkpointing": 0})
+    kept = recipe.model_copy(update={"train": train})
+    assert dry_run.memory_bytes(kept, space, at_once, bfloat16=True) > 1.4 * found
+
+
 def test_not_together_with_compile():
     with pytest.raises(UserError, match="checkpointing: not together with compile"):
         parse_recipe({"train": {"compile": True, "checkpointing": 1}}, "test")

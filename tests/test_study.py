@@ -22,21 +22,23 @@ SIZE = (12, 20)
 CLASSES = {"classes": [{"id": 0, "name": "road"}, {"id": 1, "name": "sky"}], "ignore": 255}
 
 
-def write_set(out, layouts, brightness, *, size=SIZE, classes=CLASSES, with_manifest=True):
+def write_set(
+    out, layouts, brightness, *, size=SIZE, classes=CLASSES, with_manifest=True, label=None
+):
     """Two styles of each layout; the first is ``brightness`` everywhere."""
 
     def samples():
         for layout in layouts:
             for style in range(2):
-                label = np.full(size, len(layout) % 2, np.uint8)
+                labels = np.full(size, len(layout) % 2 if label is None else label, np.uint8)
                 image = np.full((*size, 3), brightness + style * 50, np.uint8)
-                counts = shards.count_classes(label, 2)
+                counts = shards.count_classes(labels, 2)
                 record = shards.Record(
                     f"{layout}-s{style:03d}", layout, style, 1, size[1], size[0], counts
                 )
                 png = codecs.encode_image(image, "png", 95)
                 yield shards.Encoded(
-                    record, png, codecs.encode_map(label), codecs.encode_map(label * 0)
+                    record, png, codecs.encode_map(labels), codecs.encode_map(labels * 0)
                 )
 
     name = shards.shard_name("webdataset", "train", 0)
@@ -142,7 +144,7 @@ def test_colours_come_from_one_of_ours(tmp_path):
 # Results
 
 
-def answers(folder, name, votes_for_a, *, participant="", start=1000, file=None):
+def answers(folder, name, votes_for_a, *, participant="", start=1000, file=None, who=None):
     """Answers of one participant: the first trials for a, the others for b."""
     known = json.loads((folder / "assignment.json").read_text())
     found = []
@@ -151,7 +153,13 @@ def answers(folder, name, votes_for_a, *, participant="", start=1000, file=None)
         choice = 1 if (about["first"] == "a") == for_a else 2
         found.append({"trial": trial, "choice": choice, "time": start + index})
     path = file or folder / f"{name}.json"
-    document = {"study": known["study"], "participant": participant, "answers": found}
+    document = {
+        "schema": 1,
+        "study": known["study"],
+        "id": who or participant or name,
+        "participant": participant,
+        "answers": found,
+    }
     path.write_text(json.dumps(document))
     return path
 
@@ -188,12 +196,43 @@ def test_a_later_answer_takes_the_place_of_an_earlier_one(asked):
         assert study.read(order, asked / "assignment.json").votes == {"p": (0, 3)}
 
 
+def test_participants_are_told_apart_by_their_browser_not_by_their_name(asked, tmp_path):
+    (tmp_path / "second").mkdir()
+    same = [
+        answers(asked, "first", 3, who="x1"),
+        answers(asked, "any", 0, who="x2", file=tmp_path / "second" / "first.json"),
+        answers(asked, "again", 2, who="x1", start=2000),
+    ]
+    found = study.read(same, asked / "assignment.json").votes
+    assert sorted(found.values()) == [(0, 3), (2, 1)]
+    assert len(found) == 2
+
+
+def test_another_layout_under_the_same_name_is_refused(tmp_path):
+    a, b = write_set(tmp_path / "a", ["aa"], 10), write_set(tmp_path / "b", ["aa"], 20)
+    other = write_set(tmp_path / "c", ["aa"], 20, label=1)
+    study.write(a, b, tmp_path / "fine")
+    with pytest.raises(UserError, match="layout aa is another one in each"):
+        study.write(a, other, tmp_path / "out")
+
+
+def test_other_pictures_are_another_study(tmp_path):
+    a = write_set(tmp_path / "a", ["aa"], 10)
+    for brightness in (20, 30):
+        write_set(tmp_path / "b", ["aa"], brightness)
+        study.write(a, tmp_path / "b", tmp_path / str(brightness))
+    one, other = (page_data(tmp_path / name)["study"] for name in ("20", "30"))
+    assert one != other
+
+
 def test_what_is_not_of_this_study_is_refused_all_at_once(asked, tmp_path):
     good = answers(asked, "good", 2)
     document = json.loads(good.read_text())
     bad = {
         "other.json": document | {"study": "x"},
         "wrong.json": document | {"answers": [{"trial": "x", "choice": 3, "time": 1}]},
+        "true.json": document | {"answers": [document["answers"][0] | {"choice": True}]},
+        "schema.json": document | {"schema": 2},
         "list.json": [],
     }
     for name, content in bad.items():
@@ -204,7 +243,8 @@ def test_what_is_not_of_this_study_is_refused_all_at_once(asked, tmp_path):
         study.read(files, asked / "assignment.json")
     message = str(caught.value)
     for part in (
-        "other.json: of study x", "wrong.json: {", "list.json: not answers", "half.json: not JSON",
+        "other.json: of study x", "wrong.json: {", "true.json: {", "schema.json: schema 2",
+        "list.json: not answers", "half.json: not JSON",
         "nowhere.json: no such file",
     ):  # fmt: skip
         assert part in message

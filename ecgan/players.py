@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from ecgan import distributed
 from ecgan.labels import LabelSpace
-from ecgan.models.class_specific import ClassSpecificGenerator
 from ecgan.models.contrastive import EMBEDDING_DIM
 from ecgan.models.discriminator import Discriminator
 from ecgan.models.layers import channels_last
@@ -104,9 +103,6 @@ def join(
 ) -> Players:
     """Networks with their optimisers, on the device."""
     if recipe.train.compile:
-        for module in side.generator.modules():
-            if isinstance(module, ClassSpecificGenerator):
-                module.leave_out_of_compilation()
         # G sees one size, D two: real and generated pictures, and generated ones alone
         side.generator.compile(dynamic=False)
         if discriminator is not None:

@@ -1,4 +1,4 @@
-"""``ecgan data``: toy scenes drawn by code, a look at a data set, checks and conversion."""
+"""``ecgan data``: toy scenes, a look at a data set, checks, conversion, a resized copy."""
 
 import json
 import math
@@ -26,6 +26,7 @@ def data() -> None:
     ecgan data inspect datasets/mine
     ecgan data verify datasets/mine-augment
     ecgan data convert datasets/mine-augment shards/mine --format parquet
+    ecgan data cache --recipe cityscapes --data DIR --out cached
     """
 
 
@@ -211,3 +212,68 @@ def _classes(
     if found.space is not None or proposed is None:
         return {}
     return {"classes": proposed.to_json()["classes"], "ignore": proposed.ignore}
+
+
+@data.command()
+@click.option("--recipe", "recipe_name", required=True, metavar="NAME|FILE", help="Says the size.")
+@click.option(
+    "--data", "root", type=click.Path(path_type=Path), metavar="DIR", help="The recipe's data.root."
+)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the copy.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change the recipe."
+)
+@click.option("--threads", type=click.IntRange(min=1), help="Default: one for each core.")
+def cache(
+    recipe_name: str,
+    root: Path | None,
+    out: Path,
+    overrides: tuple[str, ...],
+    threads: int | None,
+) -> None:
+    """Copy a recipe's data, resized as training would, so that its loader only reads.
+
+    \b
+    ecgan data cache --recipe cityscapes --data DIR --out cached
+    ecgan train --recipe cityscapes --set data.dataset=folder --data cached
+
+    The copy is lossless and gives the same tensors. The same command again goes on.
+    """
+    import os
+
+    from ecgan.data import cache as library
+    from ecgan.data import datasets
+    from ecgan.recipe import label_space, load_recipe
+
+    if root is not None:
+        overrides = (*overrides, f"data.root={json.dumps(str(root))}")
+    found = load_recipe(recipe_name, overrides).data
+    if found.root is None:
+        raise UserError("the recipe has no data.root: give the data set with --data DIR")
+    if found.edges == "folder":
+        raise UserError(
+            "data.edges: folder: edge maps of a folder are not copied; use the original"
+        )
+    base = Path(found.root)
+    others = {*datasets.splits(found.dataset, base)} - {found.split}
+    splits = {
+        split: datasets.items_for(
+            found.dataset, base, split, train_split=found.split, instances=found.instances
+        )
+        for split in dict.fromkeys((found.split, "val", *sorted(others)))
+    }
+    space = label_space(found)
+    for items in splits.values():
+        datasets.check_labels(items, space, found.dataset)
+    source = library.Source(
+        found.dataset,
+        base,
+        space,
+        found.split,
+        found.resize_to,
+        (found.height, found.width),
+        found.instances,
+    )
+    written = library.write_cache(source, splits, out, threads=threads or os.cpu_count() or 1)
+    counts = ", ".join(f"{split} {len(items)}" for split, items in splits.items())
+    click.echo(f"{out}: {counts}; {written} written now")

@@ -18,6 +18,11 @@ def one_hot(labels, num_classes, ignore, unknown, boundary=None):
     return channels
 
 
+def onehot_conv(labels, num_classes, ignore, unknown, boundary, kernel, bias):
+    """3 x 3 convolution of S of one image; kernel[out][in][3][3]."""
+    return _conv(one_hot(labels, num_classes, ignore, unknown, boundary), kernel, bias)
+
+
 def similarity_loss(probabilities, labels, ignore):
     """Eq. 3 of one image and its gradient; probabilities[n][m], labels[m], m over the pixels.
 

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ecgan.ops import tiles
 from ecgan.ops.class_conv import class_specific_heads
-from ecgan.ops.onehot_conv import one_hot
+from ecgan.ops.onehot_conv import one_hot, onehot_conv
 from ecgan.ops.pair_similarity import pair_similarity
 from ecgan.ops.pixel_contrast import pixel_contrast
 from tests import naive
@@ -64,6 +64,38 @@ def test_one_hot_takes_wide_labels_and_other_types():
     assert S.shape == (1, 301, 1, 2)
     assert S.dtype == torch.bfloat16
     assert S.nonzero().tolist() == [[0, 299, 0, 0], [0, 300, 0, 1]]
+
+
+@pytest.mark.parametrize("unknown", [False, True])
+@pytest.mark.parametrize("with_boundary", [False, True])
+def test_onehot_conv_matches_the_loops_and_passes_gradcheck(unknown, with_boundary):
+    labels = torch.tensor([[[0, 2, 2, IGNORE], [1, 0, IGNORE, 1], [2, 2, 0, 0]]])
+    boundary = (torch.rand(1, 1, 3, 4) < 0.5).float() if with_boundary else None
+    weight = torch.randn(2, 3 + unknown + with_boundary, 3, 3, dtype=torch.float64)
+    bias = torch.randn(2, dtype=torch.float64)
+
+    def convolve(weight, bias):
+        return onehot_conv(labels, weight, bias, 3, IGNORE, unknown=unknown, boundary=boundary)
+
+    expected = naive.onehot_conv(
+        labels[0].tolist(),
+        3,
+        IGNORE,
+        unknown,
+        None if boundary is None else boundary[0, 0].tolist(),
+        weight.tolist(),
+        bias.tolist(),
+    )
+    torch.testing.assert_close(
+        convolve(weight, bias)[0], torch.tensor(expected, dtype=torch.float64)
+    )
+    assert torch.autograd.gradcheck(convolve, (weight.requires_grad_(), bias.requires_grad_()))
+
+
+def test_onehot_conv_refuses_a_weight_for_other_channels():
+    weight, labels = torch.zeros(2, 4, 3, 3), torch.zeros(1, 2, 2)
+    with pytest.raises(AssertionError, match="weight for 4 channels, not 5"):
+        onehot_conv(labels, weight, None, 3, IGNORE, unknown=True, boundary=labels[:, None])
 
 
 # Eq. 3
@@ -196,9 +228,16 @@ def test_some_anchors_and_a_bank_match_eq_5(tile_size, first, second, start, sto
     assert actual.item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
+@pytest.fixture(params=["shifted", "logarithms"])
+def exponents(request, monkeypatch):
+    """Either form of the passes: exponentials that the type holds, or not."""
+    if request.param == "logarithms":
+        monkeypatch.setattr("ecgan.ops.pixel_contrast.EXPONENTS", {torch.float64: 0.0})
+
+
 @pytest.mark.parametrize("anchors", [None, slice(3, 9)], ids=["all anchors", "some anchors"])
 @pytest.mark.parametrize("with_bank", [False, True], ids=["no bank", "bank"])
-def test_pixel_contrast_passes_gradcheck(tile_size, anchors, with_bank):
+def test_pixel_contrast_passes_gradcheck(tile_size, exponents, anchors, with_bank):
     embeddings = F.normalize(torch.randn(12, 3, dtype=torch.float64), dim=1).requires_grad_()
     classes = torch.tensor([0, 0, 1, 2, 2, 2, 1, 0, 2, 3, 4, 4])
     bank = F.normalize(torch.randn(6, 3, dtype=torch.float64), dim=1) if with_bank else None
@@ -409,6 +448,16 @@ def test_class_heads_match_one_branch_a_class_with_all_gradients(dtype, seed):
         torch.autograd.grad((actual * direction).sum(), inputs),
         torch.autograd.grad((expected * direction).sum(), inputs),
         **tolerance,
+    )
+
+
+def test_class_heads_pass_gradcheck():
+    labels = torch.tensor([[[0, 0, 2], [IGNORE, 0, 2]]])
+    features = torch.randn(1, 2, 2, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(
+        lambda *inputs: class_specific_heads(inputs[0], labels, IGNORE, *inputs[1:]),
+        (features, *heads(3, 2)),
+        fast_mode=True,
     )
 
 

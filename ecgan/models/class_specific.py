@@ -42,15 +42,6 @@ class ClassSpecificGenerator(nn.Module):
             features, labels, ignore, self.weight_1, self.bias_1, self.weight_2, self.bias_2
         )
 
-    def leave_out_of_compilation(self) -> None:
-        """Run as it is inside a compiled network: call it before the network is compiled.
-
-        Its loops run over the classes that a batch happens to have, so every batch would be
-        compiled anew. (A decorator would do it too, but importing one takes torch's compiler into
-        every process: 1.5 s and 160 MB.)
-        """
-        vars(self)["forward"] = torch.compiler.disable(self.forward)
-
 
 class HeadwiseSpectralNorm(nn.Module):
     """Divides each head's weight by its own largest singular value, by power iteration.

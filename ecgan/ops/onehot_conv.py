@@ -1,11 +1,22 @@
 """The condition S: a label map as one channel a class, built on the device, never on disk.
 
+A 3 x 3 convolution of S needs no S: it is a sum of 9 table look-ups, one for each tap, and its cost
+does not depend on the number of channels. Here in plain torch; in ``triton_onehot`` for CUDA.
+
 Shape legend:
     B  images in the batch      N  semantic classes      H, W  height and width
+    O  output channels          R  rows of the table: what one pixel of S can be
 """
 
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from ecgan.ops import backend
+
+TAPS = 9  # of a 3 x 3 kernel
 
 
 def one_hot(
@@ -41,3 +52,155 @@ def one_hot(
     if boundary is not None:
         S[:, -1] = boundary[:, 0] != 0
     return S
+
+
+def onehot_conv(
+    labels: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    num_classes: int,
+    ignore_index: int,
+    *,
+    unknown: bool,
+    boundary: Tensor | None = None,
+) -> Tensor:
+    """``conv2d(one_hot(labels, ...), weight, bias, padding=1)`` without the one-hot map.
+
+    Labels that are to be resized first are resized themselves, nearest neighbour. Under autocast
+    the result has autocast's type, as that of a convolution, but is summed in the weight's.
+
+    Args:
+        labels: class of each pixel, any integer type, (B, H, W); 0..N-1 or ``ignore_index``.
+        weight: (O, N + unknown + boundary, 3, 3), channels in the order of ``one_hot``.
+        bias: (O,), or None.
+        num_classes: N.
+        ignore_index: value of unlabelled pixels. They are 0 in every class.
+        unknown: whether unlabelled pixels have a channel of their own.
+        boundary: instance boundaries, (B, 1, H, W), 0 where there is none; None for no channel.
+
+    Returns:
+        (B, O, H, W), channels last.
+    """
+    channels = num_classes + unknown + (boundary is not None)
+    assert weight.shape[1] == channels, f"weight for {weight.shape[1]} channels, not {channels}"
+    rows = labels.long()
+    rows = rows.where(rows != ignore_index, num_classes)
+    table = weight[:, : num_classes + unknown].permute(2, 3, 1, 0).flatten(0, 1)
+    if not unknown:
+        table = F.pad(table, (0, 0, 0, 1))  # an unlabelled pixel has no channel
+    if boundary is not None:
+        at_boundary = weight[:, -1].permute(1, 2, 0).flatten(0, 1)[:, None]  # (9, 1, O)
+        rows = rows + (boundary[:, 0] != 0) * table.shape[1]
+        table = torch.cat([table, table + at_boundary], dim=1)  # (9, R, O)
+    if bias is not None:
+        # Every pixel looks up the middle tap once, and never outside.
+        table = torch.cat([table[:4], table[4:5] + bias, table[5:]])
+    device = labels.device.type
+    autocast = torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if autocast else table.dtype
+    if torch.compiler.is_compiling():
+        result = _sum_op(rows, table, dtype)
+    else:
+        result = _TableSum.apply(rows, table, dtype)
+        assert isinstance(result, Tensor)
+    return result.permute(0, 3, 1, 2)
+
+
+def _forward(rows: Tensor, table: Tensor, dtype: torch.dtype) -> Tensor:
+    """Sum over taps k of table[k, row of neighbour k], (B, H, W) and (9, R, O) -> (B, H, W, O).
+
+    What lies outside the image adds nothing.
+    """
+
+    def with_triton() -> Tensor:
+        from ecgan.ops import triton_onehot
+
+        return triton_onehot.table_sum(rows, table, dtype)
+
+    def with_torch() -> Tensor:
+        R = table.shape[1]
+        padded = F.pad(table, (0, 0, 0, 1))  # R: outside
+        first = torch.arange(0, TAPS * (R + 1), R + 1, device=table.device)
+        numbers = _neighbour_rows(rows, outside=R) + first  # (B * H * W, 9)
+        result = F.embedding_bag(numbers, padded.flatten(0, 1), mode="sum")
+        return result.view(*rows.shape, -1).to(dtype)
+
+    return backend.run("one-hot convolution", table, with_triton=with_triton, with_torch=with_torch)
+
+
+def _backward(grad: Tensor, rows: Tensor, num_rows: int, dtype: torch.dtype) -> Tensor:
+    """Gradient of the table, (9, R, O), from that of the sums, (B, H, W, O)."""
+
+    def with_triton() -> Tensor:
+        from ecgan.ops import triton_onehot
+
+        return triton_onehot.table_gradient(grad, rows, num_rows, dtype)
+
+    def with_torch() -> Tensor:
+        pixels = grad.flatten(0, 2).to(dtype)
+        gradient = pixels.new_zeros(TAPS, num_rows + 1, pixels.shape[1])
+        for of_tap, numbers in zip(gradient, _neighbour_rows(rows, num_rows).T, strict=True):
+            of_tap.index_add_(0, numbers, pixels)
+        return gradient[:, :num_rows].contiguous()
+
+    return backend.run(
+        "one-hot convolution, backward", grad, with_triton=with_triton, with_torch=with_torch
+    )
+
+
+def _neighbour_rows(rows: Tensor, outside: int) -> Tensor:
+    """The rows of each pixel's 9 neighbours, (B, H, W) -> (B * H * W, 9)."""
+    _, H, W = rows.shape
+    padded = F.pad(rows, (1, 1, 1, 1), value=outside)
+    taps = [padded[:, dy : dy + H, dx : dx + W].flatten() for dy in range(3) for dx in range(3)]
+    return torch.stack(taps, dim=1)
+
+
+class _TableSum(torch.autograd.Function):
+    """The look-ups outside a compiled network."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, table: Tensor, dtype: torch.dtype) -> Tensor:  # noqa: ANN401
+        ctx.save_for_backward(rows)
+        ctx.num_rows, ctx.dtype = table.shape[1], table.dtype
+        return _forward(rows, table, dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[None, Tensor, None]:  # noqa: ANN401
+        (rows,) = ctx.saved_tensors
+        return None, _backward(grad_outputs[0], rows, ctx.num_rows, ctx.dtype), None
+
+
+@torch.library.custom_op("ecgan::table_sum", mutates_args=())
+def _sum_op(rows: Tensor, table: Tensor, dtype: torch.dtype) -> Tensor:
+    """The look-ups in a compiled network."""
+    return _forward(rows, table, dtype)
+
+
+@torch.library.custom_op("ecgan::table_gradient", mutates_args=())
+def _gradient_op(grad: Tensor, rows: Tensor, num_rows: int, dtype: torch.dtype) -> Tensor:
+    return _backward(grad, rows, num_rows, dtype)
+
+
+@_sum_op.register_fake
+def _sum_shape(rows: Tensor, table: Tensor, dtype: torch.dtype) -> Tensor:
+    return table.new_empty(*rows.shape, table.shape[2], dtype=dtype)
+
+
+@_gradient_op.register_fake
+def _gradient_shape(grad: Tensor, rows: Tensor, num_rows: int, dtype: torch.dtype) -> Tensor:  # noqa: ARG001
+    return grad.new_empty(TAPS, num_rows, grad.shape[3], dtype=dtype)
+
+
+def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ANN401, ARG001
+    rows, table, _ = inputs
+    ctx.num_rows, ctx.dtype = table.shape[1], table.dtype
+    ctx.save_for_backward(rows)
+
+
+def _gradient_of_op(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None]:  # noqa: ANN401
+    (rows,) = ctx.saved_tensors
+    return None, _gradient_op(grad, rows, ctx.num_rows, ctx.dtype), None
+
+
+_sum_op.register_autograd(_gradient_of_op, setup_context=_keep_for_backward)

@@ -9,6 +9,8 @@ and never stored; loss and gradient come from the same pass, in O(M) memory:
 a'' and 1 - a'' are bounded from below by 1e-6, in the value and in w: the gradient passes straight
 through the bound. A gradient killed there would silence exactly the confident mistakes.
 
+Here in plain torch; in ``triton_similarity`` for CUDA.
+
 Shape legend:
     B  images in the batch      N  semantic classes      H, W  height and width
     M  labelled pixels of one image                      r, c  rows and columns of a tile
@@ -21,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ecgan.ops import backend
 from ecgan.ops.precision import exact_arithmetic, to_exact
 from ecgan.ops.tiles import (
     Tile,
@@ -56,24 +59,47 @@ class _PairSimilarity(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, probabilities: Tensor, labels: Tensor, ignore: int) -> Tensor:  # noqa: ANN401
         with_gradient = ctx.needs_input_grad[0]
-        gradient = torch.zeros_like(probabilities) if with_gradient else None
-        losses = []
-        with exact_arithmetic(probabilities.device):
-            for image, image_labels in enumerate(labels.flatten(1)):
-                order, bounds = _sort_by_class(image_labels, ignore)
-                p = probabilities[image].flatten(1)[:, order].T.contiguous()  # (M, N)
-                loss, grad = _loss_and_gradient(p, bounds, with_gradient=with_gradient)
-                losses.append(loss)
-                if gradient is not None:
-                    gradient[image].view(p.shape[1], -1)[:, order] = grad.T
+
+        def with_triton() -> tuple[Tensor, Tensor | None]:
+            from ecgan.ops import triton_similarity
+
+            return triton_similarity.losses_and_gradient(
+                probabilities, labels, ignore, BOUND, with_gradient=with_gradient
+            )
+
+        losses, gradient = backend.run(
+            "pair similarity",
+            probabilities,
+            with_triton=with_triton,
+            with_torch=lambda: _losses_and_gradient(
+                probabilities, labels, ignore, with_gradient=with_gradient
+            ),
+        )
         if gradient is not None:
             ctx.save_for_backward(gradient)
-        return torch.stack(losses).to(probabilities.dtype)
+        return losses.to(probabilities.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401
         (gradient,) = ctx.saved_tensors
         return gradient * grad_outputs[0][:, None, None, None], None, None
+
+
+def _losses_and_gradient(
+    probabilities: Tensor, labels: Tensor, ignore: int, *, with_gradient: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Loss of each image, (B,), float64, and the gradient of each, (B, N, H, W)."""
+    gradient = torch.zeros_like(probabilities) if with_gradient else None
+    losses = []
+    with exact_arithmetic(probabilities.device):
+        for image, image_labels in enumerate(labels.flatten(1)):
+            order, bounds = _sort_by_class(image_labels, ignore)
+            p = probabilities[image].flatten(1)[:, order].T.contiguous()  # (M, N)
+            loss, grad = _loss_and_gradient(p, bounds, with_gradient=with_gradient)
+            losses.append(loss)
+            if gradient is not None:
+                gradient[image].view(p.shape[1], -1)[:, order] = grad.T
+    return torch.stack(losses), gradient
 
 
 def _sort_by_class(labels: Tensor, ignore: int) -> tuple[Tensor, list[int]]:

@@ -8,6 +8,8 @@ Three passes over tiles of s, none of which is stored: l_i; then loss_i and its 
 positives' s_ij and in l_i, which is called g_i; then the gradient in the negatives' s_ij, which is
 g_i exp(s_ij - l_i). s is symmetric, so a tile serves its rows and its columns as anchors.
 
+Here in plain torch; in ``triton_contrast`` for CUDA.
+
 Shape legend:
     M  embeddings           D  length of an embedding      r, c  rows and columns of a tile
     K  embeddings and bank  A  anchors
@@ -20,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ecgan.ops import backend
 from ecgan.ops.precision import exact_arithmetic, to_exact
 from ecgan.ops.tiles import (
     Tile,
@@ -28,6 +31,9 @@ from ecgan.ops.tiles import (
     same_class_tiles,
     tile_elements,
 )
+
+EXPONENTS = {torch.float32: 60.0, torch.float64: 600.0}
+"""How far exponents may lie apart whose exponentials, and sums of them, a type still holds."""
 
 
 def pixel_contrast(
@@ -53,18 +59,16 @@ def pixel_contrast(
     Returns:
         The sum, a scalar in float32 or float64, and the number of anchors in it, int64.
     """
-    embeddings = to_exact(embeddings)
-    everything = embeddings
+    everything = embeddings = to_exact(embeddings)
     classes = classes.long()
     if bank is not None and bank_classes is not None:
         everything = torch.cat([embeddings, bank.detach().to(embeddings.dtype)])
         classes = torch.cat([classes, bank_classes.long()])
     is_anchor = torch.zeros_like(classes, dtype=torch.bool)
     is_anchor[: len(embeddings)][anchors or slice(None)] = True
-    layout = _lay_out(classes, is_anchor)
-    total = _PixelContrast.apply(everything, layout, temperature, len(embeddings))
-    assert isinstance(total, Tensor)
-    return total, (layout.num_positives[: layout.num_anchors] > 0).sum()
+    sums = _PixelContrast.apply(everything, classes, is_anchor, temperature, len(embeddings))
+    assert isinstance(sums, tuple)
+    return sums[0], sums[1]
 
 
 class _Layout(NamedTuple):
@@ -122,23 +126,61 @@ class _PixelContrast(torch.autograd.Function):
     def forward(
         ctx: Any,  # noqa: ANN401
         everything: Tensor,
-        layout: _Layout,
+        classes: Tensor,
+        is_anchor: Tensor,
         temperature: float,
         num_embeddings: int,
-    ) -> Tensor:
-        with exact_arithmetic(everything.device):
-            pairs = _Pairs(everything, layout, temperature, num_embeddings)
-            log_negatives = pairs.log_negatives()
-            total, pull = pairs.positives(log_negatives, with_gradient=ctx.needs_input_grad[0])
-            if ctx.needs_input_grad[0]:
-                pairs.negatives(log_negatives, pull)
-                ctx.save_for_backward(pairs.gradient_of_everything())
-        return total.to(everything.dtype)
+    ) -> tuple[Tensor, Tensor]:
+        with_gradient = ctx.needs_input_grad[0]
+
+        def with_torch() -> _Sums:
+            layout = _lay_out(classes, is_anchor)
+            with exact_arithmetic(everything.device):
+                pairs = _pairs(everything, layout, temperature, num_embeddings)
+                return pairs.sums(with_gradient=with_gradient)
+
+        def with_triton() -> _Sums:
+            from ecgan.ops import triton_contrast
+
+            keys = triton_contrast.lay_out(everything, classes, is_anchor)
+            total, gradient = triton_contrast.loss_and_gradient(
+                everything, keys, temperature, num_embeddings, with_gradient=with_gradient
+            )
+            return _Sums(total, keys.num_anchors, gradient)
+
+        sums = backend.run(
+            "pixel contrast", everything, with_triton=with_triton, with_torch=with_torch
+        )
+        if sums.gradient is not None:
+            ctx.save_for_backward(sums.gradient)
+        ctx.mark_non_differentiable(sums.num_anchors)
+        return sums.total.to(everything.dtype), sums.num_anchors
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:  # noqa: ANN401
+    def backward(
+        ctx: Any,  # noqa: ANN401
+        *grad_outputs: Tensor,
+    ) -> tuple[Tensor, None, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grad_outputs[0], None, None, None
+        return gradient * grad_outputs[0], None, None, None, None
+
+
+class _Sums(NamedTuple):
+    """What an implementation makes of Eq. 5."""
+
+    total: Tensor  # the anchors' losses, float64
+    num_anchors: Tensor  # that have a positive, int64
+    gradient: Tensor | None  # of the total, in the order in which everything came
+
+
+def _pairs(
+    everything: Tensor, layout: _Layout, temperature: float, num_embeddings: int
+) -> "_Pairs":
+    """The passes in the form that is fastest for these similarities."""
+    largest = float(everything.square().sum(dim=1).max()) / temperature if len(everything) else 0.0
+    if 2 * largest > EXPONENTS[everything.dtype]:
+        return _Pairs(everything, layout, temperature, num_embeddings)
+    return _ShiftedPairs(everything, layout, temperature, num_embeddings, shift=largest)
 
 
 class _Pairs:
@@ -159,6 +201,16 @@ class _Pairs:
         self.elements = tile_elements(everything.device)
         self.buffers = everything.new_empty(2, self.elements)
 
+    def sums(self, *, with_gradient: bool) -> _Sums:
+        """All of it."""
+        l = self.log_negatives()
+        total, g = self.positives(l, with_gradient=with_gradient)
+        num_anchors = (self.layout.num_positives[: self.layout.num_anchors] > 0).sum()
+        if not with_gradient:
+            return _Sums(total, num_anchors, None)
+        self.negatives(l, g)
+        return _Sums(total, num_anchors, self.gradient_of_everything())
+
     def log_negatives(self) -> Tensor:
         """l_i: logarithm of the sum of exp(s_ij) over the negatives j of i, -inf if none, (K,)."""
         l = self.e.new_full((len(self.e),), -torch.inf)
@@ -173,8 +225,7 @@ class _Pairs:
         """Sum of the anchors' losses, in float64, and g_i = dloss_i/dl_i, (K,)."""
         total = torch.zeros((), dtype=torch.float64, device=l.device)
         g = torch.zeros_like(l)
-        num_positives = self.layout.num_positives.to(l.dtype)
-        share = torch.where(num_positives > 0, 1 / num_positives, 0)  # 1/|P_i|
+        share = self._share()
         for tile in self.layout.positives(self.elements):
             s = self._s(tile)
             x = torch.sub(l[tile.rows, None], s, out=self._buffer(1, tile))
@@ -209,6 +260,11 @@ class _Pairs:
         gradient[self.layout.order] = self.gradient / self.temperature
         return gradient
 
+    def _share(self) -> Tensor:
+        """1/|P_i|, 0 for an anchor without positives, (K,)."""
+        num_positives = self.layout.num_positives.to(self.e.dtype)
+        return torch.where(num_positives > 0, 1 / num_positives, 0)
+
     def _s(self, tile: Tile) -> Tensor:
         s = self._buffer(0, tile)
         return torch.mm(self.e_tau[tile.rows], self.e[tile.columns].T, out=s)
@@ -225,6 +281,75 @@ class _Pairs:
         self.gradient[tile.rows].addmm_(w, self.e[tile.columns], alpha=sign)
         if tile.columns.start < self.gradient_stop:
             self.gradient[tile.columns].addmm_(w.T, self.e[tile.rows], alpha=sign)
+
+
+class _ShiftedPairs(_Pairs):
+    """The same where no exponential leaves the range of the type: one for a pair, not two or four.
+
+    With x_ij = exp(s_ij - shift), in [exp(-2 shift), 1], and X_i = exp(l_i - shift), the sum of
+    x_ij over the negatives: exp(l_i - s_ij) is X_i/x_ij and exp(s_ij - l_i) is x_ij/X_i. What the
+    methods call l is X here.
+    """
+
+    def __init__(
+        self, everything: Tensor, layout: _Layout, temperature: float, num_embeddings: int, *,
+        shift: float,
+    ) -> None:  # fmt: skip
+        super().__init__(everything, layout, temperature, num_embeddings)
+        self.shift = shift
+
+    def log_negatives(self) -> Tensor:
+        """X_i, (K,)."""
+        X = torch.zeros_like(self.e[:, 0])
+        for tile in self.layout.negatives(self.elements):
+            x = self._x(tile)
+            X[tile.rows] += x.sum(dim=1)
+            if self._mirrored(tile):
+                X[tile.columns] += x.sum(dim=0)
+        return X
+
+    def positives(self, l: Tensor, *, with_gradient: bool) -> tuple[Tensor, Tensor]:
+        """Sum of the anchors' losses, in float64, and g_i = dloss_i/dl_i, (K,)."""
+        total = torch.zeros((), dtype=torch.float64, device=l.device)
+        g = torch.zeros_like(l)
+        share = self._share()
+        for tile in self.layout.positives(self.elements):
+            x = self._x(tile)
+            ratio = torch.div(l[tile.rows, None], x, out=self._buffer(1, tile))
+            if tile.diagonal:
+                ratio.fill_diagonal_(0)  # no pixel is its own positive
+            total += ratio.log1p().sum(dim=1) @ share[tile.rows]
+            w = _odds_to_probability(ratio).mul_(share[tile.rows, None])
+            g[tile.rows] += w.sum(dim=1)
+            if self._mirrored(tile):
+                ratio = torch.div(l[None, tile.columns], x, out=x)
+                total += ratio.log1p().sum(dim=0) @ share[tile.columns]
+                mirror = _odds_to_probability(ratio).mul_(share[None, tile.columns])
+                g[tile.columns] += mirror.sum(dim=0)
+                w += mirror
+            if with_gradient:
+                self._add_gradient(tile, w, -1)
+        return total, g
+
+    def negatives(self, l: Tensor, g: Tensor) -> None:
+        """The gradient in the negatives' s_ij, g_i x_ij/X_i."""
+        u = torch.where(g > 0, g / l, 0)
+        for tile in self.layout.negatives(self.elements):
+            w = self._x(tile)
+            if self._mirrored(tile):
+                both = self._buffer(1, tile)
+                w *= torch.add(u[tile.rows, None], u[None, tile.columns], out=both)
+            else:
+                w *= u[tile.rows, None]
+            self._add_gradient(tile, w, 1)
+
+    def _x(self, tile: Tile) -> Tensor:
+        return self._s(tile).sub_(self.shift).exp_()
+
+
+def _odds_to_probability(ratio: Tensor) -> Tensor:
+    """ratio/(1 + ratio), in place; ratio may be 0."""
+    return ratio.reciprocal_().add_(1).reciprocal_()
 
 
 def _softplus(x: Tensor) -> Tensor:

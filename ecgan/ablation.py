@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ecgan import checkpoint, report
+from ecgan import checkpoint, objective, report
+from ecgan.data import sets
 from ecgan.errors import UserError
 from ecgan.recipe import Recipe, parse_recipe
 
 _FID = ("fid", "fid_clean", "fd_dinov2", "fd_efficientnet_lite0")  # the first that all reports have
 _SAME = ("judge_hash", "size", "split", "reference_images", "layouts")  # of comparable protocols
+_NOTED = ("label_filter", "codec", "resizing", "distances", "ecgan", "torch")  # may move a number
 
 
 @dataclass(frozen=True)
@@ -20,99 +22,127 @@ class Entry:
 
     Attributes:
         place: run or report, as it was named.
-        setup: parts that the run has, as the paper writes them.
+        setup: parts that the generator was trained with, as the paper writes them; the samples'
+            name where that is not known.
         images: seen in training; None where that is not known.
-        document: the report.
+        numbers: the set's part of its report.
     """
 
     place: str
     setup: str
     images: int | None
-    document: Mapping[str, Any]
+    numbers: Mapping[str, Any]
 
 
 def setup_of(recipe: Recipe) -> str:
-    """Parts of a run as in Table 3: ``E+Gi+Ge+Gt+Gs+Gl+Gc``."""
-    model = recipe.model
-    parts = {
-        "E": True,
-        "Gi": True,
-        "Ge": model.edge_generator,
-        "Gt": model.edge_transfer,
-        "Gs": model.semantic_preserving,
-        "Gl": model.label_generator != "off" and recipe.losses.similarity > 0,
-        "Gc": model.contrastive or model.class_specific,
-    }
-    return "+".join(name for name, there in parts.items() if there)
+    """Parts of a run as in Table 3: ``E+Gi+Ge+Gt+Gs+Gl+Gc``.
+
+    The paper's last part is contrastive learning and class-specific generation; one alone is named.
+    """
+    parts = objective.modules(recipe)
+    last = [name for name in ("Gc", "class_specific") if name in parts]
+    names = [name for name in ("E", "Gi", "Ge", "Gt", "Gs", "Gl") if name in parts]
+    if len(last) == 1:
+        alone = "contrastive" if last == ["Gc"] else "class-specific"
+        names.append(f"Gc ({alone} alone)")
+    return "+".join([*names, *(["Gc"] if len(last) == 2 else [])])
 
 
-def read(places: Sequence[Path], reports: Path = Path("reports")) -> list[Entry]:
-    """The report of each place: a run, the folder of a report, or a ``report.json``.
+def read(places: Sequence[Path], reports: Sequence[Path] = (Path("reports"),)) -> list[Entry]:
+    """The numbers of each place: a run, the folder of a report, or a ``report.json``.
+
+    A report with several sets of samples gives as many rows.
 
     Args:
         places: in the order of the table.
-        reports: folder of reports, where those of runs are looked for.
+        reports: where those of runs are looked for: reports, or folders of reports.
 
     Raises:
         UserError: places without a report, or reports that cannot be compared; all at once.
     """
     faults: list[str] = []
     entries: list[Entry] = []
-    known = _reports_by_checkpoint(reports)
+    known = _by_checkpoint(reports)
     for place in places:
         try:
-            entries.append(_entry(place, known))
+            entries += _entries(place, known)
         except UserError as error:
             faults.append(str(error))
     if faults:
-        raise UserError("runs without a report that can be read", faults)
+        raise UserError("there is no report to read", faults)
     faults = _differences(entries)
     if faults:
         raise UserError("these reports cannot stand in one table", faults)
     return entries
 
 
-def _reports_by_checkpoint(folder: Path) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for path in sorted(folder.glob("*/report.json"), key=lambda p: p.stat().st_mtime):
+def _by_checkpoint(folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    """Every set that was evaluated, by the hash of its generator; of several, the last one."""
+    paths = {path for place in folders for path in _report_files(place)}
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted(paths, key=lambda p: (p.stat().st_mtime, p)):
         try:
-            document = report.load(path)
+            parts = report.sets(report.load(path))
         except UserError:  # another program's, or of another version
             continue
-        if document["metrics"]:
-            found[document["protocol"].get("checkpoint", "")] = path
+        found |= {one["protocol"].get("checkpoint", ""): one for one in parts if one["metrics"]}
     return found
 
 
-def _entry(place: Path, known: Mapping[str, Path]) -> Entry:
+def _report_files(place: Path) -> list[Path]:
+    own = [place, place / "report.json", *place.glob("*/report.json")]
+    return [path for path in own if path.is_file()]
+
+
+def _entries(place: Path, known: Mapping[str, Mapping[str, Any]]) -> list[Entry]:
     generator = place / checkpoint.GENERATOR
     if not generator.is_file():
-        document = report.load(place)
-        return Entry(str(place), str(document["samples"]), None, document)
-    path = known.get(checkpoint.sha256(generator))
-    if path is None:
+        if (place / "recipe.yaml").is_file():
+            raise UserError(f"{place}: its training is not finished; run the same command again")
+        return [_of_report(place, one) for one in report.sets(report.load(place))]
+    numbers = known.get(checkpoint.sha256(generator))
+    if numbers is None:
         raise UserError(f"{place}: no report of this generator; ecgan evaluate --samples {place}")
     file = checkpoint.read_metadata(generator)
     recipe = parse_recipe(file["recipe"], f"{generator}: its recipe")
-    return Entry(str(place), setup_of(recipe), int(file["images_seen"]), report.load(path))
+    return [Entry(str(place), setup_of(recipe), int(file["images_seen"]), numbers)]
+
+
+def _of_report(place: Path, one: Mapping[str, Any]) -> Entry:
+    """A set of a report, with what its samples say of their generator, where they still are."""
+    samples = Path(one["samples"])
+    about = sets.manifest(samples) if (samples / "manifest.json").is_file() else None
+    made_by = one["protocol"].get("checkpoint")
+    if about is None or about.get("fingerprint", {}).get("checkpoint", "") != made_by:
+        return Entry(str(place), str(one["samples"]), None, one)
+    recipe = parse_recipe(about["recipe"], f"{samples}/manifest.json: recipe")
+    images = about.get("provenance", {}).get("checkpoint", {}).get("images_seen")
+    return Entry(str(place), setup_of(recipe), images, one)
 
 
 def _differences(entries: Sequence[Entry]) -> list[str]:
-    """What keeps reports from being compared: protocols that differ from the first one's."""
-    first = entries[0].document["protocol"]
+    """What keeps reports from being compared: no mIoU, or protocols other than the first one's."""
     faults = [
-        f"{entry.place}: no judge scored it, so it has no mIoU"
+        f"{entry.place}: no judge scored {entry.numbers['samples']}, so it has no mIoU"
         for entry in entries
-        if "miou" not in entry.document["metrics"]
+        if "miou" not in entry.numbers["metrics"]
     ]
-    for entry in entries[1:]:
-        own = entry.document["protocol"]
+    first, *others = [entry for entry in entries if "miou" in entry.numbers["metrics"]] or [None]
+    for entry in others:
+        assert first is not None
+        assert entry is not None
+        own, wanted = _comparable(entry), _comparable(first)
         faults += [
-            f"{entry.place}: {name} is {own.get(name)}, of {entries[0].place} {first.get(name)}"
-            for name in _SAME
-            if own.get(name) != first.get(name)
+            f"{entry.place}: {name} is {own[name]}, of {first.place} {wanted[name]}"
+            for name in own
+            if own[name] != wanted[name]
         ]
     return faults
+
+
+def _comparable(entry: Entry) -> dict[str, Any]:
+    protocol = {name: entry.numbers["protocol"].get(name) for name in _SAME}
+    return protocol | {"number of images": entry.numbers["metrics"]["miou"]["n"]}
 
 
 def to_json(entries: Sequence[Entry]) -> dict[str, Any]:
@@ -124,7 +154,8 @@ def to_json(entries: Sequence[Entry]) -> dict[str, Any]:
             "setup": entry.setup,
             "place": entry.place,
             "images": entry.images,
-            **{name: entry.document["metrics"][name] for name in names},
+            "marks": list(entry.numbers.get("marks", ())),
+            **{name: entry.numbers["metrics"][name] for name in names},
         }
         for entry in entries
     ]
@@ -137,7 +168,7 @@ def table(entries: Sequence[Entry], *, markdown: bool = False) -> str:
     title = "-" if distance is None else report.MEANINGS[distance].title
     rows = [("setup", "mIoU ↑", "Acc ↑", f"{title} ↓", "images seen")]
     for entry in entries:
-        metrics = entry.document["metrics"]
+        metrics = entry.numbers["metrics"]
         rows.append(
             (
                 entry.setup,
@@ -161,7 +192,7 @@ def dumps(entries: Sequence[Entry]) -> str:
 
 def _distance(entries: Sequence[Entry]) -> str | None:
     """The distance that all reports have, FID if they do."""
-    shared = set.intersection(*(set(entry.document["metrics"]) for entry in entries))
+    shared = set.intersection(*(set(entry.numbers["metrics"]) for entry in entries))
     return next((name for name in _FID if name in shared), None)
 
 
@@ -169,7 +200,7 @@ def _notes(entries: Sequence[Entry]) -> list[str]:
     notes = [
         f"real photos, same judge: mIoU {100 * metrics['miou']['real']:.1f}, Acc "
         f"{100 * metrics['accuracy']['real']:.1f}"
-        for metrics in [entries[0].document["metrics"]]
+        for metrics in [entries[0].numbers["metrics"]]
         if metrics["miou"]["real"]
     ]
     lengths = {entry.images for entry in entries if entry.images is not None}
@@ -178,7 +209,12 @@ def _notes(entries: Sequence[Entry]) -> list[str]:
         notes.append(f"the runs were not trained equally long: {listed} images")
     if _distance(entries) not in {None, "fid"}:
         notes.append("not the paper's FID: other features, named above")
-    marked = [entry.place for entry in entries if entry.document.get("marks")]
+    for name in _NOTED:
+        found = {str(entry.numbers["protocol"].get(name, "not known")) for entry in entries}
+        if len(found) > 1:
+            listed = "; ".join(sorted(found))
+            notes.append(f"the protocols differ in {name.replace('_', ' ')}: {listed}")
+    marked = [entry.place for entry in entries if entry.numbers.get("marks")]
     if marked:
         notes.append(f"reports with marks: {', '.join(marked)}; read them first")
     return notes

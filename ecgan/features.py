@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import transformers
 from PIL import Image
@@ -25,13 +26,17 @@ from ecgan.errors import UserError
 from ecgan.metrics import InceptionFeatures
 from ecgan.models.pretrained import EfficientNetLite0, Frozen
 
-_VERSION = 1  # of how images are prepared
+_VERSION = 2  # of how images are prepared
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-METRICS = {
-    "efficientnet_lite0": ("fd_efficientnet_lite0",),
-    "inception": ("fid", "kid"),
-    "inception_clean": ("fid_clean", "kid_clean"),
-    "dinov2": ("fd_dinov2",),
+METRICS = {  # what is missing without a network
+    "inception": ("fid", "kid", "precision_inception", "recall_inception"),
+    "inception_clean": (
+        "fid_clean",
+        "kid_clean",
+        "precision_inception_clean",
+        "recall_inception_clean",
+    ),
+    "dinov2": ("fd_dinov2", "precision_dinov2", "recall_dinov2"),
 }
 _NO_INCEPTION = "evaluate.inception_weights is not set: give pt_inception-2015-12-05 (.pth)"
 _MISSING = {
@@ -92,12 +97,10 @@ class Inception(_Hashed):
 class InceptionClean(_Hashed):
     """The same network on images that were resized as clean-fid does, (B, 2048).
 
-    Each channel as float32 through Pillow's bicubic filter, which antialiases, to 299 x 299; then
-    torch-fidelity's own resize has nothing left to do.
+    See :func:`clean_resize`; torch-fidelity's own resize is left out.
     """
 
     dim = 2048
-    side = 299
 
     def __init__(self, weights: str | Path) -> None:
         super().__init__()
@@ -106,13 +109,18 @@ class InceptionClean(_Hashed):
 
     def forward(self, images: Tensor) -> Tensor:
         pixels = ((images.float() + 1) * 127.5).round().clamp(0, 255).cpu().numpy()
-        resized = np.stack([[self.resized(channel) for channel in image] for image in pixels])
+        resized = np.stack([[clean_resize(channel) for channel in image] for image in pixels])
         return self.network.forward_resized(torch.from_numpy(resized).to(images.device))
 
-    def resized(self, channel: np.ndarray) -> np.ndarray:
-        """One channel, (H, W) in 0..255 -> (299, 299), float32."""
-        side = (self.side, self.side)
-        return np.asarray(Image.fromarray(channel, "F").resize(side, Image.Resampling.BICUBIC))
+
+def clean_resize(channel: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """A channel as clean-fid 0.1.35 resizes it, (H, W) in 0..255 -> (299, 299).
+
+    Pillow's bicubic filter on float32, which antialiases; what it overshoots is cut off, nothing is
+    rounded.
+    """
+    resized = Image.fromarray(channel).resize((299, 299), Image.Resampling.BICUBIC)
+    return np.asarray(resized).clip(0, 255)
 
 
 class Dinov2(_Hashed):
@@ -122,7 +130,7 @@ class Dinov2(_Hashed):
         folder: of a Dinov2 model of transformers.
 
     Raises:
-        UserError: no such folder, or another model.
+        UserError: no such folder, another model, or weights are missing in it.
     """
 
     side = 224
@@ -211,7 +219,15 @@ def _dinov2(folder: Path) -> nn.Module:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
         if config.model_type != "dinov2":
             raise UserError(f"evaluate.dinov2: {folder}: a {config.model_type}, not a dinov2")
-        network = transformers.AutoModel.from_pretrained(folder, local_files_only=True)
+        network, info = transformers.AutoModel.from_pretrained(
+            folder, local_files_only=True, output_loading_info=True
+        )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"evaluate.dinov2: {folder}: cannot be loaded: {error}") from None
-    return cast(nn.Module, network)
+    if info["missing_keys"]:  # transformers makes up random ones and goes on
+        first = min(info["missing_keys"])
+        raise UserError(
+            f"evaluate.dinov2: {folder}: {len(info['missing_keys'])} weights are missing, {first} "
+            "the first of them"
+        )
+    return cast(nn.Module, network).float()

@@ -12,8 +12,8 @@ import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, Literal, NamedTuple, TypeVar, cast
 
@@ -28,11 +28,11 @@ from ecgan.data.shards import Encoded, FilterTotals, Format, Record, Shard
 from ecgan.errors import UserError
 from ecgan.labels import Labels
 from ecgan.plan import SPLIT, Group, Job, commit_name, passes, variation_seed
-from ecgan.sampling import Layout, Made, Sampler
+from ecgan.sampling import Layout, Made, Pending, Sampler
 from ecgan.storage import open_store
 from ecgan.styles import Styles
+from ecgan.timings import Profile, Timings, device_name, matrix_ceiling, peak_memory
 
-STAGES = ("read", "generate", "judge", "encode", "write")
 T = TypeVar("T")
 OnInconsistent = Literal["ignore", "drop", "retry"]
 
@@ -92,6 +92,8 @@ class Settings:
         on_inconsistent: what becomes of a sample of which the filter keeps too little.
         retries: bound of ``retry``.
         encoders: threads that encode.
+        compiled: compile the network for full passes.
+        profile: measure the device, and count the arithmetic of a sample.
     """
 
     generator: Path
@@ -104,25 +106,8 @@ class Settings:
     on_inconsistent: OnInconsistent = "ignore"
     retries: int = 3
     encoders: int = 1
-
-
-@dataclass
-class Timings:
-    """Seconds that each stage was busy; of ``encode``, the sum over its threads."""
-
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
-    elapsed: float = 0.0
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
-
-    @contextmanager
-    def measured(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            spent = time.perf_counter() - start
-            with self._lock:
-                self.seconds[stage] += spent
+    compiled: bool = False
+    profile: bool = False
 
 
 class MadeShard(NamedTuple):
@@ -131,6 +116,7 @@ class MadeShard(NamedTuple):
     shard: Shard
     seconds: dict[str, float]  # of each stage
     elapsed: float
+    profile: Profile | None = None  # of the device, where it was asked for
 
 
 class Sample(NamedTuple):
@@ -159,11 +145,14 @@ class ShardMaker:
         cv2.setNumThreads(1)  # encoding has threads of its own
         device = torch.device(settings.devices[index % len(settings.devices)])
         self.settings = settings
-        self.sampler = Sampler(settings.generator, device) if sampler is None else sampler
+        if sampler is None:
+            sampler = Sampler(settings.generator, device, compiled=settings.compiled)
+        self.sampler = sampler
         self.store = open_store(settings.out)
         self.filter = None
         if settings.filter is not None:
             self.filter = Filter(settings.filter, self.sampler.space, device)
+        self._profile: Profile | None = None
 
     def __call__(self, job: Job) -> MadeShard:
         """Make a shard and commit it.
@@ -172,6 +161,7 @@ class ShardMaker:
             UserError: a label map cannot be read, or the filter left nothing.
             OSError: the shard cannot be written.
         """
+        profile = self._measured(job) if self.settings.profile else None
         timings, start = Timings(), time.perf_counter()
         counted = _Counted()
         output = self.settings.output
@@ -187,7 +177,27 @@ class ShardMaker:
         shard = replace(shard, filter=shard.filter + counted.totals(), plan=job.plan)
         with timings.measured("write"):
             self.store.write(commit_name(job.number), shard.commit_text())
-        return MadeShard(shard, timings.seconds, time.perf_counter() - start)
+        elapsed = time.perf_counter() - start
+        if profile is not None:
+            profile = profile._replace(peak_bytes=peak_memory(self.sampler.device))
+        return MadeShard(shard, timings.seconds, elapsed, profile)
+
+    def _measured(self, job: Job) -> Profile:
+        """What the device can do, and what a sample asks of it: measured once, on a first pass."""
+        if self._profile is None:
+            sampler, part = self.sampler, next(passes(job.groups, self.settings.output.batch))
+            with sampler.same_sums():
+                ceiling = matrix_ceiling(sampler.device, sampler.dtype)
+            layouts = [self._layout(group)[0] for group in part]
+            z = self._styles(part, [range(g.first, g.first + g.count) for g in part])
+            self._profile = Profile(
+                device_name(sampler.device),
+                str(sampler.dtype).removeprefix("torch."),
+                ceiling,
+                sampler.flops(layouts, z) / sum(group.count for group in part),
+                0,
+            )
+        return self._profile
 
     def _samples(
         self, job: Job, timings: Timings, counted: "_Counted"
@@ -197,8 +207,8 @@ class ShardMaker:
         with ThreadPoolExecutor(self.settings.encoders, "encode") as pool:
             futures = (
                 future
-                for part in passes(job.groups, self.settings.output.batch)
-                for future in self._encoded(part, pool, timings, counted)
+                for samples in self._passes(job, timings)
+                for future in self._encoded(samples, pool, timings, counted)
             )
             made = _Ahead(futures, limit)
             with closing(made):
@@ -211,16 +221,27 @@ class ShardMaker:
                 "use --on-inconsistent ignore"
             )
 
+    def _passes(self, job: Job, timings: Timings) -> Iterator[list[Sample]]:
+        """Samples of each pass; the next one is begun before one is waited for."""
+        begun: _Begun | None = None
+        for part in passes(job.groups, self.settings.output.batch):
+            following = self._begin(part, timings)
+            if begun is not None:
+                yield self._finish(begun, timings)
+            begun = following
+        if begun is not None:
+            yield self._finish(begun, timings)
+
     def _encoded(
         self,
-        part: Sequence[Group],
+        samples: Sequence[Sample],
         pool: ThreadPoolExecutor,
         timings: Timings,
         counted: "_Counted",
     ) -> Iterator["Future[Encoded]"]:
         label: Future[tuple[Labels, bytes]] | None = None
         previous: Labels | None = None
-        for sample in self.make_pass(part, timings):
+        for sample in samples:
             if not counted.keeps(sample, self.settings.on_inconsistent):
                 continue
             own = sample.layout.label if sample.judgement is None else sample.judgement.label
@@ -230,14 +251,23 @@ class ShardMaker:
 
     def make_pass(self, part: Sequence[Group], timings: Timings) -> list[Sample]:
         """Samples of the groups of one pass, each with equally many styles; judged and retried."""
+        return self._finish(self._begin(part, timings), timings)
+
+    def _begin(self, part: Sequence[Group], timings: Timings) -> "_Begun":
         with timings.measured("read"):
             read = [self._layout(group) for group in part]
+        styles = [range(group.first, group.first + group.count) for group in part]
         layouts = [layout for layout, _ in read]
-        styles = [[group.first + k for k in range(group.count)] for group in part]
-        with timings.measured("generate"):
-            made = self._generate(layouts, part, styles)
+        z = self._styles(part, styles)
+        pending = self.sampler.start(layouts, z, self.settings.output.batch)
+        return _Begun(part, read, styles, pending)
+
+    def _finish(self, begun: "_Begun", timings: Timings) -> list[Sample]:
+        made = begun.pending.result()
+        timings.add(begun.pending.seconds())
         samples: list[Sample] = []
-        for group, (layout, done), numbers, pairs in zip(part, read, styles, made, strict=True):
+        parts = zip(begun.part, begun.read, begun.styles, made, strict=True)
+        for group, (layout, done), numbers, pairs in parts:
             of_group = [
                 Sample(group, number, 0, 0, layout, done, pair, None)
                 for number, pair in zip(numbers, pairs, strict=True)
@@ -329,22 +359,18 @@ class ShardMaker:
             label, instances, done = varied.label, varied.instances, varied.done
         return self.sampler.layout(group.key, label, instances), done
 
-    def _generate(
-        self,
-        layouts: Sequence[Layout],
-        part: Sequence[Group],
-        styles: Sequence[Sequence[int]],
-        attempt: int = 0,
-    ) -> list[list[Made]]:
-        z = None
-        if self.sampler.has_style:
-            drawn = [
-                self.settings.styles.draw(group.key, number, attempt)
-                for group, numbers in zip(part, styles, strict=True)
-                for number in numbers
-            ]
-            z = torch.stack(drawn).unflatten(0, (len(layouts), -1))  # (L, K, 256)
-        return self.sampler.make(layouts, z, self.settings.output.batch)
+    def _styles(
+        self, part: Sequence[Group], styles: Sequence[Sequence[int]], attempt: int = 0
+    ) -> torch.Tensor | None:
+        """Styles of each group, (L, K, 256)."""
+        if not self.sampler.has_style:
+            return None
+        drawn = [
+            self.settings.styles.draw(group.key, number, attempt)
+            for group, numbers in zip(part, styles, strict=True)
+            for number in numbers
+        ]
+        return torch.stack(drawn).unflatten(0, (len(part), -1))
 
     def _judged(self, judge: Filter, samples: list[Sample], timings: Timings) -> list[Sample]:
         """The samples of one layout with what the filter says of them."""
@@ -366,8 +392,10 @@ class ShardMaker:
                 break
             group, layout = samples[0].group, samples[0].layout
             numbers = [best[i].style for i in failing]
-            with timings.measured("generate"):
-                (pairs,) = self._generate([layout], [group], [numbers], attempt)
+            z = self._styles([group], [numbers], attempt)
+            pending = self.sampler.start([layout], z, self.settings.output.batch)
+            (pairs,) = pending.result()
+            timings.add(pending.seconds())
             again = self._judged(
                 judge,
                 [
@@ -380,6 +408,15 @@ class ShardMaker:
                 better = sample if _kept(sample) > _kept(best[i]) else best[i]
                 best[i] = better._replace(retries=attempt)
         return best
+
+
+class _Begun(NamedTuple):
+    """A pass that the device may still be at."""
+
+    part: Sequence[Group]
+    read: list[tuple[Layout, str]]  # and what was done to it
+    styles: list[range]
+    pending: Pending
 
 
 @dataclass

@@ -127,9 +127,8 @@ class Request:
 
     def to_json(self) -> dict[str, Any]:
         """What decides the samples, as :meth:`from_json` reads it back; paths are absolute."""
-        where = {"executor", "workers", "gpus_per_worker", "ray_address", "shard_timeout", "quiet"}
-        where |= {"profile"}
-        how = {"overwrite", "extend", "verify", "save_styles"}
+        where = {"executor", "workers", "gpus_per_worker", "ray_address", "shard_timeout"}
+        how = {"overwrite", "extend", "verify", "save_styles", "quiet", "profile"}
         value = {k: v for k, v in asdict(self).items() if k not in where | how}
         for name, one in value.items():
             if isinstance(one, Path):

@@ -12,7 +12,8 @@
                     "failed": [...]}}
 
 ``real`` is what the same measurement gives for real photos, ``low`` and ``high`` the ends of a 95 %
-interval, ``n`` the images behind the value (of diversity, the pairs); null where there is none.
+interval, ``n`` the images behind the value (of diversity, the pairs); null where there is none. A
+metric may also have ``std``, over repetitions, and ``protocol``, what is particular to it.
 ``confusion`` counts pixels, true class x class read, the last column no class. ``marks`` say what
 makes numbers unfit to be quoted. ``compared`` holds the same fields (without ``schema``) for each
 further set of samples of the same call. ``downstream`` is there where segmenters were trained with
@@ -98,6 +99,12 @@ MEANINGS = {
             ("recall", "share of photos within the samples' manifold of features"),
         )
     },
+}
+_GROUPS = {  # of the metrics whose names begin so
+    "What the judge reads": ("miou", "frequency", "accuracy", "consistency"),
+    "Distance between samples and photos, as sets": ("fid", "kid", "fd_"),
+    "How much of one set lies within the other": ("precision_", "recall_"),
+    "Styles and edges": ("diversity_", "edge_"),
 }
 _OPTIONAL: dict[str, Any] = {"marks": [], "notes": [], "skipped": {}, "confusion": None}
 _HEADLINES = ("miou", "accuracy", "fid", "fd_efficientnet_lite0")
@@ -203,39 +210,52 @@ def table(report: Mapping[str, Any], *, markdown: bool = False) -> str:
 
 
 def _numbers(one: Mapping[str, Any], *, markdown: bool) -> list[str]:
-    rows = [("metric", "samples", "95 % interval", "real photos", "n")]
-    rows += [
-        (
-            _title(name) + (" ↓" if _lower(name) else ""),
-            number(metric["value"]),
-            interval(metric),
-            number(metric["real"]),
-            str(metric["n"]),
-        )
-        for name, metric in one["metrics"].items()
-    ]
+    names, marks, remarks = list(one["metrics"]), one.get("marks", ()), _remarks(one)
     if not markdown:
-        return [str(one["samples"]), *_text_table(rows), *_remarks(one, "")]
-    lines = [f"**{one['samples']}**", "", verdict(one), "", *_markdown_table(rows)]
-    remarks = _remarks(one, "- ")
-    lines += ["", *remarks] if remarks else []
+        marked = [f"mark: {text}" for text in marks]
+        return [str(one["samples"]), *_text_table(_rows(one, names)), *marked, *remarks]
+    headlines = _headlines(one) or names
+    lines = [f"**`{one['samples']}`**", "", verdict(one), ""]
+    lines += [line for text in marks for line in (f"> **Mark:** {text}", "")]
+    lines += _markdown_table(_rows(one, headlines))
+    lines += ["", *(f"- {text}" for text in remarks)] if remarks else []
+    if len(headlines) < len(names):
+        lines += _folded(f"All {len(names)} numbers", _rows(one, names))
     if one["per_class"]:
         classes = [("class", "samples", "95 % interval", "real photos", "share of pixels")]
         classes += [
             (name, number(c["iou"]), interval(c), number(c["real"]), _percent(c["share"]))
             for name, c in one["per_class"].items()
         ]
-        lines += ["", "<details><summary>IoU of each class</summary>", ""]
-        lines += [*_markdown_table(classes), "", "</details>"]
+        lines += _folded("IoU of each class", classes)
     return lines
 
 
-def _remarks(one: Mapping[str, Any], bullet: str) -> list[str]:
-    """Marks, notes and what was skipped, a line each."""
-    remarks = [("mark", text) for text in one.get("marks", ())]
-    remarks += [("note", text) for text in one.get("notes", ())]
-    remarks += [(f"{', '.join(names)} skipped", why) for why, names in _skipped(one)]
-    return [f"{bullet}{kind}: {text}" for kind, text in remarks]
+def _rows(one: Mapping[str, Any], names: Sequence[str]) -> list[tuple[str, ...]]:
+    """Head and rows of a table of metrics."""
+    return [("metric", "samples", "95 % interval", "real photos", "n")] + [
+        (
+            _title(name) + (" ↓" if _lower(name) else ""),
+            spread(metric["value"], metric.get("std")),
+            interval(metric),
+            number(metric["real"]),
+            str(metric["n"]),
+        )
+        for name, metric in one["metrics"].items()
+        if name in names
+    ]
+
+
+def _folded(summary: str, rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table that a reader of Markdown opens."""
+    table = _markdown_table(rows)
+    return ["", f"<details><summary>{summary}</summary>", "", *table, "", "</details>"]
+
+
+def _remarks(one: Mapping[str, Any]) -> list[str]:
+    """Notes and what was skipped, a line each."""
+    notes = [f"note: {text}" for text in one.get("notes", ())]
+    return notes + [f"{', '.join(names)} skipped: {why}" for why, names in _skipped(one)]
 
 
 def _worth(downstream: Mapping[str, Any], *, markdown: bool) -> list[str]:
@@ -253,12 +273,26 @@ def _worth(downstream: Mapping[str, Any], *, markdown: bool) -> list[str]:
             )
         )
     bullet = "- " if markdown else ""
+    remarks = [f"{bullet}{text}" for text in downstream["sentences"]]
+    remarks += [f"{bullet}note: {text}" for text in downstream["notes"]]
+    remarks += [f"{bullet}failed: {text}" for text in downstream["failed"]]
     title = "What the samples are worth to a segmenter"
-    lines = [f"**{title}**", "", *_markdown_table(rows), ""] if markdown else [title]
-    lines += [] if markdown else [*_text_table(rows)]
-    lines += [f"{bullet}{text}" for text in downstream["sentences"]]
-    lines += [f"{bullet}note: {text}" for text in downstream["notes"]]
-    return [*lines, *(f"{bullet}failed: {text}" for text in downstream["failed"])]
+    if not markdown:
+        return [title, *_text_table(rows), *remarks]
+    lines = [f"**{title}**", "", *_markdown_table(rows), "", *remarks]
+    classes = _class_rows(downstream)
+    return [*lines, *_folded("IoU of each class", classes)] if len(classes) > 1 else lines
+
+
+def _class_rows(downstream: Mapping[str, Any]) -> Sequence[Sequence[str]]:
+    """Head and rows: IoU of each class in every condition."""
+    rows = downstream["rows"]
+    names = rows[0]["per_class"] if rows else ()
+    head = ("class", *(row["name"] for row in rows))
+    return [head] + [
+        (name, *(spread(c["mean"], c["std"]) for c in (row["per_class"][name] for row in rows)))
+        for name in names
+    ]
 
 
 def _signed(against: Mapping[str, Any]) -> str:
@@ -278,6 +312,11 @@ def number(value: float | None) -> str:
     return f"{value:.2e}" if abs(value) < 1 else f"{value:.2f}"
 
 
+def spread(value: float | None, std: float | None) -> str:
+    """A value with its standard deviation, where there is one."""
+    return number(value) if value is None or std is None else f"{number(value)} ± {number(std)}"
+
+
 def interval(metric: Mapping[str, Any]) -> str:
     """``low to high``; empty where there is no interval."""
     if metric["low"] is None or metric["high"] is None:
@@ -291,12 +330,25 @@ def html(report: Mapping[str, Any], illustrations: Sequence[Illustrations]) -> s
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(
-        number=number, interval=interval, source=_source, percent=_percent, signed=_signed
+        number=number,
+        spread=spread,
+        interval=interval,
+        source=_source,
+        percent=_percent,
+        signed=_signed,
+        sentence=_sentence,
     )
     environment.globals.update(
-        title=_title, text=_text, lower=_lower, gauge=_gauge, chart=_chart, skipped=_skipped
+        title=_title,
+        text=_text,
+        lower=_lower,
+        gauge=_gauge,
+        chart=_chart,
+        skipped=_skipped,
+        grouped=_grouped,
+        shares=_row_shares,
+        plot=_plot,
     )
-    environment.globals.update(shares=_row_shares, dots=_dots)
     template = resources.files("ecgan").joinpath("report.html.j2").read_text(encoding="utf-8")
     known = [_OPTIONAL | one for one in sets(report)]
     pairs = list(zip(known, illustrations, strict=True))
@@ -334,6 +386,20 @@ def _skipped(one: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     return list(reasons.items())
 
 
+def _grouped(parts: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+    """Names of the metrics of any of these sets by what they are about, in their own order."""
+    groups: dict[str, list[str]] = {title: [] for title in (*_GROUPS, "Others")}
+    for name in dict.fromkeys(name for one in parts for name in one["metrics"]):
+        found = (title for title, starts in _GROUPS.items() if name.startswith(starts))
+        groups[next(found, "Others")].append(name)
+    return [(title, names) for title, names in groups.items() if names]
+
+
+def _sentence(text: str) -> str:
+    """A capital in front and a full stop behind."""
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
+
+
 def _title(name: str) -> str:
     return MEANINGS[name].title if name in MEANINGS else name
 
@@ -364,15 +430,16 @@ def _gauge(name: str, metric: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def _chart(curve: Curve) -> dict[str, Any]:
-    """Geometry of a line chart in a box of 320 x 120, and the labels of its corners."""
+    """Geometry of a line chart in a box of 320 x 120, and the labels of its axes."""
     xs, ys = zip(*curve.points, strict=True)
     x_0, x_1, y_0, y_1 = min(xs), max(xs), min(ys), max(ys)
     width, height = (x_1 - x_0) or 1, (y_1 - y_0) or 1
     path = " ".join(
-        f"{320 * (x - x_0) / width:.1f},{120 - 112 * (y - y_0) / height - 4:.1f}"
+        f"{320 * (x - x_0) / width:.1f},{116 - 112 * (y - y_0) / height:.1f}"
         for x, y in curve.points
     )
-    return {"path": path, "x_1": f"{x_1:,.0f}", "last": ys[-1], "low": y_0, "high": y_1}
+    ends = {"x_0": f"{x_0:,.0f}", "x_1": f"{x_1:,.0f}", "low": y_0, "high": y_1}
+    return {"path": path, "last": ys[-1], **ends}
 
 
 def _row_shares(confusion: Mapping[str, Any]) -> list[list[float | None]]:
@@ -383,31 +450,48 @@ def _row_shares(confusion: Mapping[str, Any]) -> list[list[float | None]]:
     return [[None if math.isnan(v) else float(v) for v in row] for row in shares]
 
 
-def _dots(downstream: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
-    """Positions, 0 to 100 on one axis for all rows, of seeds, mean and interval; and its ends."""
+class _Plot(NamedTuple):
+    """Runs of several conditions on one axis; positions are 0 to 100."""
+
+    ticks: list[tuple[float, float]]  # value and position
+    rows: list[dict[str, Any]]  # seeds, mean, low, high, and real: the mean of real pairs only
+
+
+def _plot(downstream: Mapping[str, Any], name: str) -> _Plot:
+    """Every run's ``miou`` or ``accuracy`` as a dot, with mean and interval of each condition."""
     rows = downstream["rows"]
     values = [run[name] for row in rows for run in row["runs"]]
     values += [v for row in rows for v in (row[name]["low"], row[name]["high"]) if v is not None]
-    low, high = (min(values), max(values)) if values else (0.0, 1.0)
-    margin = 0.05 * (high - low) or 0.01
-    low, high = max(0.0, low - margin), min(1.0, high + margin)
+    ticks = _ticks(max(0, min(values)), min(1, max(values))) if values else [0.0, 1.0]
+    low, high = ticks[0], ticks[-1]
 
     def at(value: float | None) -> float | None:
-        return None if value is None else round(100 * (value - low) / (high - low), 2)
+        """An interval of few seeds may go beyond 0 or 1."""
+        if value is None:
+            return None
+        return round(100 * min(max((value - low) / (high - low), 0), 1), 2)
 
-    return [
+    real = {row["real_fraction"]: row[name]["mean"] for row in rows if row["mix"] == 0}
+    placed = [
         {
             "seeds": [at(run[name]) for run in row["runs"]],
-            **{key: at(_within(row[name][key], low, high)) for key in ("mean", "low", "high")},
-            "from": low,
-            "to": high,
+            "real": at(real.get(row["real_fraction"])),
+            **{key: at(row[name][key]) for key in ("mean", "low", "high")},
         }
         for row in rows
     ]
+    return _Plot([(tick, 100 * (tick - low) / (high - low)) for tick in ticks], placed)
 
 
-def _within(value: float | None, low: float, high: float) -> float | None:
-    return None if value is None else min(max(value, low), high)
+def _ticks(low: float, high: float) -> list[float]:
+    """Round numbers from at most ``low`` to at least ``high``, within 0 to 1: three to six."""
+    for step in (0.01, 0.02, 0.05, 0.1, 0.2):
+        first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+        if last - first <= 5:
+            break
+    while last - first < 2:
+        first, last = (first - 1, last) if first > 0 else (first, last + 1)
+    return [round(step * i, 2) for i in range(first, last + 1)]
 
 
 def _source(picture: Picture) -> str:
@@ -445,7 +529,7 @@ def _text_table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 def _markdown_table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
     head, *body = rows
-    yield f"| {' | '.join(head)} |"
+    yield f"| {' | '.join(cell.replace('|', '&#124;') for cell in head)} |"
     yield f"|---|{'---:|' * (len(head) - 1)}"
     for row in body:
-        yield f"| {' | '.join(row)} |"
+        yield f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |"

@@ -1,7 +1,14 @@
 """Layouts and styles in, images and edges out, on one device.
 
-What a sample looks like depends on its layout, its style and the weights alone. The styles of one
-layout share its modulation maps, three quarters of the arithmetic: they are computed once.
+What a sample looks like depends on its layout, its style and the weights alone; to the byte, also
+on what goes through the network with it. What the styles of a layout share is computed once.
+
+    label maps --> [condition] --> what styles share --+
+                                        styles z ------+--> [generate] --> bytes --> [copy]
+
+On CUDA all of it is queued, bytes and not floats come back, and they do so while the next pass
+runs. A pass that is as full as the batch lets it be has one of very few shapes: there the network
+may be compiled and replayed as a CUDA graph.
 
 Shape legend:
     L, K  layouts, and styles of each      H, W  height and width
@@ -24,8 +31,16 @@ from ecgan.data.datasets import Item
 from ecgan.data.edges import canny_edges
 from ecgan.errors import UserError
 from ecgan.labels import Labels, LabelSpace
-from ecgan.models.layers import channels_last
+from ecgan.models.folded import FoldedGenerator, Shared
 from ecgan.ops.onehot_conv import one_hot
+from ecgan.recipe import Recipe
+from ecgan.recorded import Draw, RecordedPass, Share, compiled
+from ecgan.timings import Clock
+
+ARITHMETIC = 2
+"""Counts changes of the order of sums: data sets made with another one are not gone on with."""
+COMPILED_FROM = 50_000
+"""Samples of a data set from which on ``sampling.compile: auto`` compiles: it takes a minute."""
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -57,24 +72,54 @@ def condition(labels: Tensor, boundary: Tensor | None, space: LabelSpace) -> Ten
     return S.contiguous(memory_format=torch.channels_last)
 
 
+def compiles(recipe: Recipe, num_samples: int, *, on_cuda: bool) -> bool:
+    """Whether the network is compiled for a data set; see ``sampling.compile``.
+
+    Raises:
+        UserError: it shall be, and cannot.
+    """
+    wanted = recipe.sampling.compile
+    fused = recipe.model.output == "fused"
+    if wanted == "auto":
+        return on_cuda and not fused and num_samples >= COMPILED_FROM
+    if wanted and not on_cuda:
+        raise UserError(
+            "sampling.compile=true: the network is compiled for CUDA, and this device is none; "
+            "add --set sampling.compile=auto"
+        )
+    if wanted and fused:
+        raise UserError(
+            "sampling.compile=true: class-specific heads, which model.output=fused needs, cannot "
+            "be compiled; add --set sampling.compile=auto"
+        )
+    return wanted
+
+
 class Sampler:
     """A generator on a device.
 
     Args:
         path: a ``generator.safetensors``.
         device: where it runs; bfloat16 on CUDA, float32 elsewhere.
+        compiled: compile the network for full passes, on CUDA.
 
     Raises:
         UserError: the file is not a generator.
     """
 
-    def __init__(self, path: Path, device: torch.device) -> None:
+    def __init__(self, path: Path, device: torch.device, *, compiled: bool = False) -> None:
         self.file = load_generator(path)
         self.recipe, self.space = self.file.recipe, self.file.space
-        self.device = device
+        self.device, self.compiled = device, compiled
         self.size = (self.recipe.data.height, self.recipe.data.width)
-        self.generator = self.file.generator.to(device)
-        channels_last(self.generator)
+        on_cuda = device.type == "cuda"
+        self.dtype = torch.bfloat16 if on_cuda else torch.float32
+        # Fixed shapes are what a GPU's compiler and graphs need; a CPU is faster with less to do
+        self.generator = FoldedGenerator(
+            self.file.generator, boundary=self.recipe.data.instances, lookups=not on_cuda
+        ).to(device, self.dtype)
+        self._copies = torch.cuda.Stream(device) if on_cuda else None
+        self._recorded: dict[tuple[int, ...], RecordedPass] = {}
 
     @property
     def has_style(self) -> bool:
@@ -110,9 +155,13 @@ class Sampler:
             boundary = transforms.instance_boundary(transforms.resize_nearest(instances, self.size))
         return Layout(key, transforms.prepare_label(label, self.size), boundary)
 
-    @torch.inference_mode()
     def make(self, layouts: Sequence[Layout], z: Tensor | None, batch: int) -> list[list[Made]]:
-        """K pairs for each of L layouts; one modulation pass for the K styles of a layout.
+        """K pairs for each of L layouts; see :meth:`start`."""
+        return self.start(layouts, z, batch).result()
+
+    @torch.inference_mode()
+    def start(self, layouts: Sequence[Layout], z: Tensor | None, batch: int) -> "Pending":
+        """Begin to make K pairs for each of L layouts; on CUDA without waiting for them.
 
         Args:
             layouts: L.
@@ -121,39 +170,89 @@ class Sampler:
                 the modulation maps.
         """
         assert (z is not None) == self.has_style
-        S = self.condition(layouts)
-        made: list[list[Made]] = [[] for _ in layouts]
-        with self._same_sums():
-            modulations = self.generator.modulations(S)
-            step = max(1, batch // len(layouts))
-            parts = [None] if z is None else list(z.to(self.device).split(step, dim=1))
+        clock = Clock(self.device)
+        pending = Pending(clock, len(layouts))
+        with self.same_sums():
+            with clock.measured("condition"):
+                labels, boundary = self.maps(layouts)
+                step = max(1, batch // len(layouts))
+                parts = [None] if z is None else self._to_device(z).split(step, dim=1)
+                share, draw = self._network(labels, boundary, parts[0], batch)
+                shared = share(labels, boundary)
             for part in parts:
-                images, edges = self.generator.sample(S, part, modulations)
-                self._append(made, images, edges)
-        return made
+                with clock.measured("generate"):
+                    images, edges = draw(shared, part)
+                with self._copying(images, edges), clock.measured("copy"):
+                    pending.add(_to_host(images), None if edges is None else _to_host(edges))
+        return pending
 
-    def condition(self, layouts: Sequence[Layout]) -> Tensor:
-        """S of the layouts, on the device."""
-        labels = np.stack([layout.label for layout in layouts])
-        if labels.dtype != np.uint8:  # torch knows few operations on uint16
-            labels = labels.astype(np.int32)
-        boundary = None
-        if self.recipe.data.instances:
-            stacked = np.stack(
-                [layout.boundary for layout in layouts if layout.boundary is not None]
-            )
-            boundary = torch.from_numpy(stacked)[:, None].to(self.device)
-        return condition(torch.from_numpy(labels).to(self.device), boundary, self.space)
+    def maps(self, layouts: Sequence[Layout]) -> tuple[Tensor, Tensor | None]:
+        """Classes, N where unlabelled, (L, H, W), and boundaries, (L, 1, H, W), on the device."""
+        stacked = np.stack([layout.label for layout in layouts])
+        if stacked.dtype != np.uint8:  # torch knows few operations on uint16
+            stacked = stacked.astype(np.int32)
+        labels = self._to_device(torch.from_numpy(stacked)).long()
+        labels = labels.masked_fill(labels == self.space.ignore_index, self.space.num_classes)
+        if not self.recipe.data.instances:
+            return labels, None
+        found = np.stack([layout.boundary for layout in layouts if layout.boundary is not None])
+        return labels, self._to_device(torch.from_numpy(found))[:, None]
 
-    def _append(self, made: list[list[Made]], images: Tensor, edges: Tensor | None) -> None:
-        """Bytes of a pass, (L, k, 3, H, W), behind what each layout has already."""
-        pixels = _to_bytes(images.permute(0, 1, 3, 4, 2))
-        maps = None if edges is None else _to_bytes(edges.float().mean(dim=2))
-        for layout, of_layout in enumerate(made):
-            for k in range(pixels.shape[1]):
-                image = pixels[layout, k]
-                edge = canny_edges(image) if maps is None else maps[layout, k]
-                of_layout.append(Made(image, edge))
+    def draw(self, shared: Shared, z: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Bytes of images, (L, K, H, W, 3), and of edges, (L, K, H, W), on the device."""
+        images, edges = self.generator.sample(shared, z)
+        maps = None if edges is None else _to_bytes(edges.mean(dim=2))
+        return _to_bytes(images.permute(0, 1, 3, 4, 2)), maps
+
+    def _network(
+        self, labels: Tensor, boundary: Tensor | None, z: Tensor | None, batch: int
+    ) -> tuple[Share, Draw]:
+        """The two parts of the network, recorded ones where the pass is full.
+
+        What a pass gets may depend on its shape and on nothing that was made before: the same
+        sample must have the same bytes in every run.
+        """
+        num_styles = 1 if z is None else z.shape[1]
+        if not (self.compiled and is_full(len(labels), num_styles, batch)):
+            return self.generator.share, self.draw
+        shape = (len(labels), num_styles)
+        if shape not in self._recorded:
+            share, draw = compiled(self.generator.share), compiled(self.draw)
+            self._recorded[shape] = RecordedPass(share, draw, labels, boundary, z)
+        recorded = self._recorded[shape]
+
+        def draw_any(shared: Shared, own: Tensor | None) -> tuple[Tensor, Tensor | None]:
+            same = own is None or own.shape[1] == num_styles
+            return recorded.draw(own) if same else self.draw(shared, own)
+
+        return recorded.share, draw_any
+
+    def _to_device(self, x: Tensor) -> Tensor:
+        if self._copies is None:
+            return x
+        return x.pin_memory().to(self.device, non_blocking=True)
+
+    @contextmanager
+    def _copying(self, *tensors: Tensor | None) -> Iterator[None]:
+        """Let what is made now be copied while the device goes on."""
+        if self._copies is None:
+            yield
+            return
+        self._copies.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self._copies):
+            yield
+        for tensor in tensors:
+            if tensor is not None:
+                tensor.record_stream(self._copies)
+
+    def flops(self, layouts: Sequence[Layout], z: Tensor | None) -> int:
+        """Floating-point operations of convolutions and matrix products for such a pass."""
+        from torch.utils.flop_counter import FlopCounterMode
+
+        with torch.no_grad(), self.same_sums(), FlopCounterMode(display=False) as counter:
+            styles = None if z is None else self._to_device(z)
+            self.draw(self.generator.share(*self.maps(layouts)), styles)
+        return counter.get_total_flops()
 
     def encode_styles(self, photos: Sequence[Path]) -> Tensor:
         """Styles of photos, the mean that the style encoder gives: (photos, 256).
@@ -176,10 +275,42 @@ class Sampler:
                 styles.append(encoder(image.to(self.device))[0][0].float().cpu())
         return torch.stack(styles).clone()
 
-    def _same_sums(self) -> AbstractContextManager[object]:
-        if self.device.type == "cuda":
-            return torch.autocast(self.device.type, torch.bfloat16)
-        return one_thread()
+    def same_sums(self) -> AbstractContextManager[object]:
+        """Where what is computed is the same to the byte in every run."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else one_thread()
+
+
+def is_full(num_layouts: int, num_styles: int, batch: int) -> bool:
+    """Whether a pass holds as many layouts with so many styles each as the batch lets it."""
+    return num_layouts == max(1, batch // num_styles)
+
+
+class Pending:
+    """Pairs that are being made; those of one pass behind those of another."""
+
+    def __init__(self, clock: Clock, num_layouts: int) -> None:
+        self._clock, self._num_layouts = clock, num_layouts
+        self._parts: list[tuple[Tensor, Tensor | None]] = []
+
+    def add(self, images: Tensor, edges: Tensor | None) -> None:
+        """Bytes that are on their way: (L, k, H, W, 3) and (L, k, H, W)."""
+        self._parts.append((images, edges))
+
+    def result(self) -> list[list[Made]]:
+        """Wait for them: K for each layout."""
+        self._clock.wait()
+        made: list[list[Made]] = [[] for _ in range(self._num_layouts)]
+        for images, edges in self._parts:
+            pixels, maps = images.numpy(), None if edges is None else edges.numpy()
+            for layout, of_layout in enumerate(made):
+                for k, image in enumerate(pixels[layout]):
+                    edge = canny_edges(image) if maps is None else maps[layout, k]
+                    of_layout.append(Made(image, edge))
+        return made
+
+    def seconds(self) -> dict[str, float]:
+        """How long each stage took, once there is a result."""
+        return self._clock.seconds()
 
 
 @contextmanager
@@ -193,6 +324,14 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _to_bytes(pictures: Tensor) -> Pixels:
+def _to_bytes(pictures: Tensor) -> Tensor:
     """[-1, 1] -> 0..255; what lies outside (I' can) is cut off."""
-    return ((pictures.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
+    pixels = ((pictures.clamp(-1, 1) + 1) * 127.5).round_().to(torch.uint8)
+    return pixels.contiguous()
+
+
+def _to_host(x: Tensor) -> Tensor:
+    """To memory of the CPU that the device writes by itself; torch reuses it once it is free."""
+    if x.device.type != "cuda":
+        return x
+    return torch.empty_like(x, device="cpu", pin_memory=True).copy_(x, non_blocking=True)

@@ -11,7 +11,7 @@ import json
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -458,7 +458,7 @@ class _Training:
         written = checkpoint.images_seen(self.place.out / checkpoint.GENERATOR)
         return written == images_seen >= self.recipe.train.images
 
-    def _batches(self) -> Iterator[Batch]:
+    def _batches(self) -> Generator[Batch, None, None]:
         return batches(
             self.train_set,
             self.progress.images_seen,

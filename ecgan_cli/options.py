@@ -170,6 +170,12 @@ _WHERE = (
     click.option(
         "-n", "--dry-run", is_flag=True, help="Count samples, classes and bytes, and stop."
     ),
+    click.option(
+        "--profile",
+        is_flag=True,
+        help="Say where the time went, what memory it took, and how near G comes to the device's "
+        "limit.",
+    ),
     click.option("-q", "--quiet", is_flag=True, help="No progress bar."),
 )
 _SHARED = (
@@ -248,6 +254,8 @@ def _tell(outcome: "Outcome", out: str) -> None:
     click.echo(f"{outcome.num_samples} samples, {outcome.bytes / 1e6:.1f} MB ({now})")
     if outcome.filtered:
         click.echo(outcome.filtered)
+    if profile := outcome.spent.table():
+        click.echo(profile)
     click.echo(f"{out}/preview.png shows some of them")
 
 

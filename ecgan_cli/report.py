@@ -24,17 +24,28 @@ def show(path: Path, *, markdown: bool) -> None:
 
 @report.command()
 @click.argument("places", metavar="RUN...", nargs=-1, required=True, type=PATH)
+@click.option(
+    "--report",
+    "reports",
+    multiple=True,
+    type=PATH,
+    metavar="DIR",
+    help="Where reports of runs are looked for: a report, or a folder of reports; may be repeated. "
+    "Default: reports.",
+)
 @click.option("--markdown", is_flag=True, help="As Markdown.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
-def ablation(places: tuple[Path, ...], *, markdown: bool, as_json: bool) -> None:
+def ablation(
+    places: tuple[Path, ...], reports: tuple[Path, ...], *, markdown: bool, as_json: bool
+) -> None:
     """Print mIoU, Acc and FID of several runs as the paper's Table 3.
 
-    RUN is a run, whose report is looked for below reports/, or a report. Reports of different
-    protocols are refused.
+    RUN is a run, for which the report of its generator is looked for, or a report. Reports of
+    different protocols are refused.
     """
     from ecgan import ablation as library
 
-    entries = library.read(places)
+    entries = library.read(places, reports or (Path("reports"),))
     if as_json:
         click.echo(library.dumps(entries))
     else:

@@ -1,19 +1,20 @@
 """The ablation table: rows from runs and from reports, what is refused, what is noted."""
 
 import json
+import os
 
 import pytest
 from click.testing import CliRunner
 
 from ecgan import ablation, checkpoint
 from ecgan.errors import UserError
-from ecgan.recipe import load_recipe, recipe_names
+from ecgan.recipe import load_recipe, parse_recipe, recipe_names
 from ecgan_cli.main import cli
 from tests.tiny import make_generator
 
 
-def report(miou, *, fid=None, protocol=(), **changes):
-    metric = {"real": None, "low": None, "high": None, "n": 9}
+def report(miou, *, fid=None, protocol=(), n=9, **changes):
+    metric = {"real": None, "low": None, "high": None, "n": n}
     metrics = {
         "miou": metric | {"value": miou, "real": 0.7},
         "accuracy": metric | {"value": 0.8, "real": 0.9},
@@ -64,6 +65,22 @@ def test_the_recipes_are_the_papers_rows():
     ]
 
 
+@pytest.mark.parametrize(
+    ("changes", "last"),
+    [
+        ({"model": {"class_specific": False}}, "Gl+Gc (contrastive alone)"),
+        ({"losses": {"contrastive": 0}}, "Gl+Gc (class-specific alone)"),
+        ({"losses": {"similarity": 0}}, "Gs+Gc"),
+    ],
+)
+def test_half_of_a_part_is_not_called_the_whole(changes, last):
+    given = load_recipe("ablation-6").model_dump(mode="json")
+    for section, keys in changes.items():
+        given[section] |= keys
+    setup = ablation.setup_of(parse_recipe(given, "test"))
+    assert setup in {f"E+Gi+Ge+Gt+{last}", f"E+Gi+Ge+Gt+Gs+{last}"}
+
+
 def test_runs_find_their_reports(runs):
     result = CliRunner().invoke(cli, ["report", "ablation", *map(str, runs), "--markdown"])
     assert result.exit_code == 0, result.output
@@ -74,6 +91,41 @@ def test_runs_find_their_reports(runs):
     assert "- note: real photos, same judge: mIoU 70.0, Acc 90.0" in lines
     assert "- note: the runs were not trained equally long: 64, 128 images" in lines
     assert "- note: not the paper's FID: other features, named above" in lines
+
+
+def test_reports_are_looked_for_where_one_says(runs, tmp_path, monkeypatch):
+    """A report, or a folder of them; the second set of a report, too; and the newest of several."""
+    (tmp_path / "reports").rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError) as caught:
+        ablation.read(runs)
+    assert str(caught.value).count("no report of this generator; ecgan evaluate --samples") == 2
+    both = [tmp_path / "elsewhere" / name for name in ("any-0", "any-1/report.json")]
+    options = [word for place in both for word in ("--report", str(place))]
+    result = CliRunner().invoke(cli, ["report", "ablation", *map(str, runs), *options, "--json"])
+    assert result.exit_code == 0, result.output
+    assert [r["miou"]["value"] for r in json.loads(result.stdout)["rows"]] == [0.3, 0.4]
+    hashes = [checkpoint.sha256(run / checkpoint.GENERATOR) for run in runs]
+    sets = [report(0.5 + i / 10, protocol={"checkpoint": h}) for i, h in enumerate(hashes)]
+    write(tmp_path / "elsewhere" / "aa-newest", sets[0] | {"compared": [sets[1]]})
+    os.utime(tmp_path / "elsewhere" / "aa-newest" / "report.json", (2e9, 2e9))
+    rows = ablation.to_json(ablation.read(runs, [tmp_path / "elsewhere"]))["rows"]
+    assert [row["miou"]["value"] for row in rows] == [0.5, 0.6]
+
+
+def test_samples_that_are_still_there_say_what_made_them(runs, tmp_path):
+    recipe = checkpoint.read_metadata(runs[0] / checkpoint.GENERATOR)["recipe"]
+    about = {
+        "schema": 2,
+        "recipe": recipe,
+        "fingerprint": {"checkpoint": "c"},
+        "provenance": {"checkpoint": {"images_seen": 64}},
+    }
+    (tmp_path / "datasets" / "x").mkdir(parents=True)
+    (tmp_path / "datasets" / "x" / "manifest.json").write_text(json.dumps(about))
+    own = write(tmp_path / "own", report(0.5, protocol={"checkpoint": "c"}))
+    other = write(tmp_path / "other", report(0.5, protocol={"checkpoint": "since replaced"}))
+    entries = ablation.read([own, other])
+    assert [(e.setup, e.images) for e in entries] == [("E+Gi+Ge+Gt", 64), ("datasets/x", None)]
 
 
 def test_reports_stand_for_themselves_and_fid_goes_first(tmp_path):
@@ -92,21 +144,30 @@ def test_other_protocols_are_refused_all_at_once(tmp_path):
         write(tmp_path / "a", report(0.5)),
         write(tmp_path / "b", report(0.5, protocol={"judge_hash": "k", "split": "val"})),
         write(tmp_path / "c", report(0.5) | {"metrics": {}}),
+        write(tmp_path / "d", report(0.5, n=10)),
     ]
     with pytest.raises(UserError) as caught:
         ablation.read(places)
     message = str(caught.value)
     assert "b: judge_hash is k, of" in message
     assert "b: split is val, of" in message
-    assert "c: no judge scored it" in message
+    assert "c: no judge scored datasets/x" in message
+    assert "d: number of images is 10, of" in message
+    assert message.count("\n") == 4
+    with pytest.raises(UserError, match="no judge scored"):
+        ablation.read([places[2]])
 
 
 def test_a_run_without_a_report_says_how_to_make_one(runs, tmp_path):
     other = tmp_path / "runs" / "new"
     other.mkdir()
     make_generator(other / checkpoint.GENERATOR, train={"images": 8, "batch": 8})
+    half = tmp_path / "runs" / "half"
+    half.mkdir()
+    (half / "recipe.yaml").touch()
     with pytest.raises(UserError) as caught:
-        ablation.read([runs[0], other, tmp_path / "nowhere"])
+        ablation.read([runs[0], other, half, tmp_path / "nowhere"])
+    assert "half: its training is not finished" in str(caught.value)
     assert f"ecgan evaluate --samples {other}" in str(caught.value)
     assert "nowhere" in str(caught.value)
 
@@ -114,3 +175,15 @@ def test_a_run_without_a_report_says_how_to_make_one(runs, tmp_path):
 def test_marked_reports_are_named(tmp_path):
     place = write(tmp_path / "a", report(0.5, marks=["forced"]))
     assert f"reports with marks: {place}" in ablation.table(ablation.read([place]))
+    assert ablation.to_json(ablation.read([place]))["rows"][0]["marks"] == ["forced"]
+
+
+def test_what_may_move_a_number_is_noted(tmp_path):
+    filters = ("none", "consistency")
+    places = [
+        write(tmp_path / kind, report(0.5, protocol={"label_filter": kind, "codec": "jpg"}))
+        for kind in filters
+    ]
+    notes = ablation.to_json(ablation.read(places))["notes"]
+    assert "the protocols differ in label filter: consistency; none" in notes
+    assert "codec" not in " ".join(notes)

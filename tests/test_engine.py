@@ -30,6 +30,7 @@ from ecgan.making import ShardMaker, _Ahead
 from ecgan.plan import Stage, whole_rows
 from ecgan.prepare import Request
 from ecgan.storage import open_store
+from ecgan.timings import STAGES, Spent
 from ecgan_cli.main import cli
 from tests import kills, trees
 from tests.test_generate import contents
@@ -263,11 +264,14 @@ def test_no_more_is_made_ahead_than_asked_and_closing_stops_it():
 def test_where_the_time_went_is_counted(request_):
     prepared = prepare.prepare(request_())
     made = ShardMaker(prepared.settings)(prepared.wanted.stage.job(0))
-    assert set(made.seconds) == {"read", "generate", "judge", "encode", "write"}
+    assert tuple(made.seconds) == STAGES
     assert made.seconds["judge"] == 0
+    assert all(made.seconds[name] > 0 for name in STAGES if name != "judge")
     assert 0 < made.seconds["generate"] < made.elapsed
-    spent = generate.Spent()
-    spent.add(made)
+    assert made.profile is None, "nothing is measured that was not asked for"
+    spent = Spent()
+    spent.add(made.seconds, made.elapsed, made.shard.samples, made.profile)
+    assert spent.table() == ""
     assert re.fullmatch(r"\w+ \(\d+% .*\)", spent.bottleneck())
 
 
@@ -281,7 +285,7 @@ def test_where_the_time_went_is_counted(request_):
     ],
 )
 def test_the_bottleneck_is_the_stage_that_the_others_wait_for(seconds, expected):
-    spent = generate.Spent(encoders=2)
+    spent = Spent(encoders=2)
     spent.seconds.update(seconds)
     spent.elapsed = 10
     assert spent.bottleneck() == expected

@@ -152,6 +152,18 @@ def pasted(recipe, folder):
 
 def evaluated(recipe, folder):
     """Protocol, metrics and notes of an evaluation."""
+    document = report_of(recipe, folder)
+    return document["protocol"], document["metrics"], document["skipped"]
+
+
+def taught(recipe, folder):
+    """Protocol and results of segmenters that were trained on real pairs."""
+    document = report_of(recipe, folder, worth=evaluate.Worth(mixes=(0.0,), seeds=1))
+    return document["downstream"]["protocol"], document["downstream"]["rows"]
+
+
+def report_of(recipe, folder, **options):
+    """What an evaluation of real pairs in the place of samples finds."""
     root = recipe.data.root
     samples = folder / "samples"
     if not samples.exists():
@@ -161,15 +173,19 @@ def evaluated(recipe, folder):
             for path in sorted((Path(root) / name / "val").iterdir())[:3]:
                 (target / path.name).write_bytes(path.read_bytes())
     request = evaluate.Request(
-        (samples,), folder / "report", recipe=recipe, device="cpu", quiet=True
+        (samples,), folder / "report", recipe=recipe, device="cpu", quiet=True, **options
     )
     document, _ = evaluate.run(request)
-    return document["protocol"], document["metrics"], document["skipped"]
+    return document
 
 
 # What every key is changed to: overrides, where the change shows, overrides of both sides.
 FULL = ("model.label_generator=train", "losses.similarity_stride=4")
 EVALUATED = ("evaluate.features=[]", "evaluate.judge_images=8", "evaluate.judge_width=8")
+TAUGHT = (
+    *EVALUATED,
+    *("evaluate.student_width=8", "evaluate.student_images=4", "evaluate.student_batch=2"),
+)
 FILTERED = (
     *("sampling.filter_images=8", "sampling.filter_width=8", "sampling.filter_min_kept=1.0"),
     "sampling.filter_tolerance=1.0",
@@ -258,6 +274,9 @@ CHANGES = {
     ),
     "evaluate.num_images": ("evaluate.num_images=2", evaluated, *EVALUATED),
     "evaluate.seed": ("evaluate.seed=2", evaluated, *EVALUATED),
+    "evaluate.student_width": ("evaluate.student_width=16", taught, *TAUGHT),
+    "evaluate.student_images": ("evaluate.student_images=8", taught, *TAUGHT),
+    "evaluate.student_batch": ("evaluate.student_batch=4", taught, *TAUGHT),
     "sampling.batch": ("sampling.batch=3", sampled),
     "sampling.compile": ("sampling.compile=true", "not on cuda"),
     "sampling.samples_per_shard": ("sampling.samples_per_shard=3", sampled),

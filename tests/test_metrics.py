@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torchmetrics.classification import MulticlassJaccardIndex
+from torchmetrics.image.fid import FrechetInceptionDistance
 
 from ecgan import metrics
 from ecgan.errors import UserError
@@ -110,9 +111,53 @@ def test_statistics_of_one_image_are_refused():
         FeatureStatistics.of(np.ones((1, 3))).mean_and_covariance()
 
 
-def test_fid_is_the_frechet_distance():
+class Given(torch.nn.Module):
+    """torchmetrics' network where the features are there already."""
+
+    num_features = 8
+
+    def forward(self, x):
+        return x
+
+
+def test_frechet_distance_is_the_fid_of_torchmetrics_and_of_torch_fidelity():
     x, y = features(60, 8, 0), features(50, 8, 1)
-    assert metrics.fid(x, y) == pytest.approx(naive_frechet(x, y), rel=1e-6)
+    a, b = gaussian(x), gaussian(y)
+    ours = metrics.frechet_distance(a, b)
+    theirs = FrechetInceptionDistance(feature=Given()).set_dtype(torch.float64)
+    theirs.update(torch.from_numpy(x), real=True)
+    theirs.update(torch.from_numpy(y), real=False)
+    assert ours == pytest.approx(float(theirs.compute()), rel=1e-6)
+    assert (a.num_images, b.num_images) == (60, 50)
+    fid = pytest.importorskip("torch_fidelity.metric_fid")
+    statistics = [{"mu": g.mean, "sigma": g.covariance} for g in (a, b)]
+    found = fid.fid_statistics_to_metric(*statistics, verbose=False)
+    assert ours == pytest.approx(found["frechet_inception_distance"], rel=1e-6)
+
+
+def test_a_singular_covariance_of_many_images_has_its_rank_only():
+    x, y = features(60, 6, 0), features(50, 6, 1)
+    twice = [np.concatenate([z, z[:, :3]], axis=1) for z in (x, y)]  # 9 features, of rank 6
+    a, b = map(gaussian, twice)
+    thin = np.linalg.qr(np.concatenate([np.eye(6), np.eye(6)[:, :3]], axis=1).T)
+    same = [z @ thin.R.T for z in (x, y)]  # the same points, in their own space of 6
+    expected = metrics.frechet_distance(*map(gaussian, same))
+    assert metrics.frechet_distance(a, b) == pytest.approx(expected, rel=1e-9)
+    z = features(70, 9, 2)  # and against one that is not
+    expected = naive_frechet(twice[0], z)
+    assert metrics.frechet_distance(a, gaussian(z)) == pytest.approx(expected, rel=1e-6)
+    constant = np.ones((20, 4))
+    assert metrics.frechet_distance_of(constant, constant + 1) == 4  # no variance, 1 apart in each
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_the_order_of_images_does_not_matter(seed):
+    rng = np.random.default_rng(seed)
+    x, y = rng.normal(size=(12, 4)), rng.normal(0.5, 1, size=(9, 4))
+    for measure in (metrics.frechet_distance_of, metrics.precision_recall):
+        expected = measure(x, y)
+        shuffled = measure(rng.permutation(x), rng.permutation(y))
+        assert shuffled == pytest.approx(expected, rel=1e-9)
 
 
 def test_kid_is_the_unbiased_mmd():
@@ -124,6 +169,21 @@ def test_kid_is_the_unbiased_mmd():
     assert result.std > 0
     assert metrics.kid(x, y, seed=3) == result
     assert metrics.kid(x, y, seed=4) != result
+
+
+def test_kid_of_sets_without_variance_is_its_kernel():
+    a, b = np.array([0.5, -1.0, 2.0]), np.array([1.0, 0.25, -0.5])
+    x, y = np.tile(a, (5, 1)), np.tile(b, (6, 1))
+    result = metrics.kid(x, y)
+    # Every subset sees the same
+    assert result.mean == pytest.approx(naive_kid(x, y), rel=1e-6)
+    assert result.std == pytest.approx(0, abs=1e-6)
+    assert result.subset_size == 2
+
+
+def test_kid_of_too_few_images_is_refused():
+    with pytest.raises(ValueError, match="KID needs at least 4 images of each set, got 3"):
+        metrics.kid(features(9, 4, 0), features(3, 4, 0))
 
 
 def test_kid_leaves_the_random_state_alone():
@@ -263,6 +323,23 @@ def test_precision_and_recall_are_those_of_loops_and_of_torch_fidelity(seed, k, 
     assert found == pytest.approx(theirs)
 
 
+@given(st.integers(0, 2**32 - 1))
+def test_precision_and_recall_take_ties_and_copies_as_loops_do(seed):
+    rng = np.random.default_rng(seed)
+    real, generated = rng.integers(0, 4, (8, 2)), rng.integers(0, 4, (7, 2))  # many are alike
+    found = metrics.precision_recall(real, generated, k=2)
+    assert found == pytest.approx(naive_precision_recall(real, generated, 2))
+
+
+def test_copies_are_found_whatever_products_round_to():
+    photos = features(40, 50, 0, offset=30.0)
+    copies = np.repeat(photos[:5], 6, axis=0)  # no ball has a radius
+    found = metrics.precision_recall(photos, copies)
+    assert found == (1.0, pytest.approx(5 / 40))
+    near = copies + 1e-4 * features(30, 50, 1)  # what is next to a copy is none
+    assert metrics.precision_recall(copies, near).precision == 0
+
+
 def test_precision_and_recall_of_a_set_with_itself_and_far_away(monkeypatch):
     monkeypatch.setattr(metrics, "_BLOCK", 4)  # blocks change nothing
     x = features(30, 4, 0).astype(np.float32)
@@ -279,10 +356,16 @@ def test_statistics_are_exchanged_with_pytorch_fid(tmp_path):
     own = gaussian(x)
     metrics.write_npz(tmp_path / "deep" / "x.npz", own)
     back = metrics.read_npz(tmp_path / "deep" / "x.npz", 5)
-    assert all(np.array_equal(a, b) for a, b in zip(back, own, strict=True))
+    assert np.array_equal(back.mean, own.mean)
+    assert np.array_equal(back.covariance, own.covariance)
+    assert back.num_images is None
+    with np.load(tmp_path / "deep" / "x.npz") as file:
+        assert sorted(file) == ["mu", "sigma"]
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["x.npz"]
     np.savez(tmp_path / "theirs.npz", mu=x.mean(0), sigma=np.cov(x, rowvar=False))
     theirs = metrics.read_npz(tmp_path / "theirs.npz", 5)
+    np.savez(tmp_path / "single.npz", mu=np.zeros(5, np.float32), sigma=np.eye(5, dtype="f4"))
+    assert metrics.read_npz(tmp_path / "single.npz", 5).covariance.dtype == np.float64
     assert metrics.frechet_distance(theirs, own) == pytest.approx(0, abs=1e-9)
     y = gaussian(features(30, 5, 2))
     assert metrics.frechet_distance(theirs, y) == pytest.approx(
@@ -290,10 +373,51 @@ def test_statistics_are_exchanged_with_pytorch_fid(tmp_path):
     )
 
 
+def test_statistics_that_cannot_be_written_leave_nothing(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    own = gaussian(features(9, 3, 1))
+    with pytest.raises(UserError, match=r"x\.npz: cannot be written: "):
+        metrics.write_npz(tmp_path / "file" / "x.npz", own)
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(UserError, match=r"x\.npz: cannot be written: No space left"):
+        metrics.write_npz(tmp_path / "x.npz", own)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def damaged(path):
+    np.savez_compressed(path, mu=np.zeros(5), sigma=np.eye(5))
+    content = bytearray(path.read_bytes())
+    content[60:80] = b"\xff" * 20
+    path.write_bytes(content)
+
+
+def bare(path):
+    with path.open("wb") as file:
+        np.save(file, np.zeros(5))
+
+
 @pytest.mark.parametrize(
     ("write", "message"),
     [
         (lambda path: None, "no such file"),
+        (damaged, "not an npz of pytorch-fid"),
+        (bare, "not an npz of pytorch-fid"),
+        (
+            lambda path: np.savez(path, mu=np.array(list("abcde")), sigma=np.eye(5)),
+            "not an npz of pytorch-fid",
+        ),
+        (
+            lambda path: np.savez(path, mu=np.full(5, np.nan), sigma=np.eye(5)),
+            "mu or sigma has NaN or infinity",
+        ),
+        (
+            lambda path: np.savez(path, mu=np.zeros(5), sigma=np.full((5, 5), np.inf)),
+            "mu or sigma has NaN or infinity",
+        ),
         (lambda path: path.write_bytes(b"no npz"), "not an npz of pytorch-fid"),
         (lambda path: np.savez(path, mu=np.zeros(5)), "expected mu and sigma"),
         (
@@ -331,6 +455,34 @@ def test_the_interval_of_a_mean_is_that_of_theory():
     assert again.high - again.low == pytest.approx(high - low, rel=0.3)
     alone = metrics.distance_interval(mean_difference, real, generated, np.zeros(300, int))
     assert np.isnan(alone).all()
+
+
+def test_the_interval_of_a_frechet_distance_is_that_of_theory():
+    rng = np.random.default_rng(1)
+    real, generated = rng.normal(size=(400, 1)), rng.normal(size=(300, 1)) + 5
+    low, high = metrics.distance_interval(
+        metrics.frechet_distance_of, real, generated, np.arange(300), resamples=300
+    )
+    value = metrics.frechet_distance_of(real, generated)
+    assert (low + high) / 2 == pytest.approx(value)  # not that of resamples, which is biased
+    # Of (mu - nu)^2, far apart; that of the deviations' difference is hundreds of times less
+    assert high - low == pytest.approx(2 * 1.96 * 2 * 5 * np.sqrt(1 / 400 + 1 / 300), rel=0.15)
+
+
+def test_resamples_of_large_sets_are_smaller(monkeypatch):
+    monkeypatch.setattr(metrics, "MOST_RESAMPLED", 60)
+    sizes = []
+
+    def measure(real, generated):
+        sizes.append((len(real), len(generated)))
+        return 0.0
+
+    layouts = np.repeat(np.arange(50), 4)  # 200 samples, 4 of each
+    metrics.distance_interval(measure, np.zeros((90, 1)), np.zeros((200, 1)), layouts, resamples=5)
+    assert sizes == [(90, 200)] + [(60, 60)] * 5
+    sizes.clear()
+    metrics.distance_interval(measure, np.zeros((40, 1)), np.zeros((60, 1)), np.arange(60))
+    assert sizes == [(40, 60)] * 51
 
 
 def naive_lpips(a, b):

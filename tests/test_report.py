@@ -8,6 +8,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ecgan import report
 from ecgan.errors import UserError
@@ -106,6 +108,7 @@ def test_page_is_self_contained_and_escaped():
     assert all(a.startswith(("data:", "#")) for a in page.addresses)
     assert "script" not in page.tags
     assert not re.search(r"https?://|url\(|@import", text)
+    assert "default-src 'none'" in text  # and the browser sees to it
     assert "datasets/city &lt;b&gt;" in text
     assert "prefers-color-scheme: dark" in text
     assert [image["alt"] for image in page.images] == ["layout of a", "sample of a"]
@@ -126,6 +129,13 @@ def test_page_of_several_sets_compares_them():
     Page(text)
     assert "2 sets of samples" in text
     assert 'id="set-2"' in text
+    assert 'class="marked"' not in text
+    both["compared"][0] |= {"marks": ["forced"], "metrics": {"new": REPORT["metrics"]["miou"]}}
+    text = report.html(both, [illustrations(), report.Illustrations()])
+    Page(text)
+    assert '<code>second</code></a> <strong class="marked">marked</strong>' in text
+    assert "<td>n/a</td>" in text  # what only one of them has
+    assert '<th scope="row">new</th>' in text
 
 
 def test_page_without_judge_or_pictures():
@@ -170,10 +180,45 @@ WORTH = {
 }
 
 
+def test_every_metric_has_its_place():
+    names = {
+        f"{kind}_{network}"
+        for kind in ("precision", "recall")
+        for network in ("inception", "inception_clean", "dinov2", "efficientnet_lite0")
+    } | {"diversity_efficientnet_lite0", "consistency", "fid_clean", "kid", "fd_dinov2"}
+    assert names <= report.MEANINGS.keys()
+    assert [m for m in report.MEANINGS.values() if m.better not in {"higher", "lower"}] == []
+    groups = dict(report._grouped([{"metrics": report.MEANINGS}, {"metrics": {"new": 1}}]))
+    assert sum(map(len, groups.values())) == len(report.MEANINGS) + 1
+    assert groups["Others"] == ["new"]
+    assert groups["Distance between samples and photos, as sets"] == [
+        "fid", "kid", "fid_clean", "kid_clean", "fd_dinov2", "fd_efficientnet_lite0"
+    ]  # fmt: skip
+
+
+def test_spread_and_protocol_of_a_metric_are_shown():
+    report_ = copy.deepcopy(REPORT)
+    report_["metrics"]["miou"] |= {"std": 0.0123, "protocol": "three judges"}
+    text = report.html(report_, [illustrations()])
+    assert "<td>0.4321 ± 0.0123</td>" in text
+    assert "over classes; three judges</small>" in text
+    assert "<dt>standard deviation</dt><dd>0.0123</dd>" in text
+    assert "0.4321 ± 0.0123" in report.table(report_)
+    assert "standard deviation" not in report.html(REPORT, [illustrations()])
+
+
+def test_curves_carry_the_names_of_their_metrics():
+    curves = [report.Curve("fd_efficientnet_lite0", [(100, 400.0), (300, 250.0)])]
+    text = report.html(REPORT, [report.Illustrations((), curves)])
+    assert "<figcaption>FD, EfficientNet-Lite0 ↓<span>last 250.00</span>" in text
+    assert 'points="0.0,4.0 320.0,116.0"' in text
+    assert "<span>100</span><span>300 images</span>" in text
+
+
 def test_page_shows_marks_and_what_was_read_as_what():
     text = report.html(MARKED, [illustrations()])
     page = Page(text)
-    assert "These numbers carry a mark" in text
+    assert text.index("These numbers carry a mark") < text.index("0.4321")
     assert "The judge is the label generator (forced)." in text
     cells = re.findall(r"--share:([0-9.]+)\">(\d+)<", text)
     assert cells == [("0.750", "75"), ("0.200", "20"), ("0.050", "5")]
@@ -191,13 +236,49 @@ def test_page_shows_what_samples_are_worth():
     Page(text)
     assert "Real + 1x samples: +0.040 mIoU, larger than the spread" in text
     assert "+0.0400 (+0.0100 to +0.0700) <strong>*</strong>" in text
-    assert "mIoU 0.4500, seeds 0.4400 0.4600" in text
+    assert "* larger than the spread over seeds explains" in text
+    assert "mIoU 0.4500, 95 % interval 0.3000 to 0.5000, seeds 0.4400 0.4600" in text
     assert "The generator is not known." in text
-    # One axis for all rows: 0.3 to 0.5 and a twentieth on either side
-    dots = report._dots(WORTH, "miou")
-    assert (dots[0]["from"], dots[0]["to"]) == pytest.approx((0.29, 0.51))
-    assert dots[1]["mean"] == pytest.approx(100 * (0.45 - 0.29) / 0.22, abs=0.01)
-    assert dots[0]["seeds"] == pytest.approx([50, 100 * 0.13 / 0.22], abs=0.01)
+    assert "<td>0.9000 ± 0.0200</td>" in text  # road
+    assert text.index("Headline numbers") < text.index("What the samples are worth")
+    assert text.index("What the samples are worth") < text.index("IoU of each class")
+    without = copy.deepcopy(WORTH)
+    without["rows"][1]["against_real"]["larger"] = False
+    assert "<strong>*" not in report.html(REPORT | {"downstream": without}, [illustrations()])
+
+
+def test_runs_of_all_conditions_share_one_axis():
+    rows = [
+        *WORTH["rows"],
+        row("synthetic only", [0.31], mix=None),
+        row("real only (10 %)", [0.35], mix=0.0) | {"real_fraction": 0.1},
+        row("real (10 %) + 1x samples", [0.39]) | {"real_fraction": 0.1},
+    ]
+    ticks, placed = report._plot({"rows": rows}, "miou")
+    assert ticks == [
+        (pytest.approx(value), pytest.approx(x))
+        for value, x in ((0.3, 0), (0.35, 25), (0.4, 50), (0.45, 75), (0.5, 100))
+    ]
+    assert placed[0]["seeds"] == pytest.approx([50, 60])
+    assert placed[1]["mean"] == pytest.approx(75)
+    assert (placed[1]["low"], placed[1]["high"]) == (0, 100)
+    assert [at["real"] for at in placed] == pytest.approx([55, 55, 55, 25, 25])
+    rows[0]["miou"] = rows[0]["miou"] | {"high": 1.7, "low": -0.2}  # of few seeds
+    ticks, placed = report._plot({"rows": rows}, "miou")
+    assert [ticks[0][0], ticks[-1][0]] == [0, 1]
+    assert (placed[0]["low"], placed[0]["high"]) == (0, 100)
+    rows[0]["miou"] = rows[0]["miou"] | {"high": None, "low": None}  # of one
+    assert report._plot({"rows": rows[:1]}, "miou").rows[0]["low"] is None
+
+
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_ticks_are_round_and_few(first, second):
+    low, high = min(first, second), max(first, second)
+    ticks = report._ticks(low, high)
+    assert 3 <= len(ticks) <= 6
+    assert 0 <= ticks[0] <= low + 1e-9
+    assert high - 1e-9 <= ticks[-1] <= 1
+    assert np.ptp(np.diff(ticks)) < 1e-9
 
 
 def test_a_report_of_worth_alone():
@@ -218,9 +299,20 @@ def test_a_report_of_worth_alone():
 def test_markdown_is_a_summary_for_a_pull_request():
     text = report.table(MARKED | {"downstream": WORTH}, markdown=True)
     assert report.verdict(REPORT) in text
-    assert "- mark: the judge is the label generator (forced)" in text
-    assert "<details><summary>IoU of each class</summary>" in text
+    assert "\n> **Mark:** the judge is the label generator (forced)\n" in text
+    assert text.count("<details><summary>IoU of each class</summary>") == 2
+    assert "| road | 0.9000 ± 0.0200 | 0.9000 ± 0.0200 |" in text
+    assert "| pole | n/a | n/a |" in text
     assert "| real + 1x samples | 0.4500 | 0.0100 | 0.8000 | +0.0400 (+0.0100 to +0.0700) |" in text
+    # What is not a headline is folded away
+    assert "All 3 numbers" not in text
+    more = copy.deepcopy(REPORT)
+    more["metrics"]["edge_f1"] = more["metrics"]["miou"] | {"std": 0.01}
+    text = report.table(more, markdown=True)
+    assert text.index("| mIoU |") < text.index("<details><summary>All 4 numbers")
+    assert text.index("All 4 numbers") < text.index("| Edge F1 | 0.4321 ± 0.0100 |")
+    named = REPORT | {"per_class": {"a|b": REPORT["per_class"]["road"]}}
+    assert "| a&#124;b | 0.9000 |" in report.table(named, markdown=True)
 
 
 def test_table_golden():

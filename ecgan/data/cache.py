@@ -8,7 +8,7 @@ average's batch norms, are resized twice where there is a crop.)
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +64,7 @@ class Source:
 
 
 def write_cache(
-    source: Source, splits: dict[str, Sequence[Item]], out: Path, *, threads: int = 1
+    source: Source, splits: Mapping[str, Sequence[Item]], out: Path, *, threads: int = 1
 ) -> int:
     """Write what is missing or older than its source.
 

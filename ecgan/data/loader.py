@@ -10,7 +10,7 @@ Shape legend:
 
 import atexit
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -153,7 +153,7 @@ def batches(
     world: int = 1,
     workers: int = 0,
     pin: bool = False,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Endless batches of one rank.
 
     Args:
@@ -248,7 +248,7 @@ def _load(
     workers: int,
     pin: bool = False,
     plain: bool = False,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     loader = DataLoader(
         _Loads(dataset, plain),
         batch_size=None,

@@ -24,9 +24,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.parametrizations import (
-    _SpectralNorm,  # pyright: ignore[reportPrivateUsage]  it has no other name
-)
+from torch.nn.utils.parametrizations import _SpectralNorm  # it has no other name
 from torch.utils.checkpoint import checkpoint
 
 from ecgan.models.layers import SpectralNorm, convolution, initialised, leaky, over_styles

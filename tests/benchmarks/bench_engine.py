@@ -52,8 +52,21 @@ class NullSampler(Sampler):
         rng = np.random.default_rng(0)
         self._made = [Made(scene(rng), edges(rng)) for _ in range(4)]
 
-    def make(self, layouts, z, batch):
-        return [[self._made[k % 4] for k in range(z.shape[1])] for _ in layouts]
+    def start(self, layouts, z, batch):
+        return Ready([[self._made[k % 4] for k in range(z.shape[1])] for _ in layouts])
+
+
+class Ready:
+    """A pass that is done."""
+
+    def __init__(self, made):
+        self._made = made
+
+    def result(self):
+        return self._made
+
+    def seconds(self):
+        return {}
 
 
 def scene(rng):

@@ -1,0 +1,247 @@
+"""Sampling: the generator as it is trained against its form for sampling.
+
+    python -m tests.benchmarks.bench_sampling                                   # small, for a CPU
+    python -m tests.benchmarks.bench_sampling --width 64 --size 256 512 --styles 1 5 --layouts 8 \\
+        --classes 35 --device cuda --compile --scaling
+
+The baseline is the straightforward way, in the same process: the modules as training leaves them,
+spectral norm and all, float32, no gradient, one style of every layout after the other. What stands
+below it:
+
+* **shared**: the same modules; the styles of a layout go through together and share its maps.
+* **folded**: the inference form, dense, with fixed shapes; bfloat16 on CUDA.
+* **lookups**: the same, its modulation maps made once for each neighbourhood.
+* **recorded**: folded, compiled, as CUDA graphs (``--compile`` on CUDA).
+
+All take turns, and on a CPU their time is the thread's CPU time on one thread, so that another
+program's load does little harm. Layouts are CamVid's where ECGAN_CAMVID names its folder, scenes of
+``ecgan.data.toy`` elsewhere. Bytes are made, but not encoded or written.
+"""
+
+import argparse
+import os
+import platform
+import statistics
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
+
+from ecgan.data import toy, transforms
+from ecgan.models.folded import FoldedGenerator
+from ecgan.models.generator import Generator
+from ecgan.models.layers import channels_last
+from ecgan.ops.onehot_conv import one_hot
+from ecgan.recorded import RecordedPass, compiled
+from ecgan.sampling import _to_bytes
+from ecgan.timings import device_name, matrix_ceiling
+
+
+@dataclass(frozen=True)
+class Case:
+    """One pass: how large the generator is, and how much goes through it."""
+
+    width: int
+    size: tuple[int, int]  # height, width
+    classes: int
+    layouts: int
+    styles: int
+
+    @property
+    def samples(self):
+        return self.layouts * self.styles
+
+
+def generator(case):
+    height, width = case.size
+    six = height % 64 == 0 and width % 64 == 0 and width > height
+    made = Generator(
+        num_classes=case.classes, num_conditions=case.classes + 1, height=height, width_px=width,
+        channels=case.width, upsamplings=6 if six else 5, style=True,
+    )  # fmt: skip
+    for name, value in made.named_buffers():
+        if name.endswith("running_var"):
+            value.uniform_(0.5, 2)
+    channels_last(made)
+    return made.eval()
+
+
+def read_labels(case):
+    """Real label maps at the size of the case; classes that it lacks are unlabelled."""
+    root = os.environ.get("ECGAN_CAMVID")
+    if root is None:
+        found = [toy.draw_scene(seed, *case.size)[1] for seed in range(case.layouts)]
+    else:
+        paths = sorted(Path(root, "labels", "val").glob("*.png"))
+        found = [np.asarray(Image.open(paths[i % len(paths)])) for i in range(case.layouts)]
+    labels = np.stack([transforms.prepare_label(label, case.size) for label in found])
+    labels = torch.from_numpy(labels).long()
+    return labels.where(labels < case.classes, case.classes)
+
+
+def forms(case, device, *, compile):  # noqa: A002
+    """What there is to measure: name, type, and a function that makes the bytes of a pass."""
+    labels, z = read_labels(case).to(device), torch.randn(case.layouts, case.styles, 256).to(device)
+    plain = generator(case).to(device)
+    S = one_hot(labels, case.classes, case.classes, unknown=True)
+    S = S.contiguous(memory_format=torch.channels_last)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+
+    def baseline():
+        for k in range(case.styles):
+            to_bytes(*plain.sample(S, z[:, k : k + 1]))
+
+    def shared():
+        to_bytes(*plain.sample(S, z, plain.modulations(S)))
+
+    yield "baseline", torch.float32, baseline
+    yield "shared", torch.float32, shared
+    for name, lookups in (("folded", False), ("lookups", True)):
+        own = FoldedGenerator(plain, boundary=False, lookups=lookups).to(device, dtype)
+        yield name, dtype, lambda own=own: to_bytes(*own.sample(own.share(labels, None), z))
+    if compile and device.type == "cuda":
+        own = FoldedGenerator(plain, boundary=False, lookups=False).to(device, dtype)
+
+        def draw(what, styles):
+            return to_bytes(*own.sample(what, styles))
+
+        recorded = RecordedPass(compiled(own.share), compiled(draw), labels, None, z)
+
+        def replay():
+            recorded.share(labels, None)
+            return recorded.draw(z)
+
+        yield "recorded", dtype, replay
+
+
+def to_bytes(images, edges):
+    return _to_bytes(images.permute(0, 1, 3, 4, 2)), _to_bytes(edges.mean(dim=2))
+
+
+def seconds(call, device):
+    """Of the device, or of this thread's CPU time."""
+    clock = time.perf_counter if device.type == "cuda" else time.thread_time
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = clock()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return clock() - start
+
+
+def measure(case, device, repeats, *, compile=False):  # noqa: A002
+    """Name -> type, median seconds of a pass, its operations; all in turns."""
+    with torch.no_grad():
+        found = list(forms(case, device, compile=compile))
+        counted = {name: flops(call) for name, _, call in found if name != "recorded"}
+        counted["recorded"] = counted["folded"]
+    taken = {name: [] for name, *_ in found}
+    with torch.inference_mode():
+        for repeat in range(repeats + 1):
+            for name, _, call in found:
+                spent = seconds(call, device)
+                if repeat:  # the first one warms up
+                    taken[name].append(spent)
+    return {
+        name: (dtype, statistics.median(taken[name]), counted[name]) for name, dtype, _ in found
+    }
+
+
+def flops(call):
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+def print_table(case, measured, ceilings):
+    height, width = case.size
+    print(
+        f"\nwidth {case.width}, {width}x{height}, {case.classes} classes, {case.layouts} layouts x "
+        f"{case.styles} styles\n"
+        f"  {'form':<10} {'ms/sample':>10} {'samples/s':>10} {'speed':>6} {'GFLOP/sample':>13} "
+        f"{'GFLOP/s':>9} {'of ceiling':>10}"
+    )
+    _, reference, _ = measured["baseline"]
+    for name, (dtype, spent, operations) in measured.items():
+        rate = operations / spent
+        print(
+            f"  {name:<10} {spent / case.samples * 1e3:10.2f} {case.samples / spent:10.2f} "
+            f"{reference / spent:6.2f} {operations / case.samples / 1e9:13.2f} {rate / 1e9:9.1f} "
+            f"{rate / ceilings[dtype]:10.0%}",
+            flush=True,
+        )
+
+
+def variants(case):
+    """The case with one number changed at a time."""
+    height, width = case.size
+    for factor in (0.5, 2):
+        yield replace(case, size=(int(height * factor), int(width * factor)))
+    for classes in (35, 150):
+        yield replace(case, classes=classes)
+    for layouts in (2, 4, 8):
+        yield replace(case, layouts=layouts)
+    for styles in (2, 5, 10):
+        yield replace(case, styles=styles)
+
+
+def print_scaling(case, device, repeats):
+    print(
+        f"\nms/sample     {'size':>9} {'classes':>8} {'layouts':>8} {'styles':>7} {'baseline':>9} "
+        f"{'shared':>9} {'folded':>9} {'lookups':>9}"
+    )
+    for variant in [case, *variants(case)]:
+        measured = measure(variant, device, repeats)
+        each = [spent / variant.samples * 1e3 for _, spent, _ in measured.values()]
+        height, width = variant.size
+        print(
+            f"              {f'{width}x{height}':>9} {variant.classes:8} {variant.layouts:8} "
+            f"{variant.styles:7} " + " ".join(f"{one:9.2f}" for one in each),
+            flush=True,
+        )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--width", type=int, default=16)
+    parser.add_argument(
+        "--size", type=int, nargs=2, default=(192, 256), metavar=("HEIGHT", "WIDTH")
+    )
+    parser.add_argument("--classes", type=int, default=11)
+    parser.add_argument("--layouts", type=int, default=1)
+    parser.add_argument("--styles", type=int, nargs="+", default=[1, 5])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--scaling", action="store_true", help="one number changed at a time")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    device = torch.device(arguments.device)
+    layouts = "CamVid" if "ECGAN_CAMVID" in os.environ else "toy scenes"
+    ceilings = {t: matrix_ceiling(device, t) for t in (torch.float32, torch.bfloat16)}
+    print(
+        f"{device_name(device)}, {platform.machine()}, {os.cpu_count()} cores, Python "
+        f"{platform.python_version()}, torch {torch.__version__}; {layouts}; median of "
+        f"{arguments.repeats}; a large matrix product: "
+        + ", ".join(
+            f"{ceiling / 1e9:.1f} GFLOP/s ({str(dtype).removeprefix('torch.')})"
+            for dtype, ceiling in ceilings.items()
+        )
+    )
+    base = Case(arguments.width, tuple(arguments.size), arguments.classes, arguments.layouts, 1)
+    for styles in arguments.styles:
+        case = replace(base, styles=styles)
+        measured = measure(case, device, arguments.repeats, compile=arguments.compile)
+        print_table(case, measured, ceilings)
+    if arguments.scaling:
+        print_scaling(base, device, arguments.repeats)
+
+
+if __name__ == "__main__":
+    main()

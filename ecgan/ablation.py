@@ -127,13 +127,11 @@ def _differences(entries: Sequence[Entry]) -> list[str]:
         for entry in entries
         if "miou" not in entry.numbers["metrics"]
     ]
-    first, *others = [entry for entry in entries if "miou" in entry.numbers["metrics"]] or [None]
-    for entry in others:
-        assert first is not None
-        assert entry is not None
-        own, wanted = _comparable(entry), _comparable(first)
+    scored = [entry for entry in entries if "miou" in entry.numbers["metrics"]]
+    for entry in scored[1:]:
+        own, wanted = _comparable(entry), _comparable(scored[0])
         faults += [
-            f"{entry.place}: {name} is {own[name]}, of {first.place} {wanted[name]}"
+            f"{entry.place}: {name} is {own[name]}, of {scored[0].place} {wanted[name]}"
             for name in own
             if own[name] != wanted[name]
         ]

@@ -90,7 +90,7 @@ def compiles(recipe: Recipe, num_samples: int, *, on_cuda: bool) -> bool:
     if wanted and fused:
         raise UserError(
             "sampling.compile=true: class-specific heads, which model.output=fused needs, cannot "
-            "be compiled; add --set sampling.compile=auto"
+            "be recorded as a graph; add --set sampling.compile=auto"
         )
     return wanted
 

@@ -59,7 +59,24 @@ def ablation(
 @click.option("--num", type=click.IntRange(min=1), default=50, show_default=True, help="Layouts.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--question", help="What participants are asked.")
-def study(a: Path, b: Path, out: Path, num: int, seed: int, question: str | None) -> None:
+@click.option("--show-reference", is_flag=True, help="Show the real photo of each layout, too.")
+@click.option(
+    "--reference",
+    type=PATH,
+    metavar="DIR",
+    help="Where that photo is from; default: the data set of the samples' recipe.",
+)
+def study(
+    a: Path,
+    b: Path,
+    out: Path,
+    num: int,
+    seed: int,
+    question: str | None,
+    reference: Path | None,
+    *,
+    show_reference: bool,
+) -> None:
     """Make a page that asks people which of two data sets is better (the paper's Table 1).
 
     OUT/study.html is for participants: a layout, an image of A and one of B in random order. It
@@ -68,8 +85,18 @@ def study(a: Path, b: Path, out: Path, num: int, seed: int, question: str | None
     """
     from ecgan import study as library
 
-    asked = question or library.QUESTION
-    count = library.write(a, b, out, num=num, seed=seed, question=asked)
+    count = library.write(
+        a,
+        b,
+        out,
+        num=num,
+        seed=seed,
+        question=question or library.QUESTION,
+        show_reference=show_reference,
+        reference=reference,
+    )
+    if count < num:
+        click.echo(f"The sets have {count} layouts in common, not {num}", err=True)
     click.echo(f"{out}/study.html: {count} layouts; keep {out}/assignment.json to yourself")
 
 

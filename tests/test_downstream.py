@@ -348,12 +348,13 @@ def test_kept_runs_are_not_done_again(world, tmp_path):
     assert len(before) == 4
     assert downstream.run(request) == first
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
-    one, other, *_ = sorted(before)
+    one, other, third, _ = sorted(before)
     one.unlink()
     other.write_text('{"miou": 0.9')  # a machine that went down
+    third.write_text('{"miou": 0.9}')
     assert numbers(downstream.run(request)) == numbers(first)
     after = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    assert {path for path in before if after[path] != before[path]} == {one, other}
+    assert {path for path in before if after[path] != before[path]} == {one, other, third}
     more = downstream.run(replace(request, seeds=3))
     assert len(list(tmp_path.iterdir())) == 6
     assert [row["runs"][:2] for row in more["rows"]] == [row["runs"] for row in first["rows"]]
@@ -440,7 +441,7 @@ def test_processes_find_what_this_process_finds(world, tmp_path, monkeypatch):
     monkeypatch.chdir(world)
     mixes = (0.0, 1.0, "synthetic")
     request = request_of(Path(), tmp_path / "a", mixes=mixes)
-    processes = Workers("processes", 2, timeout=1.0)  # seconds, too few for any student
+    processes = Workers("processes", 2, timeout=0.05)  # seconds, too few for any student
     here = downstream.run(request)
     there = downstream.run(
         replace(request, cache=tmp_path / "b", workers=processes, devices=("cpu", "cpu"))
@@ -707,6 +708,36 @@ def test_a_student_learns_from_samples_that_show_something(tmp_path):
     assert noise["difference"] < 0
 
 
+def test_loss_is_the_mean_over_labelled_pixels():
+    logits = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    learnt = torch.randint(3, (2, 4, 4))
+    learnt[0, :2] = segmentation.VOID
+    total, count = 0.0, 0
+    for b, y, x in np.ndindex(2, 4, 4):
+        if learnt[b, y, x] != segmentation.VOID:
+            own = logits[b, :, y, x].tolist()
+            total += math.log(sum(map(math.exp, own))) - own[int(learnt[b, y, x])]
+            count += 1
+    assert segmentation.pixel_loss(logits, learnt).item() == pytest.approx(total / count)
+    logits.requires_grad_()
+    nothing = segmentation.pixel_loss(logits, torch.full_like(learnt, segmentation.VOID))
+    nothing.backward()
+    assert nothing.item() == 0
+    assert not logits.grad.any()
+
+
+def test_rate_rises_over_a_tenth_of_the_steps_and_falls_to_0():
+    weight = torch.nn.Parameter(torch.zeros(()))
+    descent = segmentation.Descent({0.5: [weight]}, 20)
+    rates = []
+    for _ in range(20):
+        rates.append(descent._optimizer.param_groups[0]["lr"])
+        descent.step(weight * 1000)
+    expected = [0.5 * min(1, (step + 1) / 2) * (1 - step / 20) for step in range(20)]
+    assert rates == pytest.approx(expected)
+    assert descent._optimizer.param_groups[0]["lr"] == 0
+
+
 # Fine-tuning
 
 
@@ -798,6 +829,7 @@ def test_sets_belong_to_the_fraction_of_their_generator(world, tmp_path):
     found, notes = downstream.match_samples((whole, third), (1.0, 0.3))
     assert found == {1.0: (str(whole),), 0.3: (str(third),)}
     assert notes == []
+    assert downstream.match_samples((third, whole), (0.3, 1.0)) == (found, [])
     found, notes = downstream.match_samples((third, whole), (1.0,))
     assert found == {1.0: (str(whole),)}
     assert notes[0].startswith(f"{third}: made by a generator of 0.3 of the real pairs")

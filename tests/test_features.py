@@ -148,7 +148,8 @@ def test_inception_is_torch_fidelitys_and_its_clean_form_differs_by_the_resize(i
     (expected,) = theirs(pixels)
     assert torch.equal(found["inception"](x), expected)
     # Of that size already: neither resizes
-    torch.testing.assert_close(found["inception_clean"](x), expected, rtol=1e-4, atol=1e-5)
+    spread = float(expected.std())
+    torch.testing.assert_close(found["inception_clean"](x), expected, rtol=0, atol=1e-4 * spread)
     small = images(2, 40, 56)
     assert not torch.allclose(found["inception"](small), found["inception_clean"](small))
     assert found["inception"].hash != found["inception_clean"].hash

@@ -336,6 +336,8 @@ def test_copies_are_found_whatever_products_round_to():
     copies = np.repeat(photos[:5], 6, axis=0)  # no ball has a radius
     found = metrics.precision_recall(photos, copies)
     assert found == (1.0, pytest.approx(5 / 40))
+    # Other shapes, where products round otherwise
+    assert [metrics.precision_recall(copies, photos[:n]).precision for n in (4, 5)] == [1.0, 1.0]
     near = copies + 1e-4 * features(30, 50, 1)  # what is next to a copy is none
     assert metrics.precision_recall(copies, near).precision == 0
 

@@ -1,5 +1,7 @@
 """The user study: pages that give nothing away, answers that are counted, statistics."""
 
+import base64
+import io
 import json
 import re
 import shutil
@@ -10,32 +12,40 @@ import scipy.stats
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from ecgan import study
 from ecgan.data import codecs, sets, shards
 from ecgan.errors import UserError
-from ecgan.labels import from_json
+from ecgan.labels import default_color, from_json
 from ecgan.storage import HIDDEN, open_store
 from ecgan_cli.main import cli
+from tests import trees
 
 SIZE = (12, 20)
 CLASSES = {"classes": [{"id": 0, "name": "road"}, {"id": 1, "name": "sky"}], "ignore": 255}
 
 
 def write_set(
-    out, layouts, brightness, *, size=SIZE, classes=CLASSES, with_manifest=True, label=None
+    out, layouts, brightness, *, size=SIZE, classes=CLASSES, with_manifest=True, label=None, **about
 ):
-    """Two styles of each layout; the first is ``brightness`` everywhere."""
+    """Two styles of each layout, the later first; style 0 is ``brightness`` everywhere.
+
+    Before them stands a varied form of each layout, which is none of the layout's own.
+    """
 
     def samples():
         for layout in layouts:
-            for style in range(2):
+            for style, variation in ((0, "flip"), (1, ""), (0, "")):
                 labels = np.full(size, len(layout) % 2 if label is None else label, np.uint8)
-                image = np.full((*size, 3), brightness + style * 50, np.uint8)
+                labels = 1 - labels if variation else labels
+                shade = brightness + style * 50 + 20 * bool(variation)
+                image = np.full((*size, 3), shade, np.uint8)
                 counts = shards.count_classes(labels, 2)
                 record = shards.Record(
-                    f"{layout}-s{style:03d}", layout, style, 1, size[1], size[0], counts
-                )
+                    f"{layout}-{variation}s{style:03d}", layout, style, 1, size[1], size[0],
+                    counts, variation=variation,
+                )  # fmt: skip
                 png = codecs.encode_image(image, "png", 95)
                 yield shards.Encoded(
                     record, png, codecs.encode_map(labels), codecs.encode_map(labels * 0)
@@ -50,9 +60,10 @@ def write_set(
     about = {
         "schema": sets.SCHEMA,
         "label_space": "input",
+        "recipe": {"data": {"root": None}},
         "classes": from_json(classes, "x").to_json(),
         "shards": [listed],
-    }
+    } | about
     shutil.rmtree(out / HIDDEN, ignore_errors=True)
     if with_manifest:
         (out / "manifest.json").write_text(json.dumps(about))
@@ -72,21 +83,21 @@ def page_data(folder):
     return json.loads(re.search(r'type="application/json" id="data">(.*?)</script>', text)[1])
 
 
-def brightness(source):
-    import base64
-    import io
-
-    from PIL import Image
-
+def decoded(source):
     with Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))) as image:
-        assert not image.info.get("exif")
-        return round(float(np.asarray(image).mean()))
+        assert not {"exif", "xmp", "comment"} & image.info.keys()
+        return np.asarray(image)
+
+
+def brightness(source):
+    return round(float(decoded(source).mean()))
 
 
 def test_the_page_shows_shared_layouts_and_gives_nothing_away(two, tmp_path):
     assert study.write(*two, tmp_path / "out", seed=3) == 3
     text = (tmp_path / "out" / "study.html").read_text()
-    assert not re.search(r"https?://|sunny|night|url\(", text)
+    assert not re.search(r"https?://|sunny|night|url\(|-s000", text)
+    assert "default-src 'none'" in text  # and the browser sees to it
     known = json.loads((tmp_path / "out" / "assignment.json").read_text())
     data = page_data(tmp_path / "out")
     assert data["study"] == known["study"]
@@ -134,17 +145,126 @@ def test_sets_that_cannot_be_compared(tmp_path, second, message):
     assert not (tmp_path / "out").exists()
 
 
-def test_colours_come_from_one_of_ours(tmp_path):
+def colours(folder, size=SIZE):
+    """Colours of the layouts of a page, by the source; they are of one class each."""
+    known = json.loads((folder / "assignment.json").read_text())["trials"]
+    found = {}
+    for trial in page_data(folder)["trials"]:
+        pixels = decoded(trial["layout"])
+        assert pixels.shape == (*size, 3)
+        assert np.ptp(pixels.reshape(-1, 3), axis=0).max() == 0
+        found[known[trial["id"]]["source"]] = (tuple(pixels[0, 0].tolist()), trial["legend"])
+    return found
+
+
+def test_layouts_have_the_colours_and_names_of_their_classes(two, tmp_path):
+    study.write(*two, tmp_path / "out")
+    road, sky = default_color(0), default_color(1)
+    assert colours(tmp_path / "out") == {
+        "a": (sky, [["sky", "rgb({},{},{})".format(*sky)]]),
+        "c": (sky, [["sky", "rgb({},{},{})".format(*sky)]]),
+        "bb": (road, [["road", "rgb({},{},{})".format(*road)]]),
+    }
+    scored = CLASSES | {"evaluation": [255, 0], "evaluation_names": ["blue sky"]}
+    sets_ = [
+        write_set(tmp_path / name, ["bb"], 10 * i, classes=scored, label_space="evaluation")
+        for i, name in enumerate("xy")
+    ]
+    study.write(*sets_, tmp_path / "evaluation")
+    assert colours(tmp_path / "evaluation")["bb"] == (
+        sky, [["blue sky", "rgb({},{},{})".format(*sky)]]
+    )  # fmt: skip
+
+
+def test_sets_of_others_have_the_colours_of_their_list_or_any(tmp_path):
     a = write_set(tmp_path / "a", ["a"], 10, with_manifest=False)
     b = write_set(tmp_path / "b", ["a"], 20, with_manifest=False)
-    with pytest.raises(UserError, match=r"neither has a manifest\.json"):
-        study.write(a, b, tmp_path / "out")
+    study.write(a, b, tmp_path / "out")
+    assert colours(tmp_path / "out") == {"a": (default_color(1), [])}
+    named = {"classes": [{"name": "road"}, {"name": "sky", "color": [1, 2, 3]}]}
+    (b / "classes.json").write_text(json.dumps(named))
+    study.write(a, b, tmp_path / "named")
+    assert colours(tmp_path / "named") == {"a": ((1, 2, 3), [["sky", "rgb(1,2,3)"]])}
+
+
+def test_what_a_filter_took_from_one_layout_is_shown_from_the_other(tmp_path):
+    a = write_set(tmp_path / "a", ["a"], 10, label=255)
+    b = write_set(tmp_path / "b", ["a"], 20)
+    for order in ((a, b), (b, a)):
+        out = tmp_path / order[0].name / "study"
+        study.write(*order, out)
+        assert colours(out)["a"][0] == default_color(1)
+
+
+def test_a_plain_folder_can_be_compared(tmp_path):
+    ours = write_set(tmp_path / "ours", ["a"], 10)
+    plain = tmp_path / "plain"
+    trees.save(plain / "images" / "a.png", np.full((*SIZE, 3), 200, np.uint8))
+    trees.save(plain / "masks" / "a.png", np.full(SIZE, 1, np.uint8))
+    assert study.write(ours, plain, tmp_path / "out") == 1
+
+
+def test_the_real_photo_is_shown_where_it_is_asked_for(tmp_path):
+    real = tmp_path / "real"
+    for split, key, shade in (("train", "a", 100), ("test", "bb", 220), ("test", "other", 0)):
+        size = (2 * SIZE[0], 3 * SIZE[1])
+        trees.save(real / "images" / split / f"{key}.png", np.full((*size, 3), shade, np.uint8))
+        trees.save(real / "labels" / split / f"{key}.png", np.zeros(size, np.uint8))
+    recipe = {"data": {"root": str(real)}}
+    a = write_set(tmp_path / "a", ["a", "bb"], 10, recipe=recipe)
+    b = write_set(tmp_path / "b", ["a", "bb"], 60)
+    arguments = ["report", "study", str(a), str(b), "--out"]
+    result = CliRunner().invoke(cli, [*arguments, str(tmp_path / "out"), "--show-reference"])
+    assert result.exit_code == 0, result.output
+    assert "The sets have 2 layouts in common, not 50" in result.output
+    known = json.loads((tmp_path / "out" / "assignment.json").read_text())["trials"]
+    shades = {}
+    for trial in page_data(tmp_path / "out")["trials"]:
+        assert decoded(trial["photo"]).shape == (*SIZE, 3)
+        shades[known[trial["id"]]["source"]] = brightness(trial["photo"])
+    assert shades == {"a": 100, "bb": 220}
+    assert 'id="photo"' in (tmp_path / "out" / "study.html").read_text()
+    without = tmp_path / "without"
+    study.write(a, b, without)
+    assert page_data(without)["trials"][0]["photo"] is None
+    assert 'id="photo"' not in (without / "study.html").read_text()
+    (real / "images" / "test" / "bb.png").unlink()
+    (real / "labels" / "test" / "bb.png").unlink()
+    with pytest.raises(UserError, match="1 layouts have no photo there, first: bb"):
+        study.write(a, b, tmp_path / "less", reference=real)
+    with pytest.raises(UserError, match="give --reference"):
+        study.write(b, write_set(tmp_path / "c", ["a"], 3), tmp_path / "no", show_reference=True)
+
+
+def test_sides_cannot_be_told_from_the_seed_alone(tmp_path):
+    layouts = [f"layout-{i:03d}" for i in range(40)]
+    a = write_set(tmp_path / "a", layouts, 10)
+    sides = []
+    for shade in (90, 91):
+        b = write_set(tmp_path / f"b{shade}", layouts, shade)
+        study.write(a, b, tmp_path / str(shade))
+        known = json.loads((tmp_path / str(shade) / "assignment.json").read_text())["trials"]
+        sides.append([t["first"] for t in known.values()])
+    assert sides[0] != sides[1]
+
+
+def test_a_study_is_not_written_over_another(two, tmp_path):
+    study.write(*two, tmp_path / "out")
+    before = (tmp_path / "out" / "study.html").read_bytes()
+    study.write(*two, tmp_path / "out")  # the same one
+    assert (tmp_path / "out" / "study.html").read_bytes() == before
+    for changed in ({"seed": 1}, {"question": "Which?"}, {"num": 2}):
+        with pytest.raises(UserError, match="holds another study"):
+            study.write(*two, tmp_path / "out", **changed)
+    assert (tmp_path / "out" / "study.html").read_bytes() == before
 
 
 # Results
 
 
-def answers(folder, name, votes_for_a, *, participant="", start=1000, file=None, who=None):
+def answers(
+    folder, name, votes_for_a, *, participant="", start=1000, file=None, who=None, left=None
+):
     """Answers of one participant: the first trials for a, the others for b."""
     known = json.loads((folder / "assignment.json").read_text())
     found = []
@@ -152,6 +272,8 @@ def answers(folder, name, votes_for_a, *, participant="", start=1000, file=None,
         for_a = index < votes_for_a
         choice = 1 if (about["first"] == "a") == for_a else 2
         found.append({"trial": trial, "choice": choice, "time": start + index})
+        if left is not None:
+            found[-1]["left"] = choice if left else 3 - choice
     path = file or folder / f"{name}.json"
     document = {
         "schema": 1,
@@ -183,10 +305,37 @@ def test_votes_are_counted_for_the_right_set(asked):
     assert result.exit_code == 0, result.output
     assert "was preferred to" in result.output
     assert "in 66.7 % of 6 votes" in result.output
-    assert "Yve: 1 for a, 2 for b" in result.output
+    assert "2 participants, 3 layouts\n" in result.output
+    assert "over participants (bootstrap): 33.3 to 100.0 %" in result.output
+    assert "  Yve              1      2      33.3\n" in result.output
+    assert "note: votes of one participant are not independent" in result.output
+    assert "note: 2 participants: that interval, too, is a rough one" in result.output
+    assert found["trials"] == 3
+    assert found["left"] is None  # these files do not say
     assert json.loads(CliRunner().invoke(cli, [*arguments, "--json"]).stdout) == found
     alone = study.read(files[:1], asked / "assignment.json")
     assert "one participant: nothing is known" in alone.table()
+
+
+def test_a_preference_for_a_side_is_noticed(two, tmp_path):
+    layouts = [f"layout-{i}" for i in range(10)]
+    a, b = write_set(tmp_path / "a", layouts, 10), write_set(tmp_path / "b", layouts, 90)
+    study.write(a, b, tmp_path / "out")
+    for sides, left, words in (((1, 1), 1.0, "100 % chose the left image"), ((1, 0), 0.5, None)):
+        files = [
+            answers(tmp_path / "out", f"p{i}", 5, left=bool(side)) for i, side in enumerate(sides)
+        ]
+        found = study.read(files, tmp_path / "out" / "assignment.json").to_json()
+        assert found["left"] == left
+        assert any("chose the left" in note for note in found["notes"]) == (words is not None)
+
+
+def test_many_participants_are_not_called_few(asked):
+    files = [answers(asked, f"p{i}", i % 4) for i in range(10)]
+    notes = study.read(files, asked / "assignment.json").to_json()["notes"]
+    assert [note.split(":")[0] for note in notes] == [
+        "votes of one participant are not independent"
+    ]
 
 
 def test_a_later_answer_takes_the_place_of_an_earlier_one(asked):

@@ -40,27 +40,39 @@ def memory_bytes(recipe: Recipe, space: LabelSpace, images: int, *, bfloat16: bo
     The frozen networks and class-specific heads are not in it: they depend on the labels and on
     weights that are not read yet.
     """
-    data, model = (
-        recipe.data,
-        recipe.model.model_copy(update={"class_specific": False, "output": "refined"}),
-    )
-    plain = recipe.model_copy(update={"model": model})
-    size, num_conditions = (data.height, data.width), space.num_conditions(boundary=data.instances)
-    with torch.device("meta"):
-        side, discriminator = GeneratorSide(plain, space), build_discriminator(plain, space)
-        S = torch.empty(images, num_conditions, *size)
-        image, labels = torch.empty(images, 3, *size), torch.empty(images, *size, dtype=torch.int64)
-        noise = torch.empty(images, STYLE_DIM)
-    kept = _Kept()
-    with torch.autograd.graph.saved_tensors_hooks(kept.add, lambda tensor: tensor):
-        made = side(S, labels, image, noise)
-        if discriminator is not None:
-            # Of D's two passes, one at a time: real and generated pictures, then these alone
-            fakes = [getattr(made.generated, name) for name in pictures(plain)]
-            discriminator(S, torch.cat([*fakes, image, image]))
-    trained = sum(parameters(recipe, space).values())
-    activations = kept.bytes // 2 if bfloat16 else kept.bytes
-    return trained * 4 * (ADAM_COPIES + 1) + activations  # and once more for the average
+    return Estimate(recipe, space, bfloat16=bfloat16).of(images)
+
+
+class Estimate:
+    """Memory by number of images; the networks are built once, on the meta device."""
+
+    def __init__(self, recipe: Recipe, space: LabelSpace, *, bfloat16: bool) -> None:
+        model = recipe.model.model_copy(update={"class_specific": False, "output": "refined"})
+        self.recipe = recipe.model_copy(update={"model": model})
+        self.bfloat16 = bfloat16
+        self.num_conditions = space.num_conditions(boundary=recipe.data.instances)
+        self.trained = sum(parameters(recipe, space).values())
+        with torch.device("meta"):
+            self.side = GeneratorSide(self.recipe, space)
+            self.discriminator = build_discriminator(self.recipe, space)
+
+    def of(self, images: int) -> int:
+        """Bytes for a part of ``images`` images."""
+        size = self.recipe.data.height, self.recipe.data.width
+        with torch.device("meta"):
+            S = torch.empty(images, self.num_conditions, *size)
+            image = torch.empty(images, 3, *size)
+            labels = torch.empty(images, *size, dtype=torch.int64)
+            noise = torch.empty(images, STYLE_DIM)
+        kept = _Kept()
+        with torch.autograd.graph.saved_tensors_hooks(kept.add, lambda tensor: tensor):
+            made = self.side(S, labels, image, noise)
+            if self.discriminator is not None:
+                # Of D's two passes, one at a time: real and generated pictures, then these alone
+                fakes = [getattr(made.generated, name) for name in pictures(self.recipe)]
+                self.discriminator(S, torch.cat([*fakes, image, image]))
+        activations = kept.bytes // 2 if self.bfloat16 else kept.bytes
+        return self.trained * 4 * (ADAM_COPIES + 1) + activations  # and once more for the average
 
 
 def fitting_batch(
@@ -84,7 +96,8 @@ def fitting_batch(
     """
     precision = recipe.train.precision
     bfloat16 = precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
-    one, two = (memory_bytes(recipe, space, n, bfloat16=bfloat16) for n in (1, 2))
+    estimate = Estimate(recipe, space, bfloat16=bfloat16)
+    one, two = estimate.of(1), estimate.of(2)
     each, fixed = two - one, 2 * one - two
     room = 0.8 * available - fixed
     at_once = int(room // (2 * each))

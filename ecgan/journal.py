@@ -11,9 +11,7 @@ from types import TracebackType
 from typing import Self
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -29,10 +27,9 @@ class Means:
     sums: dict[str, float] = field(default_factory=dict[str, float])
     count: int = 0
 
-    def add(self, values: Mapping[str, Tensor]) -> None:
+    def add(self, values: Mapping[str, float]) -> None:
         """Count one step."""
-        numbers = torch.stack([value.float() for value in values.values()])
-        for name, number in zip(values, distributed.mean_(numbers).tolist(), strict=True):
+        for name, number in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + number
         self.count += 1
 

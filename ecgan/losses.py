@@ -182,7 +182,7 @@ def similarity_loss(probabilities: Tensor, labels: Tensor, ignore: int) -> Tenso
     return pair_similarity(probabilities, labels, ignore).mean()
 
 
-def pixel_contrastive_loss(
+def pixel_contrastive_loss(  # noqa: PLR0913  pixels, the bank and the ranks
     embeddings: Tensor,
     classes: Tensor,
     temperature: float,
@@ -190,6 +190,7 @@ def pixel_contrastive_loss(
     anchors: slice | None = None,
     bank: Tensor | None = None,
     bank_classes: Tensor | None = None,
+    ignore: int | None = None,
     reduce_sums: ReduceSums | None = None,
 ) -> Tensor:
     """Pixel-wise contrastive loss, Eq. 5, averaged over the anchors that have a positive.
@@ -198,7 +199,7 @@ def pixel_contrastive_loss(
     from any image.
 
     Args:
-        embeddings: L2-normalised pixel embeddings, labelled pixels only, (M, D).
+        embeddings: L2-normalised pixel embeddings, (M, D).
         classes: class of each embedding, (M,).
         temperature: tau of Eq. 5, above 0.
         anchors: which embeddings are anchors; None for all. A rank takes its own among those
@@ -206,13 +207,20 @@ def pixel_contrastive_loss(
         bank: embeddings of earlier steps, (Mb, D): positives and negatives, never anchors; they
             get no gradient.
         bank_classes: their classes, (Mb,).
+        ignore: class of embeddings, and of the bank's, that take no part.
         reduce_sums: adds up over ranks (module docstring) the anchors' sum and count, (2,).
 
     Returns:
         The loss, a scalar; 0 when no anchor has a positive.
     """
     total, count = pixel_contrast(
-        embeddings, classes, temperature, anchors=anchors, bank=bank, bank_classes=bank_classes
+        embeddings,
+        classes,
+        temperature,
+        anchors=anchors,
+        bank=bank,
+        bank_classes=bank_classes,
+        ignore=ignore,
     )
     sums = torch.stack([total, count.to(total.dtype)])
     if reduce_sums is not None:

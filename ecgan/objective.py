@@ -31,6 +31,7 @@ from ecgan.models.discriminator import Discriminator
 from ecgan.models.generator import STYLE_DIM, Generated, Generator
 from ecgan.models.pretrained import PerceptualFeatures
 from ecgan.models.style import StyleEncoder, reparameterise
+from ecgan.ops.transfers import uploaded
 from ecgan.profiling import measured
 from ecgan.recipe import Recipe
 from ecgan.segmentation import Segmenter
@@ -176,32 +177,32 @@ class MemoryBank(nn.Module):
         self.register_buffer("count", torch.zeros(num_taps, num_classes, dtype=torch.int64))
         self.seed = seed
 
-    def read(self, tap: int) -> tuple[Tensor, Tensor]:
-        """Embeddings, (M, dim), and their classes, (M,)."""
+    def read(self, tap: int, empty: int) -> tuple[Tensor, Tensor]:
+        """Embeddings, (M, dim), and their classes, (M,); ``empty`` where there is none yet."""
         _, num_classes, size, _ = self.embeddings.shape
         filled = torch.arange(size, device=self.count.device) < self.count[tap, :, None]
-        classes = torch.arange(num_classes, device=self.count.device)[:, None].expand(-1, size)
-        return self.embeddings[tap][filled], classes[filled]
+        classes = torch.arange(num_classes, device=self.count.device)[:, None]
+        return self.embeddings[tap].flatten(0, 1), classes.where(filled, empty).flatten()
 
     @torch.no_grad()
     def add(self, tap: int, embeddings: Tensor, labels: Tensor, positions: Tensor) -> None:
-        """Embeddings, (B, dim, h, w), their labels, (B, h, w), and positions, (B,)."""
+        """Embeddings, (B, dim, h, w), their labels, (B, h, w), and positions, (B,), on the CPU."""
         _, num_classes, size, _ = self.embeddings.shape
+        classes = torch.arange(num_classes, device=self.count.device)
         for embedding, label, position in zip(embeddings, labels, positions.tolist(), strict=True):
             flat = label.flatten()
             order = torch.randperm(len(flat), generator=keyed(self.seed, _BANK, position))
-            order = order.to(flat.device)
+            order = uploaded(order, flat.device)
             last = torch.full((num_classes + 1,), -1, device=flat.device)
             ids = torch.where(flat < num_classes, flat, num_classes)[order]
             last.scatter_reduce_(0, ids, torch.arange(len(flat), device=flat.device), "amax")
             last = last[:num_classes]
-            present = (last >= 0).nonzero()[:, 0]
-            slots = self.count[tap, present] % size
-            pixels = order[last[present]]
-            self.embeddings[tap, present, slots] = (
-                embedding.flatten(1).T[pixels].to(self.embeddings.dtype)
-            )
-            self.count[tap, present] += 1
+            present, slots = last >= 0, self.count[tap] % size
+            pixels = order[last.clamp(min=0)]
+            new = embedding.flatten(1).T[pixels].to(self.embeddings.dtype)
+            old = self.embeddings[tap, classes, slots]
+            self.embeddings[tap, classes, slots] = new.where(present[:, None], old)
+            self.count[tap] += present
 
 
 @dataclass
@@ -249,7 +250,7 @@ class Objective:
             torch.randn(STYLE_DIM, generator=keyed(seed, _STYLE, position))
             for position in positions.tolist()
         ]
-        return torch.stack(draws).to(self.device)
+        return uploaded(torch.stack(draws), self.device)
 
     def discriminator_loss(
         self, discriminator: nn.Module, inputs: Inputs, made: Made
@@ -368,33 +369,34 @@ class Objective:
             images.append(made.generated.image)
         with self.autocast():
             probabilities = network.probabilities(torch.cat(images), size)
+        if len(network.known_classes) < network.num_classes:  # others have no part in any a''
+            probabilities = probabilities.index_select(1, network.known_classes)
         parts = probabilities.chunk(len(images))
         return torch.stack([losses.similarity_loss(p, labels, ignore) for p in parts]).sum()
 
     def _contrastive(self, inputs: Inputs, made: Made) -> Tensor:
         """Eq. 5, averaged over the taps: this rank's anchors among the pixels of all ranks."""
-        positions = distributed.gather(inputs.positions.to(self.device))
+        ignore, rank = self.space.ignore_index, distributed.rank()
         total = torch.zeros((), device=self.device)
         additions: list[tuple[int, Tensor, Tensor]] = []
         for tap, own in enumerate(made.embeddings):
             labels = distributed.gather(_nearest(inputs.labels, own.shape[2:]))
             embeddings = distributed.gather(own)
-            labelled = (labels != self.space.ignore_index).flatten()
-            of_rank = labelled.view(distributed.world_size(), -1).sum(dim=1).tolist()
-            before = sum(of_rank[: distributed.rank()])
-            anchors = slice(before, before + of_rank[distributed.rank()])
-            bank, bank_classes = self.bank.read(tap) if self.bank is not None else (None, None)
+            pixels = own.shape[0] * own.shape[2] * own.shape[3]
+            bank, bank_classes = (None, None) if self.bank is None else self.bank.read(tap, ignore)
             total = total + losses.pixel_contrastive_loss(
-                embeddings.permute(0, 2, 3, 1).flatten(0, 2)[labelled],
-                labels.flatten()[labelled],
+                embeddings.permute(0, 2, 3, 1).flatten(0, 2),
+                labels.flatten(),
                 self.recipe.losses.temperature,
-                anchors=anchors,
+                anchors=slice(rank * pixels, (rank + 1) * pixels),
                 bank=bank,
                 bank_classes=bank_classes,
+                ignore=ignore,
                 reduce_sums=distributed.all_reduce_sum,
             )
             additions.append((tap, embeddings.detach(), labels))
         if self.bank is not None:
+            positions = distributed.gather(inputs.positions)
             for tap, embeddings, labels in additions:
                 self.bank.add(tap, embeddings, labels, positions)
         return total / len(made.embeddings)

@@ -6,7 +6,8 @@ are computed once, and a batch in parts (``train.accumulate``) adds up to the sa
 what looks at a whole batch: batch norm, Eq. 5 and the class means of Eq. 6 look at a part.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -28,6 +29,7 @@ from ecgan.objective import (
     modules,
     terms,
 )
+from ecgan.ops.transfers import Download
 from ecgan.profiling import measured
 from ecgan.recipe import Recipe
 
@@ -139,53 +141,86 @@ def rate_factor(recipe: Recipe, images_seen: int) -> float:
     return 1.0 if decay == 0 else min(1.0, max(0.0, (train.images - images_seen) / decay))
 
 
+class StepValues:
+    """What a step measured, on its way to the host: who reads it waits for it, nobody else.
+
+    Attributes:
+        means: every term of G, unweighted, and D's loss; means over the parts.
+    """
+
+    def __init__(
+        self,
+        keys: Sequence[Sequence[str]],
+        parts: Sequence[Mapping[str, Tensor]],
+        norms: Mapping[str, Tensor],
+    ) -> None:
+        self.means = {
+            name: torch.stack([values[name] for values in parts]).mean(dim=0) for name in parts[0]
+        }
+        of_ranks = distributed.mean_(_stacked(self.means))
+        every_key = [key for part in keys for key in part]
+        self._checked = [
+            *((name, part) for part, values in zip(keys, parts, strict=True) for name in values),
+            *((name, every_key) for name in norms),
+        ]
+        self._numbers = Download(torch.cat([of_ranks, *map(_stacked, parts), _stacked(norms)]))
+
+    def read(self) -> dict[str, float]:
+        """The terms, means over the parts and over the ranks.
+
+        Raises:
+            NonFiniteError: a term of this rank, or the norm of a gradient, is inf or NaN.
+        """
+        numbers = self._numbers.wait().tolist()
+        size = len(self.means)
+        for (name, keys), value in zip(self._checked, numbers[size:], strict=True):
+            if not math.isfinite(value):
+                raise NonFiniteError(name, value, keys)
+        return dict(zip(self.means, numbers[:size], strict=True))
+
+
+def _stacked(values: Mapping[str, Tensor]) -> Tensor:
+    return torch.stack([value.float() for value in values.values()])
+
+
 def step(
     players: Players, objective: Objective, parts: Sequence[Inputs], factor: float
-) -> dict[str, Tensor]:
-    """One step of both players.
+) -> StepValues:
+    """One step of both players, which nothing here waits for: what it returns must be read.
 
     Args:
-        players: moved in place.
+        players: moved in place. Where a value is not finite they are no good any more.
         objective: the terms.
         parts: this rank's batch, in one or more parts.
         factor: of both rates.
-
-    Returns:
-        Every term of G, unweighted, and D's loss; means over the parts.
-
-    Raises:
-        NonFiniteError: a term is inf or NaN; nothing has moved.
     """
     sides = [p for p in (players.generator, players.discriminator) if p is not None]
     for player in sides:
         player.optimizer.zero_grad(set_to_none=True)
-    sums: dict[str, Tensor] = {}
+    values: list[dict[str, Tensor]] = []
     for index, inputs in enumerate(parts):
         with ExitStack() as stack:
             if index < len(parts) - 1:
                 for player in sides:
                     stack.enter_context(distributed.without_averaging(player.parallel))
-            values = _add_gradients(players, objective, inputs, 1 / len(parts))
-        for name, value in values.items():
-            sums[name] = sums.get(name, torch.zeros_like(value)) + value / len(parts)
-    with measured("finite gradients"):
-        _require_finite_gradients(players, [key for inputs in parts for key in inputs.keys])
+            values.append(_add_gradients(players, objective, inputs, 1 / len(parts)))
+    with measured("norms"):
+        norms = _norms_of_gradients(players)
     with measured("optimizers"):
         for player in sides:
             player.move(factor)
-    return sums
+    return StepValues([inputs.keys for inputs in parts], values, norms)
 
 
-def _require_finite_gradients(players: Players, keys: Sequence[str]) -> None:
-    """Finite terms can have gradients that are not, and weights once moved would stay so."""
-    norms = {
+def _norms_of_gradients(players: Players) -> dict[str, Tensor]:
+    """Finite terms can have gradients that are not, and weights once moved stay so."""
+    return {
         f"gradient of {name}": nn.utils.get_total_norm(
             [p.grad for p in player.network.parameters() if p.grad is not None]
         )
         for name, player in (("G", players.generator), ("D", players.discriminator))
         if player is not None
     }
-    _require_finite(norms, keys)
 
 
 def _add_gradients(
@@ -202,25 +237,14 @@ def _add_gradients(
         with measured("D forward"):
             loss, real_maps = objective.discriminator_loss(opponent.parallel, inputs, made)
         values["discriminator"] = loss.detach()
-        _require_finite(values, inputs.keys)
         with measured("D backward"):
             (share * loss).backward()
         opponent.network.requires_grad_(False)
     network = None if opponent is None else opponent.network
     of_generator = objective.generator_terms(network, inputs, made, real_maps)
     values |= {name: value.detach() for name, value in of_generator.items()}
-    _require_finite(values, inputs.keys)
     with measured("G backward"):
         (share * objective.weighted(of_generator)).backward()
     if opponent is not None:
         opponent.network.requires_grad_(True)
     return values
-
-
-def _require_finite(values: dict[str, Tensor], keys: Sequence[str]) -> None:
-    stacked = torch.stack([value.float() for value in values.values()])
-    if bool(stacked.isfinite().all()):  # one wait for the device, not one for each term
-        return
-    for name, value in zip(values, stacked.tolist(), strict=True):
-        if not -float("inf") < value < float("inf"):
-            raise NonFiniteError(name, value, keys)

@@ -33,6 +33,7 @@ from ecgan.errors import UserError
 from ecgan.labels import Labels, LabelSpace
 from ecgan.models.folded import FoldedGenerator, Shared
 from ecgan.ops.onehot_conv import one_hot
+from ecgan.ops.transfers import uploaded
 from ecgan.recipe import Recipe
 from ecgan.recorded import Draw, RecordedPass, Share, compiled
 from ecgan.timings import Clock
@@ -176,7 +177,7 @@ class Sampler:
             with clock.measured("condition"):
                 labels, boundary = self.maps(layouts)
                 step = max(1, batch // len(layouts))
-                parts = [None] if z is None else self._to_device(z).split(step, dim=1)
+                parts = [None] if z is None else uploaded(z, self.device).split(step, dim=1)
                 share, draw = self._network(labels, boundary, parts[0], batch)
                 shared = share(labels, boundary)
             for part in parts:
@@ -191,12 +192,12 @@ class Sampler:
         stacked = np.stack([layout.label for layout in layouts])
         if stacked.dtype != np.uint8:  # torch knows few operations on uint16
             stacked = stacked.astype(np.int32)
-        labels = self._to_device(torch.from_numpy(stacked)).long()
+        labels = uploaded(torch.from_numpy(stacked), self.device).long()
         labels = labels.masked_fill(labels == self.space.ignore_index, self.space.num_classes)
         if not self.recipe.data.instances:
             return labels, None
         found = np.stack([layout.boundary for layout in layouts if layout.boundary is not None])
-        return labels, self._to_device(torch.from_numpy(found))[:, None]
+        return labels, uploaded(torch.from_numpy(found), self.device)[:, None]
 
     def draw(self, shared: Shared, z: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Bytes of images, (L, K, H, W, 3), and of edges, (L, K, H, W), on the device."""
@@ -227,11 +228,6 @@ class Sampler:
 
         return recorded.share, draw_any
 
-    def _to_device(self, x: Tensor) -> Tensor:
-        if self._copies is None:
-            return x
-        return x.pin_memory().to(self.device, non_blocking=True)
-
     @contextmanager
     def _copying(self, *tensors: Tensor | None) -> Iterator[None]:
         """Let what is made now be copied while the device goes on."""
@@ -250,7 +246,7 @@ class Sampler:
         from torch.utils.flop_counter import FlopCounterMode
 
         with torch.no_grad(), self.same_sums(), FlopCounterMode(display=False) as counter:
-            styles = None if z is None else self._to_device(z)
+            styles = None if z is None else uploaded(z, self.device)
             self.draw(self.generator.share(*self.maps(layouts)), styles)
         return counter.get_total_flops()
 

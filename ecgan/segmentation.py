@@ -146,6 +146,7 @@ class Segmenter(Frozen):
     """
 
     known: Tensor  # (N,), bool: classes that the network can tell
+    known_classes: Tensor  # the same as ids
     _mapped: Tensor  # classes of the network that mean one of the recipe
     _targets: Tensor  # and which
     _scale: Tensor
@@ -177,6 +178,7 @@ class Segmenter(Frozen):
         known = torch.zeros(len(names), dtype=torch.bool)
         known[targets] = True
         self.register_buffer("known", known, persistent=False)
+        self.register_buffer("known_classes", known.nonzero()[:, 0], persistent=False)
         self.register_buffer("_mapped", torch.tensor(mapped), persistent=False)
         self.register_buffer("_targets", targets, persistent=False)
         mean, std = torch.tensor([normalisation.mean, normalisation.std]).view(2, 1, 3, 1, 1)

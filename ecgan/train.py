@@ -32,7 +32,7 @@ from ecgan.journal import Journal, Means
 from ecgan.labels import LabelSpace
 from ecgan.models.pretrained import Hed, PerceptualFeatures, perceptual_features
 from ecgan.objective import Inputs, Objective, modules, terms
-from ecgan.players import NonFiniteError, Players
+from ecgan.players import NonFiniteError, Players, StepValues
 from ecgan.profiling import StepProfile, measured
 from ecgan.recipe import Recipe, label_space, load_recipe
 from ecgan.sampling import condition
@@ -337,6 +337,7 @@ class _Training:
         self.recipe, self.space, self.place = recipe, space, place
         self.train_set, self.validation_set = sets
         self.progress = _Progress()
+        self._unread: tuple[int, StepValues] | None = None  # and images seen before that step
         device = place.device
         # A file that is not there is refused before the label generator is trained.
         perceptual_network = _perceptual_network(recipe, device)
@@ -396,15 +397,16 @@ class _Training:
         for batch in self._batches():
             if progress.images_seen >= recipe.images:
                 break
-            if distributed.any_rank(signals.came, self.place.device):
+            if distributed.any_rank(signals.came):
                 self._save()
                 return "interrupted"
             before = progress.images_seen
-            progress.means.add(self._step(batch))
+            self._step(batch)
             progress.images_seen += recipe.batch
             self.averaged.update(self.players.side, progress.images_seen)
             journal.advance(recipe.batch)
             self._report(journal, before)
+        self._settle()
         if progress.means.count:
             self._log(journal)
         self._save()
@@ -469,14 +471,28 @@ class _Training:
             pin=self.place.device.type == "cuda",
         )
 
-    def _step(self, batch: Batch) -> dict[str, torch.Tensor]:
+    def _step(self, batch: Batch) -> None:
+        """Launch a step, and read what the one before measured: a GPU need not wait for us."""
         factor = players.rate_factor(self.recipe, self.progress.images_seen)
         with measured("copy"):
             parts = [self._inputs(part) for part in _parts(batch, self.recipe.train.accumulate)]
+        values = players.step(self.players, self.objective, parts, factor)
+        self._settle()
+        self._unread = self.progress.images_seen, values
+
+    def _settle(self) -> None:
+        """Read what the last step measured. Nothing is shown, scored or written before.
+
+        Raises:
+            UserError: a value is not finite; the step before that one is the last good one.
+        """
+        if self._unread is None:
+            return
+        (images, values), self._unread = self._unread, None
         try:
-            return players.step(self.players, self.objective, parts, factor)
+            self.progress.means.add(values.read())
         except NonFiniteError as error:
-            images, size = self.progress.images_seen, self.recipe.train.batch
+            size = self.recipe.train.batch
             raise UserError(
                 f"{self.place.out}: the term {error.term} is {error.value} at step "
                 f"{images // size} (after {images} images), on {', '.join(error.keys)}. The "
@@ -506,20 +522,25 @@ class _Training:
     def _report(self, journal: Journal, before: int) -> None:
         """Whatever is due at the first step at or past its cadence."""
         recipe, now = self.recipe.train, self.progress.images_seen
-
-        def due(every: int) -> bool:
-            return every > 0 and now // every > before // every
-
-        if due(recipe.log_every):
+        cadences = {
+            "log": recipe.log_every,
+            "preview": recipe.preview_every,
+            "evaluate": recipe.evaluate_every,
+            "checkpoint": recipe.checkpoint_every,
+        }
+        due = {name for name, n in cadences.items() if n > 0 and now // n > before // n}
+        if due:
+            self._settle()
+        if "log" in due:
             self._log(journal)
         better = False
         if distributed.rank() == 0:
-            if due(recipe.preview_every):
+            if "preview" in due:
                 journal.picture(now, self.averaged.preview(self.hed))
-            if due(recipe.evaluate_every):
+            if "evaluate" in due:
                 better = self._score(journal)
-        better = distributed.any_rank(better, self.place.device)
-        if (due(recipe.checkpoint_every) or better) and now < recipe.images:
+        better = distributed.any_rank(better)
+        if ("checkpoint" in due or better) and now < recipe.images:
             self._save()
             if distributed.rank() == 0:
                 self._save_generator(checkpoint.GENERATOR)
@@ -555,6 +576,7 @@ class _Training:
 
     def _save(self) -> None:
         """Write a training checkpoint."""
+        self._settle()
         images_seen, best = self.progress.images_seen, self.progress.best
         if distributed.rank() == 0 and images_seen > 0:
             networks, optimizers = self._stateful()

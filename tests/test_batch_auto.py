@@ -23,10 +23,11 @@ def fitting(recipe, available, world=1):
     return dry_run.fitting_batch(recipe, space, device=CPU, world=world, available=available)
 
 
-def test_twice_the_memory_is_twice_the_batch_up_to_a_bound():
+def test_twice_the_memory_is_twice_the_batch_up_to_a_bound(monkeypatch):
     recipe = recipe_of()
-    space = label_space(recipe.data)
-    one, two = (dry_run.memory_bytes(recipe, space, n, bfloat16=False) for n in (1, 2))
+    estimate = dry_run.Estimate(recipe, label_space(recipe.data), bfloat16=False)
+    one, two = estimate.of(1), estimate.of(2)
+    monkeypatch.setattr(dry_run, "Estimate", lambda *_, **__: estimate)  # seconds to build
     each, fixed = two - one, 2 * one - two
     assert each > 0
     assert fixed > 0

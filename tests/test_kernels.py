@@ -206,6 +206,42 @@ def test_contrast_kernels_match_float64(kernels, temperature, anchors, with_bank
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("with_bank", [False, True])
+def test_contrast_kernels_leave_out_what_takes_no_part(kernels, with_bank):
+    """As plain torch does, and as if it were not there."""
+    classes = torch.randint(0, 3, (150,), device=DEVICE)
+    classes[torch.rand(150, device=DEVICE) < 0.4] = IGNORE
+    e, options = unit(150, 5), {}
+    if with_bank:
+        options["bank_classes"] = torch.tensor([0, IGNORE, 1, 5] * 5, device=DEVICE)
+        options["bank"] = unit(20, 5)
+    limits = {"total": 1e-5, "gradient": 1e-3}
+    compare_contrast(e, classes, 0.07, anchors=slice(30, 120), ignore=IGNORE, **options, **limits)
+
+    there = classes != IGNORE
+    first, last = (int(there[:at].sum()) for at in (30, 120))
+    whole = e.detach().float().requires_grad_()
+    total, count = pixel_contrast(
+        whole, classes, 0.07, anchors=slice(30, 120), ignore=IGNORE,
+        **{name: x.float() if name == "bank" else x for name, x in options.items()},
+    )  # fmt: skip
+    if with_bank:
+        kept = options["bank_classes"] != IGNORE
+        options = {
+            "bank_classes": options["bank_classes"][kept],
+            "bank": options["bank"][kept].float(),
+        }
+    part = whole.detach()[there].requires_grad_()
+    expected, number = pixel_contrast(
+        part, classes[there], 0.07, anchors=slice(first, last), **options
+    )
+    assert count == number
+    assert torch.allclose(total, expected)
+    gradient, own = torch.autograd.grad(total, whole)[0], torch.autograd.grad(expected, part)[0]
+    assert_close(gradient[there], own, 1e-6)
+    assert not gradient[~there].any()
+
+
 @pytest.mark.parametrize(
     "classes",
     [[0] * 20, range(20), [0, 0, 1], [7], [], [5] * 33 + [2] * 7],

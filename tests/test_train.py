@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
-from ecgan import checkpoint, lock, players, train
+from ecgan import checkpoint, lock, losses, players, train
 from ecgan.data.loader import batches, to_images
 from ecgan.errors import UserError
 from ecgan.labels import LabelClass, LabelSpace
@@ -291,9 +292,9 @@ def test_the_bank_is_a_ring_of_one_embedding_of_each_class_an_image():
     for position in range(3):
         embeddings = torch.full((1, 4, 2, 2), float(position))
         bank.add(0, embeddings, labels, torch.tensor([position]))
-    embeddings, classes = bank.read(0)
-    assert classes.tolist() == [0, 0, 1, 1]
-    assert embeddings[:, 0].tolist() == [2, 1, 2, 1]  # 0 was the oldest
+    embeddings, classes = bank.read(0, empty=9)
+    assert classes.tolist() == [0, 0, 1, 1, 9, 9]
+    assert embeddings[:4, 0].tolist() == [2, 1, 2, 1]  # 0 was the oldest
     assert bank.count.tolist() == [[3, 3, 0]]
 
 
@@ -305,7 +306,8 @@ def test_the_bank_draws_its_pixels_by_position():
             values = torch.stack([torch.arange(128.0).view(2, 8, 8) + 1000 * p for p in positions])
             labels = torch.zeros(len(positions), 8, 8, dtype=torch.int64)
             bank.add(0, values, labels, torch.tensor(positions))
-        drawn.append(bank.read(0)[0])
+        embeddings, classes = bank.read(0, empty=9)
+        drawn.append(embeddings[classes == 0])
     assert torch.equal(drawn[0], drawn[1])
     assert torch.equal(drawn[0], drawn[2].flip(0))
     assert drawn[0][0, 0] - 4000 != drawn[0][1, 0] - 5000
@@ -418,14 +420,31 @@ def test_a_recipe_without_terms_is_refused(recipe, tmp_path):
         run(recipe(*weights, "losses.class_l1=0"), tmp_path / "run")
 
 
-def test_gradients_that_are_not_finite_move_nothing(recipe):
+def test_gradients_that_are_not_finite_are_seen(recipe):
     setting = Setting(recipe())
     side = setting.players.side
     side.generator.branches.image_branch.to_picture.weight.register_hook(lambda g: g * torch.inf)
-    before = [value.clone() for value in side.parameters()]
+    values = players.step(setting.players, setting.objective, [setting.inputs], 1.0)
     with pytest.raises(NonFiniteError, match="gradient of G"):
-        players.step(setting.players, setting.objective, [setting.inputs], 1.0)
-    assert all(map(torch.equal, before, side.parameters()))
+        values.read()
+
+
+def test_a_term_that_is_not_finite_ends_the_run_and_nothing_later_is_written(
+    recipe, tmp_path, monkeypatch
+):
+    """It is read after the next step was launched, or before anything is written."""
+    honest, calls = losses.kl_divergence, []
+
+    def at_third(mu, log_var):
+        calls.append(None)
+        return honest(mu, log_var) * (torch.nan if len(calls) == 3 else 1)
+
+    monkeypatch.setattr(losses, "kl_divergence", at_third)
+    changed = recipe("train.images=24", "train.checkpoint_every=2", "train.keep=9")
+    with pytest.raises(UserError, match=r"the term kl is nan at step 2 \(after 4 images\), on \w+"):
+        run(changed, tmp_path / "run")
+    names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert [int(re.sub(r"\D", "", name)) for name in names] == [2, 4]
 
 
 def test_auto_is_saved_as_what_it_means(recipe):

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ecgan.models.generator import Generator
 
@@ -58,10 +59,13 @@ class Average:
             batch: images of the step, over all ranks.
             images_seen: images of all steps, this one included.
         """
-        new_share = 1 - decay(batch, images_seen, self.half_life)
-        parameters = dict(trained.named_parameters())
-        for name, average in self.module.named_parameters():
-            average.lerp_(parameters[name].to(average.dtype), new_share)
+        follow = get_ema_multi_avg_fn(decay(batch, images_seen, self.half_life))
+        parameters, averages = (
+            dict(trained.named_parameters()),
+            dict(self.module.named_parameters()),
+        )
+        followed = [parameters[name].to(average.dtype) for name, average in averages.items()]
+        follow(list(averages.values()), followed, None)
         buffers = dict(trained.named_buffers())
         for name, buffer in self.module.named_buffers():
             buffer.copy_(buffers[name])

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ecgan.ops.transfers import uploaded
+
 MAX_SHIFT = 1 / 8  # of height and of width
 CUTOUT = 1 / 2  # side of the hole, of height and of width
 
@@ -69,7 +71,7 @@ def _recoloured(images: Tensor, draws: Draws) -> Tensor:
     """Brightness by +-0.5, saturation by 0 to 2, contrast by 0.5 to 1.5."""
 
     def per_image(values: Tensor) -> Tensor:
-        return values.to(images)[:, None, None, None]
+        return uploaded(values, images.device).to(images.dtype)[:, None, None, None]
 
     images = images + (per_image(draws.brightness) - 0.5)
     grey = images.mean(dim=1, keepdim=True)
@@ -98,9 +100,9 @@ def _offsets(values: Tensor, length: int) -> list[int]:
 def _cut(pictures: Tensor, draws: Draws) -> Tensor:
     """A hole of half the height and width around a uniform pixel, less what is outside."""
     height, width = pictures.shape[2:]
-    in_rows = _hole(draws.cut_y, height)[:, None, :, None]
-    in_columns = _hole(draws.cut_x, width)[:, None, None, :]
-    return pictures * (~(in_rows & in_columns)).to(pictures)
+    in_rows = uploaded(_hole(draws.cut_y, height), pictures.device)[:, None, :, None]
+    in_columns = uploaded(_hole(draws.cut_x, width), pictures.device)[:, None, None, :]
+    return pictures * (~(in_rows & in_columns)).to(pictures.dtype)
 
 
 def _hole(values: Tensor, length: int) -> Tensor:

@@ -44,6 +44,7 @@ def pixel_contrast(
     anchors: slice | None = None,
     bank: Tensor | None = None,
     bank_classes: Tensor | None = None,
+    ignore: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Sum of Eq. 5 over the anchors that have a positive, and their number.
 
@@ -55,6 +56,7 @@ def pixel_contrast(
         bank: further embeddings, (Mb, D), positives and negatives but never anchors, without
             gradient.
         bank_classes: their classes, (Mb,).
+        ignore: class of embeddings, and of the bank's, that take no part.
 
     Returns:
         The sum, a scalar in float32 or float64, and the number of anchors in it, int64.
@@ -66,7 +68,10 @@ def pixel_contrast(
         classes = torch.cat([classes, bank_classes.long()])
     is_anchor = torch.zeros_like(classes, dtype=torch.bool)
     is_anchor[: len(embeddings)][anchors or slice(None)] = True
-    sums = _PixelContrast.apply(everything, classes, is_anchor, temperature, len(embeddings))
+    takes_part = torch.ones_like(is_anchor) if ignore is None else classes != ignore
+    sums = _PixelContrast.apply(
+        everything, classes, is_anchor, takes_part, temperature, len(embeddings)
+    )
     assert isinstance(sums, tuple)
     return sums[0], sums[1]
 
@@ -128,21 +133,28 @@ class _PixelContrast(torch.autograd.Function):
         everything: Tensor,
         classes: Tensor,
         is_anchor: Tensor,
+        takes_part: Tensor,
         temperature: float,
         num_embeddings: int,
     ) -> tuple[Tensor, Tensor]:
         with_gradient = ctx.needs_input_grad[0]
 
         def with_torch() -> _Sums:
-            layout = _lay_out(classes, is_anchor)
+            there = takes_part.nonzero()[:, 0]
+            layout = _lay_out(classes[there], is_anchor[there])
+            num_there = int(takes_part[:num_embeddings].sum())
             with exact_arithmetic(everything.device):
-                pairs = _pairs(everything, layout, temperature, num_embeddings)
-                return pairs.sums(with_gradient=with_gradient)
+                pairs = _pairs(everything[there], layout, temperature, num_there)
+                sums = pairs.sums(with_gradient=with_gradient)
+            if sums.gradient is None:
+                return sums
+            gradient = torch.zeros_like(everything).index_copy_(0, there, sums.gradient)
+            return sums._replace(gradient=gradient)
 
         def with_triton() -> _Sums:
             from ecgan.ops import triton_contrast
 
-            keys = triton_contrast.lay_out(everything, classes, is_anchor)
+            keys = triton_contrast.lay_out(everything, classes, is_anchor, takes_part)
             total, gradient = triton_contrast.loss_and_gradient(
                 everything, keys, temperature, num_embeddings, with_gradient=with_gradient
             )
@@ -160,9 +172,9 @@ class _PixelContrast(torch.autograd.Function):
     def backward(
         ctx: Any,  # noqa: ANN401
         *grad_outputs: Tensor,
-    ) -> tuple[Tensor, None, None, None, None]:
+    ) -> tuple[Tensor, None, None, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grad_outputs[0], None, None, None, None
+        return gradient * grad_outputs[0], None, None, None, None, None
 
 
 class _Sums(NamedTuple):

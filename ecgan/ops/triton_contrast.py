@@ -1,8 +1,9 @@
 """Pixel-wise contrastive loss (Eq. 5) as three Triton kernels, one for each pass, nothing stored.
 
 Embeddings and bank are sorted by class, and anchors come first within a class: positives are square
-blocks on the diagonal. A program owns a block of rows i and goes over the columns j that concern
-it, so that no sum needs atomic additions: the same bits in every run.
+blocks on the diagonal. Those that take no part come last, as padding; their number stays on the
+device, so that the host never waits. A program owns a block of rows i and goes over the columns j
+that concern it, so that no sum needs atomic additions: the same bits in every run.
 
     1. l_i = log sum over negatives j of exp(s_ij), online                      rows: anchors
     2. loss_i; g_i = dloss_i/dl_i; the gradient of the positives' s_ij          rows: embeddings
@@ -34,7 +35,7 @@ from torch import Tensor
 from ecgan.ops import triton_pairs as pairs
 
 CLASS_OF_NONE = -1
-"""Class of rows that are only padding; classes are 0, 1, ..."""
+"""Class of rows that are only padding."""
 
 WEIGHT_SCALE = 2.0**14
 """What weights, at most 2, are multiplied by to be in float16's range."""
@@ -43,9 +44,10 @@ WEIGHT_SCALE = 2.0**14
 class Keys(NamedTuple):
     """Embeddings and bank in sorted order, with padding."""
 
+    number: Tensor  # how many are not padding, int32
     vectors: Tensor  # rows [hi, lo, hi], (K, k)
     order: Tensor  # place of each among embeddings and bank, (K,); 0 in the padding
-    classes: Tensor  # 0 .., (K,)
+    classes: Tensor  # where the class starts stands for it, (K,)
     start: Tensor  # where the class of each starts, (K,)
     stop: Tensor  # and where it stops, (K,)
     padding: Tensor  # -inf for padding, 0 for all others, (K,)
@@ -53,34 +55,38 @@ class Keys(NamedTuple):
     num_anchors: Tensor  # that have positives
 
 
-def lay_out(everything: Tensor, classes: Tensor, is_anchor: Tensor) -> Keys:
+def lay_out(everything: Tensor, classes: Tensor, is_anchor: Tensor, takes_part: Tensor) -> Keys:
     """Sort embeddings and bank by class, anchors first.
 
     Args:
         everything: embeddings, then the bank, (M + Mb, D).
         classes: of each, (M + Mb,).
         is_anchor: which are anchors, (M + Mb,).
+        takes_part: which are there at all, (M + Mb,).
     """
-    count, n = everything.shape
-    rows = pairs.padded(count)
-    names, classes = classes.unique(return_inverse=True)
-    order = (classes * 2 + ~is_anchor).argsort(stable=True)
-    own = classes[order]
-    bounds = torch.searchsorted(own, torch.arange(len(names) + 1, device=own.device))
-    start, stop = bounds[own], bounds[own + 1]
+    size, n = everything.shape
+    rows = pairs.padded(size)
+    count = takes_part.sum(dtype=torch.int32)
+    key = (classes * 2 + ~is_anchor).masked_fill(~takes_part, torch.iinfo(torch.int64).max)
+    key, order = key.sort(stable=True)
+    own, inside = key >> 1, takes_part[order]
+    start, stop = torch.searchsorted(own, own), torch.searchsorted(own, own, right=True)
     positives = stop - start - 1
-    has_positives = is_anchor[order] & (positives > 0)
+    has_positives = inside & is_anchor[order] & (positives > 0)
     share = torch.where(has_positives, 1 / positives, 0.0)
 
     def pad(x: Tensor, value: float, dtype: torch.dtype) -> Tensor:
-        return torch.nn.functional.pad(x.to(dtype), (0, rows - count), value=value)
+        padded = torch.full((rows,), value, dtype=dtype, device=x.device)
+        padded[:size] = x.to(dtype).where(inside, value)
+        return padded
 
     return Keys(
-        pairs.split(everything, order, _number(count, everything), everything.stride(), n),
+        count,
+        pairs.split(everything, order, count, everything.stride(), n),
         pad(order, 0, torch.int64),
-        pad(own, CLASS_OF_NONE, torch.int32),
-        pad(start, count, torch.int32),
-        pad(stop, count, torch.int32),
+        pad(start, CLASS_OF_NONE, torch.int32),
+        pad(start, 0, torch.int32),
+        pad(stop, 0, torch.int32),
         pad(torch.zeros_like(share), -math.inf, torch.float32),
         pad(share, 0.0, torch.float32),
         has_positives.sum(),
@@ -104,7 +110,7 @@ def loss_and_gradient(
         num_embeddings: M. The bank gets no gradient.
         with_gradient: whether it is wanted; None in its place if not.
     """
-    count, n = everything.shape
+    n = everything.shape[1]
     width = pairs.widths(n)
     block = pairs.blocks(width)
     grid = (len(keys.order) // block.rows,)
@@ -120,13 +126,13 @@ def loss_and_gradient(
     scale = 1 / (temperature * pairs.SCALE * WEIGHT_SCALE)
 
     _log_negatives[grid](
-        keys.vectors, keys.classes, keys.start, keys.stop, keys.padding, keys.share, l, count, n,
-        to_base_2, **sizes,
+        keys.vectors, keys.classes, keys.start, keys.stop, keys.padding, keys.share, l, keys.number,
+        n, to_base_2, **sizes,
     )  # fmt: skip
     fewer_columns = sizes | {"COLUMNS": block.columns // 2}  # this pass needs the most registers
     _positives[grid](
         keys.vectors, keys.order, keys.classes, keys.start, keys.stop, keys.share, l, g, losses,
-        gradient, count, num_embeddings, n, to_base_2, -scale,
+        gradient, keys.number, num_embeddings, n, to_base_2, -scale,
         VECTOR=width.vector, WEIGHT_SCALE=WEIGHT_SCALE, WITH_GRADIENT=with_gradient,
         **fewer_columns,
     )  # fmt: skip
@@ -136,13 +142,9 @@ def loss_and_gradient(
     u = torch.where(g > 0, g.log2() - l, -torch.inf) + math.log2(WEIGHT_SCALE)
     _negatives[grid](
         keys.vectors, keys.order, keys.classes, keys.start, keys.stop, keys.padding, u, gradient,
-        count, num_embeddings, n, to_base_2, scale, VECTOR=width.vector, **sizes,
+        keys.number, num_embeddings, n, to_base_2, scale, VECTOR=width.vector, **sizes,
     )  # fmt: skip
     return total, gradient
-
-
-def _number(value: int, like: Tensor) -> Tensor:
-    return torch.tensor(value, dtype=torch.int32, device=like.device)
 
 
 @triton.jit
@@ -167,10 +169,11 @@ def _skipped_columns(start, stop, first, count, ROWS: tl.constexpr, COLUMNS: tl.
 
 @triton.jit
 def _log_negatives(
-    keys, classes, start, stop, padding, share, l, count, n, to_base_2,
+    keys, classes, start, stop, padding, share, l, number_of_keys, n, to_base_2,
     A: tl.constexpr, B: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Pass 1: l of a block of rows in base 2, if one of them is an anchor with positives."""
+    count = tl.load(number_of_keys)
     first = tl.program_id(0) * ROWS
     i = first + tl.arange(0, ROWS)
     if (first >= count) | (tl.max(tl.load(share + i), axis=0) == 0):
@@ -196,11 +199,12 @@ def _log_negatives(
 @triton.jit
 def _positives(
     keys, order, classes, start, stop, share, l, g, losses, gradient,
-    count, num_embeddings, n, to_base_2, scale,
+    number_of_keys, num_embeddings, n, to_base_2, scale,
     A: tl.constexpr, B: tl.constexpr, VECTOR: tl.constexpr, ROWS: tl.constexpr,
     COLUMNS: tl.constexpr, WEIGHT_SCALE: tl.constexpr, WITH_GRADIENT: tl.constexpr,
 ):  # fmt: skip
     """Pass 2: losses (base 2) and g of a block of rows, and the positives' part of its gradient."""
+    count = tl.load(number_of_keys)
     first = tl.program_id(0) * ROWS
     i = first + tl.arange(0, ROWS)
     inside = i < count
@@ -252,7 +256,7 @@ def _positives(
 @triton.jit
 def _negatives(
     keys, order, classes, start, stop, padding, u, gradient,
-    count, num_embeddings, n, to_base_2, scale,
+    number_of_keys, num_embeddings, n, to_base_2, scale,
     A: tl.constexpr, B: tl.constexpr, VECTOR: tl.constexpr, ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):  # fmt: skip
@@ -260,6 +264,7 @@ def _negatives(
 
     u: log2 of g WEIGHT_SCALE, less l; -inf for all but anchors, (K,).
     """
+    count = tl.load(number_of_keys)
     first = tl.program_id(0) * ROWS
     i = first + tl.arange(0, ROWS)
     place = tl.load(order + i)

@@ -47,16 +47,13 @@ def losses_and_gradient(
         bound: on a'' and 1 - a'' from below.
         with_gradient: whether it is wanted; None in its place if not.
     """
-    # A class that is nowhere probable adds nothing to any a'', and gets no gradient.
-    channels = (probabilities != 0).flatten(2).any(dim=2).any(dim=0).nonzero()[:, 0]
     gradient = torch.zeros_like(probabilities, memory_format=torch.contiguous_format)
     losses = [
         _loss_of_image(
-            probabilities[image].flatten(1).index_select(0, channels),
+            probabilities[image].flatten(1).contiguous(),
             labels[image].flatten(),
             ignore,
             bound,
-            channels,
             gradient[image] if with_gradient else None,
         )
         for image in range(len(labels))
@@ -69,10 +66,9 @@ def _loss_of_image(
     labels: Tensor,
     ignore: int,
     bound: float,
-    channels: Tensor,
     gradient: Tensor | None,
 ) -> Tensor:
-    """Loss of one image; its gradient goes to ``gradient``, (N, H, W). p: (n, H * W)."""
+    """Loss of one image; its gradient goes to ``gradient``, (N, H, W). p: (N, H * W)."""
     labelled = labels != ignore
     order = labelled.logical_not().to(torch.uint8).argsort(stable=True)
     count = labelled.sum(dtype=torch.int32)
@@ -84,7 +80,7 @@ def _loss_of_image(
     width = pairs.widths(n)
     block = pairs.blocks(width)
     _rows[(rows // block.rows,)](
-        keys, own, order, count, channels, logs, logs if gradient is None else gradient,
+        keys, own, order, count, logs, logs if gradient is None else gradient,
         n, len(labels),
         A=width.a, B=width.b, VECTOR=width.vector, ROWS=block.rows, COLUMNS=block.columns,
         FULL=pairs.SCALE**2, LOWEST=bound * pairs.SCALE**2, SCALE=2 * pairs.SCALE,
@@ -97,7 +93,7 @@ def _loss_of_image(
 
 @triton.jit
 def _rows(
-    keys, labels, order, count, channels, logs, gradient, n, size,
+    keys, labels, order, count, logs, gradient, n, size,
     A: tl.constexpr, B: tl.constexpr, VECTOR: tl.constexpr, ROWS: tl.constexpr,
     COLUMNS: tl.constexpr, FULL: tl.constexpr, LOWEST: tl.constexpr, SCALE: tl.constexpr,
     WITH_GRADIENT: tl.constexpr,
@@ -137,10 +133,9 @@ def _rows(
         # In ``sums``, w is a SCALE^2-th of 1/b and p is SCALE times p.
         pixels = M.to(tl.float32)
         number = tl.arange(0, VECTOR)
-        channel = tl.load(channels + number, mask=number < n, other=0)
         pixel = tl.load(order + i, mask=labelled, other=0)
         tl.store(
-            gradient + channel[None, :] * size + pixel[:, None],
+            gradient + number[None, :].to(tl.int64) * size + pixel[:, None],
             sums * (SCALE / pixels / pixels),
             mask=labelled[:, None] & (number < n)[None, :],
         )

@@ -32,7 +32,7 @@ from ecgan.journal import Journal, Means
 from ecgan.labels import LabelSpace
 from ecgan.models.pretrained import Hed, PerceptualFeatures, perceptual_features
 from ecgan.objective import Inputs, Objective, modules, terms
-from ecgan.players import NonFiniteError, Players, StepValues
+from ecgan.players import NonFiniteError, Player, Players, StepValues
 from ecgan.profiling import StepProfile, measured
 from ecgan.recipe import Recipe, label_space, load_recipe
 from ecgan.sampling import condition
@@ -579,13 +579,13 @@ class _Training:
         self._settle()
         images_seen, best = self.progress.images_seen, self.progress.best
         if distributed.rank() == 0 and images_seen > 0:
-            networks, optimizers = self._stateful()
+            networks, optimised = self._stateful()
             checkpoint.save_training(
                 self.place.out,
                 images_seen,
                 checkpoint.Training(
                     {name: network.state_dict() for name, network in networks.items()},
-                    {name: optimizer.state_dict() for name, optimizer in optimizers.items()},
+                    {name: p.optimizer.state_dict() for name, p in optimised.items()},
                     self.progress.to_json(),
                 ),
             )
@@ -604,22 +604,22 @@ class _Training:
                 f"{self.place.out} did not start from --init {self.place.init}; leave the option "
                 "out to go on, or use a new folder"
             )
-        networks, optimizers = self._stateful()
+        networks, optimised = self._stateful()
         for name, network in networks.items():
             network.load_state_dict(saved.networks[name])
-        for name, optimizer in optimizers.items():
-            optimizer.load_state_dict(saved.optimizers[name])
+        for name, player in optimised.items():
+            player.load_optimizer(saved.optimizers[name])
         self.progress = _Progress.from_json(saved.state)
         self.notes = [f"going on from {folders[-1]}"]
 
-    def _stateful(self) -> tuple[dict[str, torch.nn.Module], dict[str, torch.optim.Adam]]:
+    def _stateful(self) -> tuple[dict[str, torch.nn.Module], dict[str, Player]]:
         sides = {"generator": self.players.generator, "discriminator": self.players.discriminator}
         there = {name: player for name, player in sides.items() if player is not None}
         networks = {name: player.network for name, player in there.items()}
         networks |= {"averaged": self.averaged.networks}
         if self.objective.bank is not None:
             networks["bank"] = self.objective.bank
-        return networks, {f"{name}_optimizer": player.optimizer for name, player in there.items()}
+        return networks, {f"{name}_optimizer": player for name, player in there.items()}
 
 
 class _Signals:

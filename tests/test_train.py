@@ -664,3 +664,20 @@ def test_the_command_starts_two_ranks_that_leave_one_run(scenes, tmp_path):
     assert process.returncode == 0, output
     assert [line["images"] for line in metrics(out)] == [2, 4, 6, 8]
     assert checkpoint.load_generator(out / checkpoint.GENERATOR).images_seen == 8
+
+
+def test_a_checkpoint_of_an_unfused_adam_goes_on_as_the_fused_one(recipe):
+    one, other = (Setting(recipe()).players.generator for _ in range(2))
+    plain = torch.optim.Adam(one.network.parameters(), 1e-4, players.BETAS)
+    for parameter in one.network.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    plain.step()
+    other.load_optimizer(plain.state_dict())
+    assert other.optimizer.param_groups[0]["fused"]
+    for own, saved in zip(other.network.parameters(), one.network.parameters(), strict=True):
+        own.data.copy_(saved.data)
+        own.grad = torch.ones_like(own)
+    other.move(1e-4 / other.rate)
+    plain.step()
+    for own, expected in zip(other.network.parameters(), one.network.parameters(), strict=True):
+        torch.testing.assert_close(own, expected, rtol=0, atol=1e-7)

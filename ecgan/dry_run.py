@@ -44,14 +44,23 @@ def memory_bytes(recipe: Recipe, space: LabelSpace, images: int, *, bfloat16: bo
 
 
 class Estimate:
-    """Memory by number of images; the networks are built once, on the meta device."""
+    """Memory by number of images; the networks are built once, on the meta device.
 
-    def __init__(self, recipe: Recipe, space: LabelSpace, *, bfloat16: bool) -> None:
+    Args:
+        recipe: what would be trained.
+        space: its class list.
+        bfloat16: what networks run in.
+        trained: number of parameters, if it is known already.
+    """
+
+    def __init__(
+        self, recipe: Recipe, space: LabelSpace, *, bfloat16: bool, trained: int | None = None
+    ) -> None:
         model = recipe.model.model_copy(update={"class_specific": False, "output": "refined"})
         self.recipe = recipe.model_copy(update={"model": model})
         self.bfloat16 = bfloat16
         self.num_conditions = space.num_conditions(boundary=recipe.data.instances)
-        self.trained = sum(parameters(recipe, space).values())
+        self.trained = sum(parameters(recipe, space).values()) if trained is None else trained
         with torch.device("meta"):
             self.side = GeneratorSide(self.recipe, space)
             self.discriminator = build_discriminator(self.recipe, space)
@@ -139,7 +148,8 @@ def describe(
     part = train.batch // (world * train.accumulate)
     precision = train.precision
     bfloat16 = precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
-    memory = memory_bytes(recipe, space, part, bfloat16=bfloat16)
+    estimate = Estimate(recipe, space, bfloat16=bfloat16, trained=sum(counts.values()))
+    memory = estimate.of(part)
     steps = -(-train.images // train.batch)
     lines = {
         "recipe": recipe.name,

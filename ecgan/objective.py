@@ -29,6 +29,7 @@ from ecgan.models.contrastive import ContrastiveHead
 from ecgan.models.diffaugment import diffaugment, draw
 from ecgan.models.discriminator import Discriminator
 from ecgan.models.generator import STYLE_DIM, Generated, Generator
+from ecgan.models.layers import channels_last
 from ecgan.models.pretrained import PerceptualFeatures
 from ecgan.models.style import StyleEncoder, reparameterise
 from ecgan.ops.transfers import uploaded
@@ -226,6 +227,9 @@ class Objective:
     bank: MemoryBank | None = None
 
     def __post_init__(self) -> None:
+        for frozen in (self.label_generator, self.perceptual_network):
+            if frozen is not None:
+                channels_last(frozen)
         self.weights = terms(self.recipe)
         self.pictures = pictures(self.recipe)
         precision = self.recipe.train.precision

@@ -54,8 +54,11 @@ def test_the_demo_refuses_a_folder_of_somebody_else(tmp_path):
 
 def commands():
     """Every ``ecgan …`` line in a code block of the README, without its comment."""
-    blocks = re.findall(r"^```\w*\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
+    text = README.read_text()
+    blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    for name, value in re.findall(r'^([A-Z]+)="(.*)"$', text, re.MULTILINE):
+        lines = [line.replace(f"${name}", value) for line in lines]
     parts = [part.strip() for line in lines for part in line.split("#")[0].split("&&")]
     return [part for part in parts if part.startswith("ecgan ") and "…" not in part]
 

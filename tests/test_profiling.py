@@ -83,7 +83,7 @@ def test_every_part_of_a_step_has_a_span(root, tmp_path, monkeypatch):
     of_terms = set(terms(recipe)) - {"adversarial", "feature_matching"}
     assert set(spans) >= of_terms | {
         "load", "copy", "G forward", "D forward", "D backward", "adversarial, matching",
-        "G backward", "optimizers", "averaging", "finite gradients", "other",
+        "G backward", "optimizers", "averaging", "norms", "other",
     }  # fmt: skip
     each = float(re.search(r"elapsed +([0-9.]+)", result.output)[1])
     assert sum(map(float, spans.values())) == pytest.approx(each, rel=0.02)

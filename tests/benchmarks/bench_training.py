@@ -1,0 +1,533 @@
+"""A whole training step: what ``ecgan train`` runs against the straightforward way.
+
+    python -m tests.benchmarks.bench_training                          # small, for a CPU
+    python -m tests.benchmarks.bench_training --compile --scaling
+    python -m tests.benchmarks.bench_training --width 64 --size 256 512 --classes 35 --batch 4 \\
+        --device cuda --similarity-stride 4 --compile --scaling
+
+The recipe is ``camvid`` with every term of Eq. 10: adversarial, feature matching, perceptual, Eqs.
+3, 5 and 6, KL. A step is both players' losses, gradients and optimisers; no loader, no average. The
+baseline, in the same process and from the same weights, is the step as one would write it at first:
+
+* eager, float32, weights and layouts not channels last, Adam as torch makes it by default;
+* the pairs of Eqs. 3 and 5 as whole matrices, with autograd; a branch on the full map for each
+  class (Eqs. 6 and 7), masked as the definition says;
+* D and G take turns, each with a pass of G of its own, and G's turn judges the real pictures again.
+
+The networks' layers are ours in it, so what D saves by looking once at a layout that several
+pictures share is in both. It is left out where its matrices do not fit into half of the memory.
+
+* **ours**: the step of ``ecgan train``, float32.
+* **bfloat16**: the same under autocast (``train.precision``).
+* **compiled**: G and D compiled (``train.compile``), float32 on a CPU, bfloat16 on CUDA.
+
+Before anything is timed, terms and gradients are compared on the same weights. Forms take turns; on
+a CPU their time is the thread's CPU time on one thread, so that another program's load does little
+harm. Peak memory is what the allocator gave: networks, Adam's moments, and the most that a step
+added. GFLOP are those of each form's own arithmetic (not of Triton's kernels, which the counter
+does not see), so a form that computes more than it must is also credited with more.
+
+The label generator has random weights, which cost the same; ``--label-generator 0`` leaves it out,
+``--perceptual none`` the pretrained network.
+"""
+
+import argparse
+import os
+import statistics
+from collections.abc import Callable
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.nn.utils.parametrizations import _SpectralNorm  # it has no other name
+
+from ecgan import losses, players, profiling, train
+from ecgan.data import toy, transforms
+from ecgan.data.loader import _collate, to_device, to_images
+from ecgan.data.sample import Sample
+from ecgan.dry_run import free_bytes
+from ecgan.models import class_specific
+from ecgan.objective import Inputs, Objective, pictures, terms
+from ecgan.ops.class_conv import SLOPE
+from ecgan.ops.pair_similarity import BOUND
+from ecgan.recipe import label_space, load_recipe
+from ecgan.sampling import condition
+from ecgan.timings import Clock, device_name, matrix_ceiling
+from tests.benchmarks.bench_losses import machine, versions
+from tests.benchmarks.bench_sampling import flops, seconds
+
+
+@dataclass(frozen=True)
+class Case:
+    """How large the networks are, and how much goes through them."""
+
+    width: int
+    size: tuple[int, int]  # height, width
+    classes: int
+    batch: int
+    similarity_stride: int | str
+    label_generator: int  # width of its first stage; 0: none
+    perceptual: str
+
+    def recipe(self, device, precision, *, compile=False):  # noqa: A002
+        height, width = self.size
+        found = load_recipe(
+            "camvid",
+            [
+                f"data.height={height}", f"data.width={width}",
+                f"data.classes={[str(n) for n in range(self.classes)]}",
+                f"model.width={self.width}", f"train.batch={self.batch}",
+                f"model.label_generator={'train' if self.label_generator else 'off'}",
+                f"model.label_generator_width={self.label_generator or 32}",
+                f"losses.perceptual_network={self.perceptual}",
+                f"losses.similarity_stride={self.similarity_stride}",
+                f"train.precision={precision}", f"train.compile={compile}",
+            ],
+        )  # fmt: skip
+        return train.resolved(found, device)
+
+
+# The straightforward way
+
+
+def naive_similarity(probabilities, labels, ignore):
+    """Eq. 3 from the M x M matrices; the gradient passes straight through the bound."""
+    total = torch.zeros((), device=labels.device)
+    for p, y in zip(probabilities.float().flatten(2), labels.flatten(1), strict=True):
+        labelled = y != ignore
+        classes, A = y[labelled], p[:, labelled].T @ p[:, labelled]
+        A = torch.where(classes[:, None] == classes, A, 1 - A)
+        A = A + (A.clamp(min=BOUND) - A).detach()
+        total = total - A.log().sum() / max(1, len(classes) ** 2)
+    return total / len(labels)
+
+
+def naive_contrast(embeddings, classes, temperature, *, ignore=None, **unused):
+    """Eq. 5 from the M x M matrices."""
+    if ignore is not None:
+        embeddings, classes = embeddings[classes != ignore], classes[classes != ignore]
+    s = embeddings @ embeddings.T / temperature
+    same = classes[:, None] == classes
+    positive = same & ~torch.eye(len(classes), dtype=torch.bool, device=classes.device)
+    l = s.masked_fill(same, -torch.inf).logsumexp(dim=1, keepdim=True)
+    loss = (torch.logaddexp(s, l) - s).masked_fill(~positive, 0).sum(dim=1)
+    counts = positive.sum(dim=1)
+    return (loss / counts.clamp(min=1)).sum() / (counts > 0).sum().clamp(min=1)
+
+
+def naive_heads(features, labels, ignore, w1, b1, w2, b2):
+    """Eqs. 6 and 7, a branch for each class, on the full map."""
+    image = torch.zeros_like(features[:, :3])
+    for c in range(len(w1)):
+        mask = (labels == c)[:, None]
+        hidden = F.leaky_relu(F.conv2d(features * mask, w1[c], b1[c], padding=1), SLOPE)
+        image = image + F.conv2d(hidden * mask, w2[c], b2[c], padding=1).tanh() * mask
+    return image
+
+
+@contextmanager
+def naive_losses():
+    with ExitStack() as stack:
+        for place, name, f in (
+            (losses, "similarity_loss", naive_similarity),
+            (losses, "pixel_contrastive_loss", naive_contrast),
+            (class_specific, "class_specific_heads", naive_heads),
+        ):
+            stack.enter_context(mock.patch.object(place, name, f))
+        yield
+
+
+def naive_step(both, objective, parts, factor):
+    """D's turn, then G's, each with its own pass of G."""
+    (inputs,) = parts
+    generator, opponent = both.generator, both.discriminator
+    D = opponent.network
+    noise = objective.noise(inputs.positions)
+    with naive_losses():
+        opponent.optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            made = generator.network(inputs.S, inputs.labels, inputs.image, noise)
+        loss, _ = objective.discriminator_loss(D, inputs, made)
+        loss.backward()
+        opponent.move(factor)
+
+        D.requires_grad_(False)
+        generator.optimizer.zero_grad(set_to_none=True)
+        made = generator.network(inputs.S, inputs.labels, inputs.image, noise)
+        real = objective._real(inputs)
+        with torch.no_grad():
+            real_maps = dict(zip(real, objective._judge(D, inputs, [*real.items()]), strict=True))
+        values = objective.generator_terms(D, inputs, made, real_maps)
+        objective.weighted(values).backward()
+        generator.move(factor)
+        D.requires_grad_(True)
+    return {"discriminator": loss.detach()} | {n: v.detach() for n, v in values.items()}
+
+
+def make_plain(player):
+    """As torch lays out weights and makes Adam, unless it is told otherwise."""
+    for parameter in player.network.parameters():
+        parameter.data = parameter.data.contiguous()
+    player.optimizer = torch.optim.Adam(player.network.parameters(), player.rate, players.BETAS)
+
+
+def naive_bytes(case, recipe):
+    """What the matrices of Eqs. 3 and 5 take at most: those kept for gradients, and three more."""
+    losses_ = recipe.losses
+    pixels = case.size[0] * case.size[1]
+    M = pixels // losses_.similarity_stride**2 if "similarity" in terms(recipe) else 0
+    K = case.batch * pixels // losses_.contrastive_stride**2
+    return M * M * (2 * case.batch * 5 + 16) + K * K * 24
+
+
+# What there is to measure
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way to take a step."""
+
+    dtype: torch.dtype
+    players: players.Players
+    objective: Objective
+    inputs: Inputs
+    step: Callable[..., Any]
+
+    @classmethod
+    def build(cls, case, device, pairs, precision, *, naive=False, compile=False):  # noqa: A002
+        recipe = case.recipe(device, precision, compile=compile)
+        space = label_space(recipe.data)
+        objective = Objective(
+            recipe,
+            space,
+            device,
+            train._untrained(recipe, space, device),
+            train._perceptual_network(recipe, device),
+        )
+        both = players.build(recipe, space, device)
+        inputs = to_inputs(pairs, space, device)
+        if naive:
+            for player in (both.generator, both.discriminator):
+                make_plain(player)
+            inputs = inputs._replace(S=inputs.S.contiguous())
+        bfloat16 = recipe.train.precision == "bfloat16"
+        dtype = torch.bfloat16 if bfloat16 else torch.float32
+        return cls(dtype, both, objective, inputs, naive_step if naive else players.step)
+
+    def __call__(self, factor=1.0):
+        return self.step(self.players, self.objective, [self.inputs], factor)
+
+    @property
+    def sides(self):
+        return self.players.generator, self.players.discriminator
+
+    def held(self):
+        """Bytes of networks and of Adam's moments."""
+        networks = [side.network for side in self.sides]
+        networks += [self.objective.label_generator, self.objective.perceptual_network]
+        found = [t for n in networks if n is not None for t in (*n.parameters(), *n.buffers())]
+        for side in self.sides:
+            found += [t for state in side.optimizer.state.values() for t in state.values()]
+        return sum(t.nbytes for t in found)
+
+
+def read_pairs(case):
+    """Photos, edges and labels as the loader gives them: CamVid's, or toy scenes."""
+    root = os.environ.get("ECGAN_CAMVID")
+    samples = []
+    paths = [] if root is None else sorted(Path(root, "labels", "train").glob("*.png"))
+    for index in range(case.batch):
+        if root is None:
+            image, label = toy.draw_scene(index, *case.size)
+        else:
+            path = paths[index * 7 % len(paths)]  # neighbours are frames of one drive
+            label = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+            image = cv2.imread(str(Path(root, "images", "train", f"{path.stem}.jpg")))
+            image = image[:, :, ::-1]
+        sample = Sample(str(index), label, image=np.ascontiguousarray(image))
+        sample = transforms.prepare(sample, resize_to=case.size)
+        samples.append(replace(sample, label=varieties(sample.label, case.classes, index)))
+    return _collate(samples, range(case.batch))
+
+
+def varieties(label, classes, seed):
+    """With many classes, each of the scene's 11 comes in kinds, another one in every patch."""
+    height, width = label.shape
+    kinds = np.random.default_rng(seed).integers(max(1, classes // 11), size=(4, 4))
+    rows, columns = np.arange(height) * 4 // height, np.arange(width) * 4 // width
+    found = label.astype(np.int64) + 11 * kinds[rows[:, None], columns]
+    return np.where((label < 11) & (found < classes), found, 255).astype(np.uint8)
+
+
+def to_inputs(pairs, space, device):
+    moved = to_device(pairs, device)
+    return Inputs(
+        keys=pairs.keys,
+        positions=pairs.positions,
+        labels=moved.labels.long(),
+        S=condition(moved.labels, None, space),
+        image=to_images(moved.images),
+        edge=to_images(moved.edges).expand(-1, 3, -1, -1),
+    )
+
+
+def forms(case, device, *, compile=False):  # noqa: A002
+    """Name -> form; the baseline is None where it does not fit."""
+    pairs = read_pairs(case)
+    fits = naive_bytes(case, case.recipe(device, "float32")) < free_bytes(device) / 2
+    found = {
+        "baseline": Form.build(case, device, pairs, "float32", naive=True) if fits else None,
+        "ours": Form.build(case, device, pairs, "float32"),
+        "bfloat16": Form.build(case, device, pairs, "bfloat16"),
+    }
+    if compile:
+        found["compiled"] = Form.build(case, device, pairs, "auto", compile=True)
+    return found
+
+
+# Whether they compute the same
+
+
+def differences(found):
+    """What -> largest difference of a term from ours, relative error of the gradient.
+
+    The baseline passes G twice, and spectral norms move on with each pass: it is compared with them
+    held still. A new network magnifies rounding: the last digit of the photos is the measure.
+    """
+    ours, baseline, result = found["ours"], found["baseline"], {}
+    with still(ours):
+        expected = evaluated(ours)
+        if baseline is not None:
+            own_networks = replace(ours, step=naive_step)
+            result["baseline's step, our networks"] = differ(evaluated(own_networks), expected)
+            with still(baseline):
+                result["baseline"] = differ(evaluated(baseline), expected)
+        noise = torch.randn_like(ours.inputs.image) * torch.finfo(torch.float32).eps
+        photos = ours.inputs._replace(image=ours.inputs.image * (1 + noise))
+        result["ours, last digit of photos"] = differ(
+            evaluated(replace(ours, inputs=photos)), expected
+        )
+    expected = evaluated(ours)
+    others = [name for name in found if name not in {"baseline", "ours"}]
+    return result | {name: differ(evaluated(found[name]), expected) for name in others}
+
+
+def evaluated(form):
+    """Terms and gradients of a step of length zero."""
+    values = form(0.0)
+    values = values if isinstance(values, dict) else values.means
+    gradients = [p.grad for side in form.sides for p in side.network.parameters()]
+    return values, torch.cat([g.flatten() for g in gradients if g is not None])
+
+
+def differ(one, reference):
+    (values, gradient), (expected, exact) = one, reference
+    most = max(float((values[n] - v).abs() / v.abs().clamp(min=1)) for n, v in expected.items())
+    return most, float((gradient - exact).norm() / exact.norm())
+
+
+@contextmanager
+def still(form):
+    norms = [m for s in form.sides for m in s.network.modules() if isinstance(m, _SpectralNorm)]
+    for norm in norms:
+        norm.train(False)
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.train(True)
+
+
+# Measurements
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a form's step takes."""
+
+    dtype: torch.dtype
+    seconds: float
+    peak: int  # bytes
+    operations: int
+
+
+def measure(found, device, repeats):
+    """Name -> Measured, all in turns."""
+    there = {name: form for name, form in found.items() if form is not None}
+    for form in there.values():
+        form()  # warms up, compiles
+    counted = {name: flops(form) for name, form in there.items() if name != "compiled"}
+    if "compiled" in there:  # the counter looks at single operations
+        counted["compiled"] = counted["bfloat16" if device.type == "cuda" else "ours"]
+    peaks = {name: form.held() + added(form, device) for name, form in there.items()}
+    taken = {name: [] for name in there}
+    for _ in range(repeats):
+        for name, form in there.items():
+            taken[name].append(seconds(form, device))
+    return {
+        name: Measured(form.dtype, statistics.median(taken[name]), peaks[name], counted[name])
+        for name, form in there.items()
+    }
+
+
+def added(form, device):
+    """Bytes that a step takes at most beside what the form holds."""
+    for side in form.sides:
+        side.optimizer.zero_grad(set_to_none=True)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        form()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profiler:
+        form()
+    events = profiler.profiler.kineto_results.events()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    return int(np.cumsum([change for _, change in changes]).max())
+
+
+def print_spans(form, device):
+    """Where the time of one step goes."""
+    clock = Clock(device)
+    with profiling.measuring(clock):
+        form()
+    clock.wait()
+    spans = sorted(clock.seconds().items(), key=lambda pair: -pair[1])
+    total = sum(spent for _, spent in spans)
+    print(f"  of ours: {', '.join(f'{name} {spent / total:.0%}' for name, spent in spans)}")
+
+
+def print_table(case, found, measured, ceilings):
+    height, width = case.size
+    recipe = found["ours"].objective.recipe
+    print(
+        f"\nwidth {case.width}, {width}x{height}, {case.classes} classes, batch {case.batch}; "
+        f"{', '.join(f'{weight:g} {name}' for name, weight in terms(recipe).items())}; pictures "
+        f"{', '.join(pictures(recipe))}; Eq. 3 at stride {recipe.losses.similarity_stride}"
+    )
+    print(
+        f"  {'form':<10} {'ms/step':>9} {'images/s':>9} {'speed':>6} {'peak MB':>8} {'memory':>7} "
+        f"{'GFLOP/image':>12} {'GFLOP/s':>9} {'of ceiling':>10}"
+    )
+    reference = next(iter(measured.values()))
+    for name, one in measured.items():
+        rate = one.operations / one.seconds
+        print(
+            f"  {name:<10} {one.seconds * 1e3:9.1f} {case.batch / one.seconds:9.2f} "
+            f"{reference.seconds / one.seconds:6.2f} {one.peak / 1e6:8.0f} "
+            f"{one.peak / reference.peak:7.2f} {one.operations / case.batch / 1e9:12.2f} "
+            f"{rate / 1e9:9.1f} {rate / ceilings[one.dtype]:10.0%}",
+            flush=True,
+        )
+    if found["baseline"] is None:
+        print("  baseline: its matrices do not fit into half of the memory")
+
+
+def print_differences(differences):
+    print("  difference from ours, same weights: of any term (relative, above 1), of the gradient")
+    for name, (term, gradient) in differences.items():
+        print(f"    {name:<30} {term:8.0e} {gradient:8.0e}", flush=True)
+
+
+def variants(case):
+    """The case with one number changed at a time."""
+    height, width = case.size
+    for factor in (0.5, 2):
+        yield replace(case, size=(int(height * factor), int(width * factor)))
+    for classes in (35, 150):
+        yield replace(case, classes=classes)
+    for batch in (1, 4):
+        if batch != case.batch:
+            yield replace(case, batch=batch)
+
+
+def print_scaling(case, base, device, repeats):
+    print(
+        f"\n{'':<10} {'':>9} {'':>7} {'':>5}   {'images/s':^35}   {'peak MB':^26}\n"
+        f"{'':<10} {'size':>9} {'classes':>7} {'batch':>5}   {'baseline':>8} {'ours':>8} "
+        f"{'bfloat16':>8} {'ours is':>8}   {'baseline':>8} {'ours':>8} {'bfloat16':>8}"
+    )
+    for variant in [case, *variants(case)]:
+        new = variant is not case
+        measured = measure(forms(variant, device), device, repeats) if new else base
+        height, width = variant.size
+        names = ("baseline", "ours", "bfloat16")
+        speeds = [variant.batch / measured[n].seconds if n in measured else None for n in names]
+        peaks = [measured[n].peak / 1e6 if n in measured else None for n in names]
+        ratio = None if speeds[0] is None else speeds[1] / speeds[0]
+        print(
+            f"{'scaling':<10} {f'{width}x{height}':>9} {variant.classes:7} {variant.batch:5}   "
+            f"{' '.join(number(x, '8.2f') for x in speeds)} {number(ratio, '7.2f')}x   "
+            f"{' '.join(number(x, '8.0f') for x in peaks)}",
+            flush=True,
+        )
+
+
+def number(x, form):
+    return "no room".rjust(8) if x is None else format(x, form)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--width", type=int, default=16)
+    parser.add_argument(
+        "--size", type=int, nargs=2, default=(128, 192), metavar=("HEIGHT", "WIDTH")
+    )
+    parser.add_argument("--classes", type=int, default=11)
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument(
+        "--similarity-stride", default="auto", help="of Eq. 3; auto: 1 on CUDA, 4 on a CPU"
+    )
+    parser.add_argument(
+        "--label-generator", type=int, default=32, metavar="WIDTH", help="of SegFormer; 0: none"
+    )
+    parser.add_argument(
+        "--perceptual", choices=("efficientnet_lite0", "vgg19", "none"),
+        default="efficientnet_lite0",
+    )  # fmt: skip
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--scaling", action="store_true", help="one number changed at a time")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler greets on stderr
+    device = torch.device(arguments.device)
+    ceilings = {t: matrix_ceiling(device, t) for t in (torch.float32, torch.bfloat16)}
+    layouts = "CamVid" if "ECGAN_CAMVID" in os.environ else "toy scenes"
+    print(machine())
+    print(
+        f"{versions()}; on {device_name(device)}; {layouts}; median of {arguments.repeats}; a "
+        "large matrix product: "
+        + ", ".join(
+            f"{ceiling / 1e9:.1f} GFLOP/s ({str(dtype).removeprefix('torch.')})"
+            for dtype, ceiling in ceilings.items()
+        )
+    )
+    case = Case(
+        arguments.width, tuple(arguments.size), arguments.classes, arguments.batch,
+        arguments.similarity_stride, arguments.label_generator, arguments.perceptual,
+    )  # fmt: skip
+    found = forms(case, device, compile=arguments.compile)
+    compared = differences(found)
+    measured = measure(found, device, arguments.repeats)
+    print_table(case, found, measured, ceilings)
+    print_spans(found["ours"], device)
+    print_differences(compared)
+    if arguments.scaling:
+        del found
+        print_scaling(case, measured, device, arguments.repeats)
+
+
+if __name__ == "__main__":
+    main()

@@ -15,7 +15,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -41,6 +41,7 @@ from ecgan import (
     scoring,
 )
 from ecgan.cluster import Done
+from ecgan.coarse import CoarseImages
 from ecgan.data import checked, datasets
 from ecgan.data import sets as sample_sets
 from ecgan.data.loader import TripleDataset
@@ -659,11 +660,14 @@ class _Fidelity:
 
     def illustrate(self, one: _Set, look: Look) -> report.Illustrations:
         """Pictures of a set."""
-        place = one.place
+        place, coarse = one.place, CoarseImages(one.place, self.request.device)
+        rows = gallery.galleries(
+            self.samples[place], look.tally, self.judge, self.reference, coarse.of, self.device
+        )
+        if coarse.reason:
+            rows[0] = replace(rows[0], text=f"{rows[0].text} No coarse images: {coarse.reason}.")
         return report.Illustrations(
-            gallery.galleries(
-                self.samples[place], look.tally, self.judge, self.reference, self.device
-            ),
+            rows,
             gallery.curves(one.manifest, Path(place).resolve().parent),
         )
 

@@ -1,7 +1,7 @@
 """What a report shows beside the numbers: layouts with their pictures, curves of the training."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,10 @@ from ecgan.preview import colorize
 from ecgan.scoring import Scene, Tally
 
 _ROWS, _EXTREMES = 6, 4
-_COLUMNS = ("layout", "edge", "image", "real photo", "judge's reading")
+_COLUMNS = ("layout", "edge", "coarse", "image", "real photo", "judge's reading")
+
+Coarse = Callable[[Mapping[str, Any]], npt.NDArray[np.uint8] | None]
+"""I' of the sample that a record is of."""
 _CURVES = (
     "discriminator",
     "adversarial",
@@ -48,12 +51,17 @@ def _first_of_layouts(tally: Tally, order: npt.NDArray[np.intp]) -> list[int]:
 
 
 def galleries(
-    samples: Samples, tally: Tally, judge: Judge, reference: TripleDataset, device: torch.device
+    samples: Samples,
+    tally: Tally,
+    judge: Judge,
+    reference: TripleDataset,
+    coarse: Coarse,
+    device: torch.device,
 ) -> list[report.Gallery]:
     """Samples spread over the set, the best and the worst."""
     spread = np.linspace(0, len(tally) - 1, min(_ROWS, len(tally))).round().astype(int).tolist()
     best, worst = extremes(tally)
-    rows = _Rows(samples, tally, judge, reference, device)
+    rows = _Rows(samples, tally, judge, reference, coarse, device)
     picked = (
         ("Samples", "Evenly spread over the set, in its order.", spread),
         ("Best", "Where the judge gives the layout's classes the highest probability.", best),
@@ -74,9 +82,11 @@ class _Rows:
         tally: Tally,
         judge: Judge,
         reference: TripleDataset,
+        coarse: Coarse,
         device: torch.device,
     ) -> None:
         self.samples, self.judge, self.reference, self.device = samples, judge, reference, device
+        self.coarse = coarse
         self.accuracies, self.consistencies = tally.accuracies(), tally.consistencies()
 
     def row(self, index: int) -> report.Row:
@@ -87,9 +97,11 @@ class _Rows:
         scene = Scene(key, sample.source, sample.image, label)
         images = scoring.images_of([scene], self.device)
         reading = self.judge.segmenter.predict(images)[0].cpu().numpy()
+        coarse = self.coarse(self.samples.dataset.raw(index).record)
         cells = [
             report.Picture(colorize(label, palette), f"layout of {key}", exact=True),
             None if sample.edge is None else report.Picture(sample.edge, f"edges of {key}"),
+            None if coarse is None else report.Picture(coarse, f"coarse image of {key}"),
             report.Picture(sample.image, f"image {key}"),
             self._photo(sample),
             report.Picture(colorize(reading, palette), f"judge's reading of {key}", exact=True),

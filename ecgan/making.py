@@ -23,7 +23,7 @@ import torch
 
 from ecgan.consistency import Filter, FilterSpec, Judgement
 from ecgan.data import codecs, shards, vary
-from ecgan.data.codecs import ImageFormat
+from ecgan.data.codecs import ImageFormat, Pixels
 from ecgan.data.shards import Encoded, FilterTotals, Format, Record, Shard
 from ecgan.errors import UserError
 from ecgan.labels import Labels
@@ -334,6 +334,11 @@ class ShardMaker:
                 z = self.settings.styles.draw(key, style, sample.attempt)
                 return self.encode(sample, label, timings), z
         raise AssertionError(f"{job} does not hold style {style} of {key}")
+
+    def coarse(self, group: Group, style: int) -> Pixels:
+        """The coarse image I' of a style of a row, (H, W, 3)."""
+        layout, _ = self._layout(group)
+        return self.sampler.coarse(layout, self._styles([group], [[style]]))
 
     def _label(self, own: Labels, timings: Timings) -> tuple[Labels, bytes]:
         with timings.measured("encode"):

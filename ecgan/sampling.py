@@ -205,6 +205,14 @@ class Sampler:
         maps = None if edges is None else _to_bytes(edges.mean(dim=2))
         return _to_bytes(images.permute(0, 1, 3, 4, 2)), maps
 
+    @torch.inference_mode()
+    def coarse(self, layout: Layout, z: Tensor | None) -> npt.NDArray[np.uint8]:
+        """Bytes of the coarse image I' of one layout in one style, (1, 1, 256): (H, W, 3)."""
+        with self.same_sums():
+            styles = None if z is None else uploaded(z, self.device)
+            image = self.generator.coarse(self.generator.share(*self.maps([layout])), styles)
+            return _to_bytes(image[0, 0].permute(1, 2, 0)).cpu().numpy()
+
     def _network(
         self, labels: Tensor, boundary: Tensor | None, z: Tensor | None, batch: int
     ) -> tuple[Share, Draw]:

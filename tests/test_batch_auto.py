@@ -23,6 +23,7 @@ def fitting(recipe, available, world=1):
     return dry_run.fitting_batch(recipe, space, device=CPU, world=world, available=available)
 
 
+@pytest.mark.slow
 def test_twice_the_memory_is_twice_the_batch_up_to_a_bound(monkeypatch):
     recipe = recipe_of()
     estimate = dry_run.Estimate(recipe, label_space(recipe.data), bfloat16=False)
@@ -43,6 +44,7 @@ def test_twice_the_memory_is_twice_the_batch_up_to_a_bound(monkeypatch):
         fitting(recipe, int(fixed / 0.8))
 
 
+@pytest.mark.slow
 def test_the_command_chooses_prints_and_keeps_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_pairs(tmp_path / "toy", num_train=6, num_val=2, height=64, width=128)

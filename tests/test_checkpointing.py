@@ -69,6 +69,7 @@ def test_blocks_are_computed_again_only_for_gradients():
     assert calls == [*range(7)]
 
 
+@pytest.mark.slow
 def test_the_estimate_knows_it():
     recipe = load_recipe("demo", ["data.classes=[a, b]"])
     estimates = []

@@ -170,11 +170,19 @@ def naive_step(both, objective, parts, factor):
     return {"discriminator": loss.detach()} | {n: v.detach() for n, v in values.items()}
 
 
-def make_plain(player):
+def make_plain(both, objective):
     """As torch lays out weights and makes Adam, unless it is told otherwise."""
-    for parameter in player.network.parameters():
+    for network in (objective.label_generator, objective.perceptual_network):
+        if network is not None:
+            contiguous(network)
+    for player in (both.generator, both.discriminator):
+        contiguous(player.network)
+        player.optimizer = torch.optim.Adam(player.network.parameters(), player.rate, players.BETAS)
+
+
+def contiguous(network):
+    for parameter in network.parameters():
         parameter.data = parameter.data.contiguous()
-    player.optimizer = torch.optim.Adam(player.network.parameters(), player.rate, players.BETAS)
 
 
 def naive_bytes(case, recipe):
@@ -213,8 +221,7 @@ class Form:
         both = players.build(recipe, space, device)
         inputs = to_inputs(pairs, space, device)
         if naive:
-            for player in (both.generator, both.discriminator):
-                make_plain(player)
+            make_plain(both, objective)
             inputs = inputs._replace(S=inputs.S.contiguous())
         bfloat16 = recipe.train.precision == "bfloat16"
         dtype = torch.bfloat16 if bfloat16 else torch.float32

@@ -120,7 +120,7 @@ def resize_nearest(ids: Ids, size: Size) -> Ids:
         (2 * np.arange(new) + 1) * old // (2 * new)
         for new, old in zip(size, ids.shape, strict=True)
     )
-    return ids[rows[:, None], columns]  # pyright: ignore[reportReturnType]
+    return ids.take(rows, axis=0).take(columns, axis=1)
 
 
 def instance_boundary(instances: npt.NDArray[np.integer]) -> Bytes:

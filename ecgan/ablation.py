@@ -11,7 +11,7 @@ from ecgan.data import sets
 from ecgan.errors import UserError
 from ecgan.recipe import Recipe, parse_recipe
 
-_FID = ("fid", "fid_clean", "fd_dinov2", "fd_efficientnet_lite0")  # the first that all reports have
+_FID = ("fid", "fid_clean", "fd_dinov2", "fd_efficientnet_lite0")  # the first of the most frequent
 _SAME = ("judge_hash", "size", "split", "reference_images", "layouts")  # of comparable protocols
 _NOTED = ("label_filter", "codec", "resizing", "distances", "ecgan", "torch")  # may move a number
 
@@ -153,7 +153,7 @@ def to_json(entries: Sequence[Entry]) -> dict[str, Any]:
             "place": entry.place,
             "images": entry.images,
             "marks": list(entry.numbers.get("marks", ())),
-            **{name: entry.numbers["metrics"][name] for name in names},
+            **{name: entry.numbers["metrics"].get(name) for name in names},
         }
         for entry in entries
     ]
@@ -163,16 +163,18 @@ def to_json(entries: Sequence[Entry]) -> dict[str, Any]:
 def table(entries: Sequence[Entry], *, markdown: bool = False) -> str:
     """The table as the paper prints it: mIoU and Acc in per cent, FID."""
     distance = _distance(entries)
-    title = "-" if distance is None else report.MEANINGS[distance].title
-    rows = [("setup", "mIoU ↑", "Acc ↑", f"{title} ↓", "images seen")]
+    far = [] if distance is None else [f"{report.MEANINGS[distance].title} ↓"]
+    rows = [("setup", "mIoU ↑", "Acc ↑", *far, "images seen")]
     for entry in entries:
         metrics = entry.numbers["metrics"]
+        if distance is not None:
+            far = [f"{metrics[distance]['value']:.1f}" if distance in metrics else "-"]
         rows.append(
             (
                 entry.setup,
                 f"{100 * metrics['miou']['value']:.1f}",
                 f"{100 * metrics['accuracy']['value']:.1f}",
-                "-" if distance is None else f"{metrics[distance]['value']:.1f}",
+                *far,
                 "not known" if entry.images is None else f"{entry.images:,}",
             )
         )
@@ -189,9 +191,10 @@ def dumps(entries: Sequence[Entry]) -> str:
 
 
 def _distance(entries: Sequence[Entry]) -> str | None:
-    """The distance that all reports have, FID if they do."""
-    shared = set.intersection(*(set(entry.numbers["metrics"]) for entry in entries))
-    return next((name for name in _FID if name in shared), None)
+    """The distance that most reports have, of equally many FID; None where no report has any."""
+    counts = {name: sum(name in e.numbers["metrics"] for e in entries) for name in _FID}
+    name = max(_FID, key=counts.__getitem__)
+    return name if counts[name] else None
 
 
 def _notes(entries: Sequence[Entry]) -> list[str]:
@@ -205,8 +208,16 @@ def _notes(entries: Sequence[Entry]) -> list[str]:
     if len(lengths) > 1:
         listed = ", ".join(f"{n:,}" for n in sorted(lengths))
         notes.append(f"the runs were not trained equally long: {listed} images")
-    if _distance(entries) not in {None, "fid"}:
-        notes.append("not the paper's FID: other features, named above")
+    distance = _distance(entries)
+    if distance is None:
+        notes.append("no report has a Fréchet distance, so there is no column of it")
+    else:
+        if distance != "fid":
+            notes.append("not the paper's FID: other features, named above")
+        without = [entry.place for entry in entries if distance not in entry.numbers["metrics"]]
+        if without:
+            title = report.MEANINGS[distance].title
+            notes.append(f"reports without {title}: {', '.join(without)}; evaluate them again")
     for name in _NOTED:
         found = {str(entry.numbers["protocol"].get(name, "not known")) for entry in entries}
         if len(found) > 1:

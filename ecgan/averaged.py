@@ -5,9 +5,9 @@ they give broken pictures. So, whenever the average is shown, scored or written,
 over the first training layouts in key order. Nothing here touches the training's weights or draws.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -100,8 +100,10 @@ class AveragedGenerator:
     def _same_part(self, side: GeneratorSide) -> nn.ModuleDict:
         return nn.ModuleDict({name: getattr(side, name) for name in self.networks})
 
-    def save(self, path: Path, images_seen: int) -> None:
-        """Write ``generator.safetensors``."""
+    def save(
+        self, path: Path, images_seen: int, inherited: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
+        """Write ``generator.safetensors``; ``inherited`` is of :func:`checkpoint.inheritance`."""
         checkpoint.save_generator(
             path,
             self.generator,
@@ -109,6 +111,7 @@ class AveragedGenerator:
             self.space,
             style_encoder=self.networks["style_encoder"] if self.recipe.model.style else None,
             seen_keys=self.train_set.keys,
+            inherited=inherited,
             label_generator=self._label_generator,
             images_seen=images_seen,
         )

@@ -117,6 +117,7 @@ def save_generator(  # noqa: PLR0913  what the file holds
     *,
     style_encoder: nn.Module | None = None,
     seen_keys: Iterable[str] = (),
+    inherited: Sequence[Mapping[str, Any]] = (),
     label_generator: Mapping[str, Any] | None = None,
     images_seen: int = 0,
 ) -> None:
@@ -129,6 +130,7 @@ def save_generator(  # noqa: PLR0913  what the file holds
         space: its class list.
         style_encoder: as :func:`build_style_encoder` made it.
         seen_keys: keys of the layouts that training saw.
+        inherited: what the generators saw that it started from (``--init``); :func:`inheritance`.
         label_generator: what the segmenter was that trained it, with its hash.
         images_seen: length of the training so far.
     """
@@ -142,6 +144,7 @@ def save_generator(  # noqa: PLR0913  what the file holds
         "classes": space.to_json(),
         "images_seen": images_seen,
         "seen_keys": sorted(seen_keys),
+        "inherited": [dict(one) for one in inherited],
         "label_generator": dict(label_generator or {}),
     }
     # One entry: safetensors writes several in an order that changes from run to run
@@ -163,6 +166,19 @@ def read_metadata(path: Path) -> dict[str, Any]:
     if metadata.get("format") != f"ecgan-generator-{FORMAT}":
         raise UserError(f"{path}: not a generator of this version of ecgan")
     return metadata
+
+
+def inheritance(path: Path) -> list[dict[str, Any]]:
+    """What a training that starts from a generator inherits.
+
+    Returns:
+        Of that generator and of each that it started from: ``sha256`` of the file, names of its
+        ``classes``, and the ``keys`` of the layouts that it saw; none where it does not say so.
+    """
+    about = read_metadata(path)
+    names = [one["name"] for one in about["classes"]["classes"]]
+    own = {"sha256": sha256(path), "classes": names, "keys": list(about.get("seen_keys", ()))}
+    return [own, *about.get("inherited", [])]
 
 
 def load_generator(path: Path) -> GeneratorFile:

@@ -332,6 +332,7 @@ class FilterSpec:
         thresholds: what counts as consistent.
         hash: of the segmenters' weights and of their losses.
         independent: whether no segmenter judges what was made from a pair that it learnt from.
+        weights: hash of each segmenter's weights, so that none of them is taken for a judge.
     """
 
     segmenters: tuple[str, ...]
@@ -339,6 +340,7 @@ class FilterSpec:
     thresholds: Thresholds
     hash: str
     independent: Independence
+    weights: tuple[str, ...] = ()
 
     def pooled_losses(self) -> Numbers:
         """Mean loss of each class over the pairs of all segmenters, (N,); NaN where not known."""
@@ -454,7 +456,8 @@ def prepare_filter(  # noqa: PLR0913  what the recipe does not say
         segmenters, losses = (segmenter,), (pairs.losses(segmenter, items),)
         folds, independent = Folds(), _independence(segmenter.sources, layouts)
     digest = _filter_hash(segmenters, losses)
-    return FilterSpec(sources, losses, thresholds, digest, independent), folds
+    weights = tuple(segmenter.weights_hash for segmenter in segmenters)
+    return FilterSpec(sources, losses, thresholds, digest, independent, weights), folds
 
 
 @dataclass(frozen=True)

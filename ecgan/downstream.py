@@ -194,6 +194,8 @@ def _generators(experiment: Experiment) -> str:
         return "none"
     if any(leaks.ON_REQUEST in note for note in experiment.notes):
         return "what some of them were trained on is not known; taken on request (see the notes)"
+    if any("its styles" in note and leaks.UNKNOWN in note for note in experiment.notes):
+        return "none saw a held-out pair in its training; its styles may (see the notes)"
     return "none saw a held-out pair, or one outside of the real part"
 
 

@@ -35,6 +35,7 @@ from ecgan import (
     gallery,
     judges,
     labels,
+    leaks,
     looking,
     metrics,
     report,
@@ -55,7 +56,7 @@ from ecgan.recipe import Recipe, label_space, parse_recipe
 from ecgan.scoring import Tally
 
 _FLOOR_IMAGES = 2048  # train photos, at least, behind the real photos' own distance
-_REFERENCE, _TRAIN = "reference", "train photos"
+_REFERENCE, _TRAIN = "reference:photos", "reference:train photos"  # no folder has such a name
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,8 @@ class _Set:
     @property
     def name(self) -> str:
         """Last part of its place."""
-        return self.place.rstrip("/").rpartition("/")[2]
+        last = self.place.rstrip("/").rpartition("/")[2]
+        return last if last not in {"", ".", ".."} else Path(self.place).resolve().name
 
 
 def run(request: Request) -> tuple[dict[str, Any], Path]:
@@ -199,6 +201,8 @@ def newest_samples(folder: Path) -> Path:
 
 
 def _manifest(place: str) -> dict[str, Any] | None:
+    if "://" not in place and Path(place).is_file():
+        raise UserError(f"--samples {place}: is a file; give the folder that holds it")
     if "://" not in place and not Path(place).is_dir():
         raise UserError(f"--samples {place}: no such folder")
     return sample_sets.manifest(place)
@@ -248,6 +252,7 @@ class _Evaluation:
         self.samples = {one.place: self._samples(one) for one in self.sets}
         self.reference = self._data(self.split, train=False)
         self.train = self._data(recipe.data.split, train=True)
+        self.layouts = {one.place: self._own_layouts(one) for one in self.sets}
         self.worthy = self._for_training()
 
     def run(
@@ -337,12 +342,20 @@ class _Evaluation:
         """With ``--downstream``, the sets whose layouts are not the split's: trained with."""
         if self.request.worth is None:
             return frozenset()
-        keys = set(self.reference.keys)
-        return frozenset(one.place for one in self.sets if not keys & set(self._sources(one)))
+        return frozenset(one.place for one in self.sets if not self.layouts[one.place])
 
-    def _sources(self, one: _Set) -> list[str]:
-        dataset = self.samples[one.place].dataset
-        return [str(dataset.raw(i).record.get("source", "")) for i in range(len(dataset))]
+    def _own_layouts(self, one: _Set) -> frozenset[str]:
+        """Layouts of a set that are the split's: by their label maps where these are known.
+
+        Data sets whose splits share names have other scenes under the same key.
+        """
+        known = leaks.layouts(one.place)
+        files = {item.key: item.label for item in self.reference.items}
+        return frozenset(
+            key
+            for key, digest in known.items()
+            if key in files and (digest is None or checkpoint.sha256(files[key]).startswith(digest))
+        )
 
     def _check_worth(
         self, workers: cluster.Workers, devices: tuple[str, ...]
@@ -391,6 +404,7 @@ class _Fidelity:
         self.space, self.size, self.split = evaluation.space, evaluation.size, evaluation.split
         self.reference, self.train = evaluation.reference, evaluation.train
         self.samples, self.device, self.sets = evaluation.samples, evaluation.device, sets
+        self.layouts = evaluation.layouts  # of each set, those that the photos are of
         evaluate = self.recipe.evaluate
         # Files that are missing are refused before a judge is trained
         networks, self.skipped = feature_networks(
@@ -506,7 +520,7 @@ class _Fidelity:
     def describe(self, one: _Set, looks: Mapping[str, Look]) -> dict[str, Any]:
         """The part of the report that is about one set."""
         look, real = looks[one.place], looks[_REFERENCE]
-        photos = self._photos_of(look.tally, real.tally)
+        photos = self._photos_of(one, look.tally, real.tally)
         of_samples, of_real = scoring.agreement(look.tally), scoring.agreement(photos)
         numbers = {
             name: _entry(estimate, of_real.overall[name].value, len(look.tally))
@@ -532,7 +546,7 @@ class _Fidelity:
             "marks": one.marks
             + judges.seen_mark(self.judge, look.tally.layouts, self.reference)
             + self._generator_marks(one),
-            "notes": self._notes(look.tally, numbers) + notes,
+            "notes": self._notes(one, numbers) + notes,
             "best": [keys[i] for i in best],
             "worst": [keys[i] for i in worst],
         }
@@ -550,10 +564,11 @@ class _Fidelity:
                     numbers[name] = _entry(value, math.nan, len(look.edges))
         return numbers
 
-    def _photos_of(self, samples: Tally, real: Tally) -> Tally:
+    def _photos_of(self, one: _Set, samples: Tally, real: Tally) -> Tally:
         """The photos of the samples' own layouts; all of the split if some have no photo there."""
         sources = frozenset(samples.layouts)
-        return real.select(sources) if sources <= set(real.layouts) else real
+        shown = self.layouts[one.place] & set(real.layouts)
+        return real.select(sources) if sources <= shown else real
 
     def _generator_marks(self, one: _Set) -> list[str]:
         about = one.manifest or {}
@@ -565,15 +580,22 @@ class _Fidelity:
             "them by heart"
         ]
 
-    def _notes(self, tally: Tally, numbers: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    def _notes(self, one: _Set, numbers: Mapping[str, Mapping[str, Any]]) -> list[str]:
         notes: list[str] = []
+        kept = ((one.manifest or {}).get("filter") or {}).get("kept_fraction")
+        if kept is not None:
+            notes.append(
+                f"a label filter left out {1 - kept:.1%} of the labelled pixels, which a segmenter "
+                "disagreed with: mIoU, accuracy and consistency are over the rest; compare "
+                "accuracy_with_void"
+            )
         miou = numbers["miou"]
         if miou["value"] and miou["value"] > (miou["real"] or 0):
             notes.append(
                 "the judge reads the samples better than real photos: they are easier to read, "
                 "which does not make them more like photos"
             )
-        if not set(tally.layouts) & set(self.reference.keys):
+        if not self.layouts[one.place]:
             notes.append(
                 f"no layout of these samples is in the reference's split {self.split}: images and "
                 "photos are compared as sets only, and over other layouts"
@@ -597,7 +619,7 @@ class _Fidelity:
             "reference_images": len(self._indices(self.reference)),
             "layouts": len(layouts),
             "real": "the judge's score on the photos of the samples' own layouts"
-            if layouts <= set(self.reference.keys)
+            if layouts <= self.layouts[one.place]
             else f"the judge's score on all photos of split {self.split}",
             "real_of_distances": f"{len(self._floor())} photos of split {recipe.data.split} "
             f"against those of split {self.split}",
@@ -652,7 +674,9 @@ class _Fidelity:
         folder = self.request.save_statistics
         if folder is None:
             return
-        for what, found in ((one.name, look), (f"{_REFERENCE}-{self.split}", real)):
+        names = [other.name for other in self.sets]
+        name = one.name if names.count(one.name) == 1 else f"{self.sets.index(one)}-{one.name}"
+        for what, found in ((name, look), (f"reference-{self.split}", real)):
             for name, features in found.features.items():
                 if len(features) > 1:
                     gaussian = metrics.FeatureStatistics.of(features).gaussian()
@@ -662,7 +686,13 @@ class _Fidelity:
         """Pictures of a set."""
         place, coarse = one.place, CoarseImages(one.place, self.request.device)
         rows = gallery.galleries(
-            self.samples[place], look.tally, self.judge, self.reference, coarse.of, self.device
+            self.samples[place],
+            look.tally,
+            self.judge,
+            self.reference,
+            self.layouts[place],
+            coarse.of,
+            self.device,
         )
         if coarse.reason:
             rows[0] = replace(rows[0], text=f"{rows[0].text} No coarse images: {coarse.reason}.")

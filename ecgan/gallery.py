@@ -1,7 +1,7 @@
 """What a report shows beside the numbers: layouts with their pictures, curves of the training."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +55,14 @@ def galleries(
     tally: Tally,
     judge: Judge,
     reference: TripleDataset,
+    photos: Collection[str],
     coarse: Coarse,
     device: torch.device,
 ) -> list[report.Gallery]:
-    """Samples spread over the set, the best and the worst."""
+    """Samples spread over the set, the best and the worst; ``photos``: layouts that have one."""
     spread = np.linspace(0, len(tally) - 1, min(_ROWS, len(tally))).round().astype(int).tolist()
     best, worst = extremes(tally)
-    rows = _Rows(samples, tally, judge, reference, coarse, device)
+    rows = _Rows(samples, tally, judge, reference, photos, coarse, device)
     picked = (
         ("Samples", "Evenly spread over the set, in its order.", spread),
         ("Best", "Where the judge gives the layout's classes the highest probability.", best),
@@ -82,11 +83,12 @@ class _Rows:
         tally: Tally,
         judge: Judge,
         reference: TripleDataset,
+        photos: Collection[str],
         coarse: Coarse,
         device: torch.device,
     ) -> None:
         self.samples, self.judge, self.reference, self.device = samples, judge, reference, device
-        self.coarse = coarse
+        self.photos, self.coarse = photos, coarse
         self.accuracies, self.consistencies = tally.accuracies(), tally.consistencies()
 
     def row(self, index: int) -> report.Row:
@@ -113,7 +115,7 @@ class _Rows:
         return report.Row(key, text, cells)
 
     def _photo(self, sample: shards.ShardSample) -> report.Picture | None:
-        if sample.source not in self.reference.keys:
+        if sample.source not in self.photos:
             return None
         photo = self.reference.load_plain(self.reference.keys.index(sample.source)).image
         assert photo is not None

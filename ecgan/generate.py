@@ -382,6 +382,7 @@ def _filter_entry(request: Request, prepared: Prepared, committed: Committed) ->
     return {
         "kind": "consistency",
         "segmenter": request.label_filter,
+        "weights": list(spec.weights),
         "independent": spec.independent,
         "on_inconsistent": request.on_inconsistent,
         "thresholds": asdict(spec.thresholds),

@@ -84,7 +84,7 @@ def find_judge(
 def own_label_generators(
     judge: Judge, manifests: Mapping[str, Mapping[str, Any]], *, force: bool
 ) -> dict[str, list[str]]:
-    """Marks for sets whose generator was trained by this very judge.
+    """Marks for sets whose generator was trained by this very judge, or that it has filtered.
 
     Args:
         judge: the judge.
@@ -95,26 +95,49 @@ def own_label_generators(
         Marks of each set.
 
     Raises:
-        UserError: it is the label generator of a set, and was not forced.
+        UserError: it is the label generator of a set, or its filter, and was not forced.
     """
     marks: dict[str, list[str]] = {}
     for name, manifest in manifests.items():
-        if not _is_same(judge, manifest):
+        role = _role_in(judge, manifest)
+        if role is None:
             continue
         if not force:
             raise UserError(
-                f"judge {judge.path}: it is the label generator that trained the generator of "
-                f"{name}, so it would find what it taught. Give another with --judge, train one "
-                "with --judge train (evaluate.judge_network, evaluate.seed), or force it with "
-                "--force-judge: the report is marked then"
+                f"judge {judge.path}: it is the {role.title} of {name}, so it would find what "
+                f"{role.deed}. Give another with --judge, train one with --judge train "
+                "(evaluate.judge_network, evaluate.seed), or force it with --force-judge: the "
+                "report is marked then"
             )
-        marks[name] = ["the judge is the label generator that trained this generator (forced)"]
+        marks[name] = [f"the judge is the {role.title} of this set (forced)"]
     return marks
+
+
+class _Role(NamedTuple):
+    """What a judge did for samples before it was to judge them."""
+
+    title: str
+    deed: str
+
+
+_TAUGHT = _Role("label generator that trained the generator", "it taught")
+_FILTERED = _Role("label filter", "it left in the labels")
+
+
+def _role_in(judge: Judge, manifest: Mapping[str, Any]) -> _Role | None:
+    if _is_same(judge, manifest):
+        return _TAUGHT
+    about = manifest.get("filter") or {}
+    named = str(about.get("segmenter") or "train")
+    same = named != "train" and _same_place(named, judge.path)
+    return _FILTERED if same or judge.segmenter.weights_hash in about.get("weights", ()) else None
 
 
 def _is_same(judge: Judge, manifest: Mapping[str, Any]) -> bool:
     taught = manifest.get("label_generator") or {}
     if taught and taught["hash"] == judge.segmenter.hash:
+        return True
+    if taught and taught.get("weights") == judge.segmenter.weights_hash:
         return True
     own = judge.segmenter.provenance
     if taught and own.data and taught.get("data") == own.data:

@@ -21,6 +21,7 @@ from ecgan.segmentation import Sources
 from ecgan.storage import HIDDEN, open_store
 
 ON_REQUEST = "taken on request"  # in the note of a set whose generator is not known
+UNKNOWN = "is not known"  # in the note of a set that may show more than its generator saw
 _DIGITS = 16  # of a label map's SHA-256 that a stage keeps
 
 Where = Literal["part", "train", "held", "unclear", "other"]
@@ -104,12 +105,18 @@ class Generators:
 
     def seen(self, digest: str) -> frozenset[str]:
         """Keys of the layouts that a generator's training saw; empty where they are not known."""
+        return frozenset(self._about(digest).get("seen_keys", ()))
+
+    def inherited(self, digest: str) -> list[dict[str, Any]]:
+        """What the generators saw that it started from; see :func:`checkpoint.inheritance`."""
+        return self._about(digest).get("inherited", [])
+
+    def _about(self, digest: str) -> dict[str, Any]:
         path = self._files.get(digest)
         if path is None:
-            return frozenset()
+            return {}
         with safetensors.safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get("ecgan", "{}"))
-        return frozenset(about.get("seen_keys", ()))
+            return json.loads((file.metadata() or {}).get("ecgan", "{}"))
 
 
 def check(
@@ -219,6 +226,9 @@ def _check_generator(
     seen = frozenset(about.get("provenance", {}).get("seen", ())) or generators.seen(digest)
     if seen:
         _check_seen(place, part, seen, found, by_key=trained_on == part.split)
+        names = [one["name"] for one in about.get("classes", {}).get("classes", ())]
+        before = generators.inherited(digest)
+        _check_inherited(place, part, before, names, found, take_unknown=take_unknown)
     elif take_unknown:
         found.notes.append(
             f"{place}: what its generator was trained on is not known; it may have seen the photos "
@@ -260,6 +270,38 @@ def _check_seen(
         )
 
 
+def _check_inherited(
+    place: str,
+    part: Part,
+    inherited: Sequence[Mapping[str, Any]],
+    names: Sequence[str],
+    found: Findings,
+    *,
+    take_unknown: bool,
+) -> None:
+    """Refuse a generator that started (``--init``) from one that saw what it should not have.
+
+    One of other classes is of another data set, whose keys mean nothing here.
+    """
+    for one in inherited:
+        started = f"its generator started from another (SHA-256 {one['sha256'][:12]}...)"
+        if not one["keys"]:
+            what = f"{place}: {started}, and what that one was trained on is not known"
+            if take_unknown:
+                found.notes.append(f"{what} ({ON_REQUEST})")
+            else:
+                found.faults.append(f"{what}; take the set all the same with --unknown-generator")
+            continue
+        beyond = part.train.keys - part.own.keys if part.fraction < 1 else frozenset[str]()
+        wrong = frozenset(one["keys"]) & ((part.held.keys - part.train.keys) | beyond)
+        if wrong and one["classes"] == list(names):
+            found.faults.append(
+                f"{place}: {started} that saw {len(wrong)} layouts (first: {min(wrong)}) which "
+                f"segmenters are tested on, or outside of the {part.fraction:g} of the real pairs "
+                "that the samples shall be added to; train it without --init"
+            )
+
+
 def _note_segmenters(place: str, part: Part, about: Mapping[str, Any], found: Findings) -> None:
     """Other networks that had a say in the samples, and may have learnt elsewhere."""
     taught = about.get("recipe", {}).get("model", {}).get("label_generator", "off")
@@ -270,6 +312,12 @@ def _note_segmenters(place: str, part: Part, about: Mapping[str, Any], found: Fi
                 f"{place}: what its {what} ({name}) was trained on is not known; it may be more "
                 f"than the {part.fraction:g} of the real pairs"
             )
+    styles = str(about.get("style_source", ""))
+    if styles in {"photos", "a style bank"} or styles.startswith("between"):
+        found.notes.append(
+            f"{place}: its styles ({styles}) may be of photos that segmenters are tested on: which "
+            f"ones they are of {UNKNOWN}"
+        )
 
 
 def command(fraction: float) -> str:

@@ -36,7 +36,7 @@ from ecgan.labels import Labels, LabelSpace
 from ecgan.scoring import Scene, Tally
 from ecgan.segmentation import Segmenter, load_segmenter
 
-_VERSION = 1  # of what a file holds and how it was found
+_VERSION = 2  # of what a file holds and how it was found
 _BATCH = 16  # images in one pass
 PART = 128  # images of a job
 
@@ -60,7 +60,9 @@ class Photos:
 
     def fingerprint(self, start: int, stop: int) -> bytes:
         """SHA-256 of the files of a part."""
-        digest = hashlib.sha256(repr((self.dataset.dataset, self.dataset.size)).encode())
+        data = self.dataset
+        about = [data.space.to_json(), data.dataset, data.size]
+        digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
         for index in self.indices[start:stop]:
             item = self.dataset.items[index]
             digest.update(item.key.encode())
@@ -114,7 +116,8 @@ class Samples:
         digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
         for index in range(start, stop):
             raw = self.dataset.raw(index)
-            digest.update(json.dumps([raw.key, raw.record.get("source")]).encode())
+            about = [raw.key, raw.record.get("source"), raw.record.get("variation")]
+            digest.update(json.dumps(about).encode())
             for data in (raw.image, raw.label, raw.edge or b""):
                 digest.update(hashlib.sha256(data).digest())
         return digest.digest()
@@ -126,9 +129,11 @@ class Samples:
             UserError: a damaged sample, another size, or a label that is no class.
         """
         for index in range(start, stop):
-            sample = self.dataset.sample(index)
+            raw = self.dataset.raw(index)
+            sample = self.dataset.decoded(index, raw)
             self._check(sample)
-            yield Scene(sample.key, sample.source, sample.image, self.label_of(sample), sample.edge)
+            label, variant = self.label_of(sample), str(raw.record.get("variation", ""))
+            yield Scene(sample.key, sample.source, sample.image, label, sample.edge, variant)
 
     def label_of(self, sample: shards.ShardSample) -> Labels:
         """Its label in evaluation ids."""
@@ -290,13 +295,16 @@ class Looker:
         return found
 
     def _add_pairs(self, found: Look, scenes: Sequence[Scene], *, of_photos: bool) -> None:
-        """Distances between all styles of a layout; between photos half a part apart."""
-        groups: dict[str, list[Scene]] = {}
+        """Distances between all styles of a layout; between photos half a part apart.
+
+        A layout that was varied is another one: its mirror image is no style of it.
+        """
+        groups: dict[tuple[str, str], list[Scene]] = {}
         for number, scene in enumerate(scenes):
             half = max(1, len(scenes) // 2)
             name = scenes[number % half].source if of_photos else scene.source
-            groups.setdefault(name, []).append(scene)
-        for layout, group in groups.items():
+            groups.setdefault((name, scene.variant), []).append(scene)
+        for (layout, _), group in groups.items():
             if len(group) < 2:
                 continue
             stages = [

@@ -65,7 +65,11 @@ def read_npz(path: Path, dim: int) -> Gaussian:
     except KeyError as error:
         raise UserError(f"{path}: has no array {error}; expected mu and sigma") from None
     except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path}: not an npz of pytorch-fid: {error}") from None
+        cause = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
+        raise UserError(
+            f"{path}: not an npz file of mean (mu) and covariance (sigma){cause}; give one that "
+            "pytorch-fid or --save-npz wrote"
+        ) from None
     if mean.shape != (dim,) or covariance.shape != (dim, dim):
         raise UserError(
             f"{path}: mu {mean.shape} and sigma {covariance.shape}; expected ({dim},) and "

@@ -42,6 +42,7 @@ class Scene(NamedTuple):
     image: npt.NDArray[np.uint8]  # (H, W, 3)
     label: Labels  # (H, W), evaluation ids
     edge: npt.NDArray[np.uint8] | None = None  # (H, W), the generator's
+    variant: str = ""  # what was done to the layout before
 
 
 class Estimate(NamedTuple):

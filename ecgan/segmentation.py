@@ -196,7 +196,15 @@ class Segmenter(Frozen):
     @cached_property
     def hash(self) -> str:
         """SHA-256 of the weights and of the class map."""
-        digest = hashlib.sha256(json.dumps([self.class_map, self.names]).encode())
+        return self._digest(json.dumps([self.class_map, self.names]))
+
+    @cached_property
+    def weights_hash(self) -> str:
+        """SHA-256 of the weights alone: the same network, whatever its classes are called."""
+        return self._digest("")
+
+    def _digest(self, about: str) -> str:
+        digest = hashlib.sha256(about.encode())
         for name, value in sorted(self.network.state_dict().items()):
             digest.update(name.encode())
             digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
@@ -207,6 +215,7 @@ class Segmenter(Frozen):
         return {
             **asdict(self.provenance),
             "hash": self.hash,
+            "weights": self.weights_hash,
             "classes": "evaluation" if self.evaluation else "input",
             "unknown": [
                 n for n, known in zip(self.names, self.known.tolist(), strict=True) if not known
@@ -812,9 +821,18 @@ def _load_network(folder: Path, source: str) -> nn.Module:
                 "expected SegFormer, UperNet, MaskFormer, Mask2Former, OneFormer or the like"
             )
         with _quiet_transformers(), torch.random.fork_rng(devices=[]):
-            return kind.from_pretrained(folder, local_files_only=True).float()
+            network, found = kind.from_pretrained(
+                folder, local_files_only=True, output_loading_info=True
+            )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise UserError(f"{source}: cannot be loaded as a segmenter: {error}") from None
+    missing = sorted([*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])])
+    if missing:  # transformers draws them at random
+        raise UserError(
+            f"{source}: its weights lack {missing[0]} ({len(missing)} in all): an encoder without "
+            "a segmentation head? Give a model that was trained for segmentation"
+        )
+    return network.float()
 
 
 @contextmanager

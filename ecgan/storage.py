@@ -252,8 +252,13 @@ class ObjectStore(Store):
 
     def open(self, name: str) -> BinaryIO:
         # No cache of listings: another process may have written the file a moment ago
-        self._fs.invalidate_cache()
-        return self._fs.open(self._path(name), "rb")
+        with self._reading():
+            self._fs.invalidate_cache()
+            return self._fs.open(self._path(name), "rb")
+
+    def read(self, name: str) -> bytes:
+        with self._reading():
+            return super().read(name)
 
     @contextmanager
     def writing(self, name: str) -> Iterator[BinaryIO]:
@@ -269,16 +274,18 @@ class ObjectStore(Store):
             self._fs.pipe({self._path(name): data for name, data in whole})
 
     def size(self, name: str) -> int | None:
-        self._fs.invalidate_cache()
         try:
-            return int(self._fs.info(self._path(name))["size"])
+            with self._reading():
+                self._fs.invalidate_cache()
+                return int(self._fs.info(self._path(name))["size"])
         except FileNotFoundError:
             return None
 
     def sizes(self, folder: str) -> dict[str, int]:
-        self._fs.invalidate_cache()
         try:
-            found = self._fs.ls(self._path(folder), detail=True)
+            with self._reading():
+                self._fs.invalidate_cache()
+                found = self._fs.ls(self._path(folder), detail=True)
         except FileNotFoundError:
             return {}
         return {
@@ -291,28 +298,31 @@ class ObjectStore(Store):
         """As of any store, but many requests at a time: one alone takes as long as a hundred."""
         for first in range(0, len(names), _AT_ONCE):
             paths = [self._path(name) for name in names[first : first + _AT_ONCE]]
-            found = self._fs.cat(paths, on_error="return")
+            with self._reading():
+                found = self._fs.cat(paths, on_error="return")
             for path in paths:
                 data = found.get(path)
                 if isinstance(data, Exception) and not isinstance(data, FileNotFoundError):
-                    raise data
+                    with self._reading():
+                        raise data
                 yield data if isinstance(data, bytes) else None
 
     def names(self) -> list[str]:
-        self._fs.invalidate_cache()
         try:
-            found = cast(Sequence[str], self._fs.ls(self._prefix, detail=False))
+            with self._reading():
+                self._fs.invalidate_cache()
+                found = cast(Sequence[str], self._fs.ls(self._prefix, detail=False))
         except FileNotFoundError:
             return []
         return sorted(name.rstrip("/").rpartition("/")[2] for name in found)
 
     def remove(self, names: Iterable[str]) -> None:
         for name in names:
-            with suppress(FileNotFoundError):
+            with suppress(FileNotFoundError), self._reading():
                 self._fs.rm_file(self._path(name))
 
     def remove_folder(self, folder: str) -> None:
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError), self._reading():
             self._fs.rm(self._path(folder), recursive=True)
 
     def sweep(self) -> None:
@@ -339,12 +349,16 @@ class ObjectStore(Store):
     def _path(self, name: str) -> str:
         return f"{self._prefix}/{name}"
 
+    def _reading(self) -> AbstractContextManager[None]:
+        """:meth:`_speaking` of all but files that are not there."""
+        return self._speaking(FileNotFoundError, NotADirectoryError)
+
     @contextmanager
-    def _speaking(self) -> Iterator[None]:
-        """Turn what the store refuses into a sentence."""
+    def _speaking(self, *passed: type[Exception]) -> Iterator[None]:
+        """Turn what the store refuses into a sentence; errors of ``passed`` stay as they are."""
         try:
             yield
-        except UserError:
+        except (UserError, *passed):
             raise
         except (OSError, ValueError) as error:
             raise UserError(

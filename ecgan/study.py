@@ -26,7 +26,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from ecgan import labels
-from ecgan.checkpoint import write_whole
+from ecgan.checkpoint import write_whole, writing
 from ecgan.data import datasets, sets
 from ecgan.data.sets import SampleDataset
 from ecgan.data.shards import ShardSample
@@ -94,8 +94,9 @@ def write(  # noqa: PLR0913  what is compared, and how it is asked
 
     Raises:
         UserError: the sets share no layout, differ in size or classes, layouts have no photo, or
-            ``out`` holds another study.
+            ``out`` holds another study or files of somebody else.
     """
+    _check_folder(out)
     pairs = _pairs(a, b, num)
     photos = _photos(a, b, reference, pairs) if show_reference or reference is not None else {}
     trials = _trials(pairs, _palette(a, b, pairs), photos, seed)
@@ -121,8 +122,19 @@ def write(  # noqa: PLR0913  what is compared, and how it is asked
     return len(trials)
 
 
+def _check_folder(out: Path) -> None:
+    """Refuse what is no folder for a study, before images are read."""
+    with writing(out):
+        if out.exists() and not out.is_dir():
+            raise UserError(f"--out {out}: a file; give a folder")
+        names = {path.name for path in out.iterdir()} if out.is_dir() else set[str]()
+    if names and not names & {"study.html", "assignment.json"}:
+        raise UserError(f"--out {out}: not empty, and not a study of ecgan; give another folder")
+
+
 def _check_out(file: Path, study: str) -> None:
-    if file.exists() and _json(file).get("study") != study:
+    known = _json(file) if file.exists() else {"study": study}
+    if not isinstance(known, dict) or known.get("study") != study:
         raise UserError(
             f"{file.parent}: holds another study, whose answers cannot be counted without "
             f"{file.name}; give another --out"

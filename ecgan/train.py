@@ -310,16 +310,26 @@ class _Progress:
     means: Means = field(default_factory=Means)
     best: dict[str, float] | None = None  # images and value of the best score
     init: str = ""  # SHA-256 of the generator that it started from
+    inherited: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])  # and what it saw
 
     def to_json(self) -> dict[str, Any]:
         """All but images_seen, which names the checkpoint."""
         means = {"sums": self.means.sums, "count": self.means.count}
-        return {"means": means, "best": self.best, "init": self.init}
+        return {
+            "means": means,
+            "best": self.best,
+            "init": self.init,
+            "inherited": self.inherited,
+        }
 
     @classmethod
     def from_json(cls, state: dict[str, Any]) -> "_Progress":
         """What ``to_json`` gave."""
-        return cls(state["images_seen"], Means(**state["means"]), state["best"], state["init"])
+        init = state["init"]
+        # A checkpoint of an earlier version does not say what that one saw
+        unknown = [{"sha256": init, "classes": [], "keys": []}] if init else []
+        means, inherited = Means(**state["means"]), state.get("inherited", unknown)
+        return cls(state["images_seen"], means, state["best"], init, inherited)
 
 
 class _Training:
@@ -374,6 +384,7 @@ class _Training:
             if distributed.is_first():
                 checkpoint.write_whole(place.out / "init.txt", taken.listing().encode())
             self.progress.init = source.sha256
+            self.progress.inherited = checkpoint.inheritance(Path(str(place.init)))
         self.averaged.start(self.players.side)
 
     def run(self, signals: "_Signals") -> Outcome:
@@ -572,7 +583,7 @@ class _Training:
 
     def _save_generator(self, name: str) -> None:
         images_seen = self.progress.images_seen
-        self.averaged.save(self.place.out / name, images_seen)
+        self.averaged.save(self.place.out / name, images_seen, self.progress.inherited)
 
     def _save(self) -> None:
         """Write a training checkpoint."""

@@ -1,6 +1,7 @@
 """``ecgan evaluate``."""
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +10,7 @@ import click
 
 from ecgan.errors import UserError
 from ecgan.recipe import load_recipe
-from ecgan_cli.options import PATH
+from ecgan_cli.options import INTERRUPTED, PATH, terminable
 
 BELOW = 4  # exit code
 
@@ -120,11 +121,20 @@ def evaluate(
     from ecgan import report
 
     recipe = None if recipe_name is None else load_recipe(recipe_name, overrides)
-    made = tuple(_samples_of(place, n_styles, overrides, options) for place in samples)
-    request = library.Request(
-        samples=made, recipe=recipe, overrides=overrides, worth=worth, **options
-    )
-    document, out = library.run(request)
+    with terminable():
+        try:
+            made = tuple(_samples_of(place, n_styles, overrides, options) for place in samples)
+            request = library.Request(
+                samples=made, recipe=recipe, overrides=overrides, worth=worth, **options
+            )
+            document, out = library.run(request)
+        except KeyboardInterrupt:
+            click.echo(
+                "Interrupted; what was looked at and trained to its end is kept, the same command "
+                "goes on",
+                err=True,
+            )
+            sys.exit(INTERRUPTED)
     text = json.dumps(document, indent=2) if as_json else report.table(document, markdown=markdown)
     click.echo(text, nl=as_json)
     click.echo(f"{out}/report.html", err=as_json or markdown)
@@ -182,6 +192,11 @@ def _samples_of(
         return place
     path = Path(place)
     if path.is_dir() and not (path / "generator.safetensors").is_file():
+        if (path / "recipe.yaml").is_file() and (path / "classes.json").is_file():
+            raise UserError(
+                f"--samples {place}: a run without generator.safetensors: its training is not "
+                "finished; run the same ecgan train again, it goes on"
+            )
         return place
     if path.suffix != ".safetensors" and not path.is_dir():
         return place  # refused where it is read
@@ -197,7 +212,8 @@ def _samples_of(
         raise UserError(f"--samples {place}: its recipe has no data.root; give --reference DIR")
     there = datasets.splits(data.dataset, Path(root))
     split = options["split"] or ("test" if "test" in there else "val")
-    out = Path("datasets") / f"{source.parent.name or source.stem}-{split}"
+    styles = "" if n_styles == 1 else f"-{n_styles}-styles"
+    out = Path("datasets") / f"{source.parent.name or source.stem}-{split}{styles}"
     where = ("device", "executor", "workers", "gpus_per_worker", "ray_address", "quiet")
     generate.run(
         prepare.Request(
@@ -221,7 +237,9 @@ def _limit(text: str) -> tuple[str, float]:
     try:
         limit = float(number)
     except ValueError:
-        raise UserError(f"--fail-below {text}: expected NAME=X, e.g. miou=0.5") from None
+        limit = float("nan")
+    if not math.isfinite(limit):  # nothing is below NaN
+        raise UserError(f"--fail-below {text}: expected NAME=X, e.g. miou=0.5")
     if name not in higher:
         kind = "better when it is low" if name in MEANINGS else "no such metric"
         raise UserError(f"--fail-below {text}: {name} is {kind}; choose {', '.join(higher)}")

@@ -116,6 +116,9 @@ def test_samples_that_are_still_there_say_what_made_them(runs, tmp_path):
     recipe = checkpoint.read_metadata(runs[0] / checkpoint.GENERATOR)["recipe"]
     about = {
         "schema": 2,
+        "classes": {"classes": []},
+        "label_space": "input",
+        "shards": [],
         "recipe": recipe,
         "fingerprint": {"checkpoint": "c"},
         "provenance": {"checkpoint": {"images_seen": 64}},
@@ -137,6 +140,34 @@ def test_reports_stand_for_themselves_and_fid_goes_first(tmp_path):
     assert found["rows"][0]["images"] is None
     only_one = [places[0], write(tmp_path / "x", report(0.5))]
     assert ablation.to_json(ablation.read(only_one))["distance"] == "fd_efficientnet_lite0"
+
+
+def without(document, name):
+    del document["metrics"][name]
+    return document
+
+
+def test_a_report_without_the_distance_of_the_others_keeps_its_row(tmp_path):
+    far, bare = report(0.5), without(report(0.4), "fd_efficientnet_lite0")
+    places = [write(tmp_path / name, one) for name, one in (("far", far), ("bare", bare))]
+    entries = ablation.read(places)
+    lines = ablation.table(entries, markdown=True).splitlines()
+    assert lines[0] == "| setup | mIoU ↑ | Acc ↑ | FD, EfficientNet-Lite0 ↓ | images seen |"
+    assert [line.split(" | ")[3] for line in lines[2:4]] == ["99.4", "-"]
+    (note,) = (line for line in lines if "reports without" in line)
+    assert f"FD, EfficientNet-Lite0: {places[1]}; evaluate" in note
+    found = ablation.to_json(entries)
+    assert found["distance"] == "fd_efficientnet_lite0"
+    assert [row["fd_efficientnet_lite0"] is None for row in found["rows"]] == [False, True]
+
+
+def test_without_any_distance_there_is_no_column_of_it(tmp_path):
+    place = write(tmp_path / "bare", without(report(0.4), "fd_efficientnet_lite0"))
+    table = ablation.table(ablation.read([place]), markdown=True)
+    assert table.splitlines()[0] == "| setup | mIoU ↑ | Acc ↑ | images seen |"
+    assert "| 40.0 | 80.0 | not known |" in table
+    assert "no report has a Fréchet distance" in table
+    assert ablation.to_json(ablation.read([place]))["distance"] is None
 
 
 def test_other_protocols_are_refused_all_at_once(tmp_path):

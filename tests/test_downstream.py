@@ -1009,6 +1009,51 @@ def test_a_generator_that_saw_too_much_is_refused(world, tmp_path):
             assert downstream.check(request).notes == []
 
 
+def test_a_generator_that_started_from_one_that_saw_too_much_is_refused(world, tmp_path):
+    """--init does not wash what a generator saw."""
+    train, part = keys_of(world / "real"), keys_of(world / "real", fraction=0.3)
+    outsider = min(train - part)
+    space = labels.load_label_space(world / "real" / "classes.json")
+    cases = {
+        "tested": (1.0, {"keys": ["view-01"]}, "that saw 1 layouts (first: view-01)"),
+        "more": (0.3, {"keys": [*part, outsider]}, f"that saw 1 layouts (first: {outsider})"),
+        "other data": (0.3, {"keys": ["view-01"], "classes": ["cat"]}, ""),
+        "whole": (1.0, {"keys": [*train]}, ""),
+        "unknown": (1.0, {"keys": []}, "what that one was trained on is not known"),
+    }
+    for name, (fraction, about, fault) in cases.items():
+        seen = sorted(train if fraction == 1 else part)
+        before = {"sha256": "0" * 64, "classes": list(space.names), **about}
+        place = copy_samples(
+            world / ("whole" if fraction == 1 else "third"), tmp_path / name, seen=seen
+        )
+        file = tmp_path / name / checkpoint.GENERATOR
+        text = json.dumps({"seen_keys": seen, "inherited": [before]})
+        save_file({"nothing": torch.zeros(1)}, file, {"ecgan": text})
+        edit_manifest(
+            place, lambda m, f=file: m["fingerprint"].update(checkpoint=checkpoint.sha256(f))
+        )
+        request = request_of(
+            world, tmp_path, samples=(place,), generators=(file,), fractions=(fraction,)
+        )
+        if fault:
+            assert fault in refusal(request)
+        else:
+            assert downstream.check(request).notes == []
+    found = downstream.check(replace(request, unknown_generator=True))
+    assert "what that one was trained on is not known (taken on request)" in found.notes[0]
+
+
+def test_styles_of_photos_are_noted(world, tmp_path):
+    place = copy_samples(world / "whole", tmp_path / "set")
+    edit_manifest(place, lambda about: about.update(style_source="photos"))
+    request = request_of(
+        world, tmp_path, samples=(place,), generators=(tmp_path / "set" / checkpoint.GENERATOR,)
+    )
+    (note,) = downstream.check(request).notes
+    assert "its styles (photos) may be of photos that segmenters are tested on" in note
+
+
 def test_a_generator_of_more_than_the_fraction_is_refused_by_its_recipe(world, tmp_path):
     request = request_of(world, tmp_path, fractions=(0.3,), generators=(), unknown_generator=True)
     whole = world / "whole" / "samples"

@@ -25,7 +25,7 @@ from ecgan.segmentation import (
 )
 from ecgan.storage import HIDDEN, open_store
 from ecgan_cli.main import cli
-from tests.tiny import NAMES, write_pairs
+from tests.tiny import NAMES, make_generator, write_pairs
 
 SIZE = 32, 64
 TINY = {"width": 4, "upsamplings": 5, "style": True, "label_generator": "off"}
@@ -595,9 +595,133 @@ def test_evaluate_without_arguments_after_augment(world, tmp_path, monkeypatch):
     result = CliRunner().invoke(cli, arguments)
     assert result.exit_code == 0, result.output
     of_run = report.load(tmp_path / "reports" / "tiny-val")
-    assert of_run["samples"] == "datasets/tiny-val"
+    assert of_run["samples"] == "datasets/tiny-val-2-styles"
     assert of_run["metrics"]["miou"]["n"] == 6
     assert of_run["metrics"]["diversity_efficientnet_lite0"]["n"] == 3
-    made = sets.manifest(tmp_path / "datasets" / "tiny-val")
+    made = sets.manifest(tmp_path / "datasets" / "tiny-val-2-styles")
     assert made is not None
     assert made["seen_layouts"] == 0
+
+
+def test_a_set_may_have_any_name(world, tmp_path, monkeypatch):
+    """The photos are not told apart from it by a word."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("reference", "train photos"):
+        shutil.copytree(world / "real" / "images" / "train", tmp_path / name / "images")
+        shutil.copytree(world / "real" / "labels" / "train", tmp_path / name / "labels")
+        for path in (tmp_path / name).glob("*/*.png"):
+            path.rename(path.with_name(f"x{path.name}"))
+        document, _ = evaluate.run(
+            request_of(world, tmp_path / f"out {name}", samples=(name,), device="cpu")
+        )
+        own, _ = evaluate.run(request_of(world, tmp_path / f"own {name}"))
+        assert document["metrics"]["miou"]["n"] == 4
+        assert document["metrics"]["miou"]["real"] == own["metrics"]["miou"]["real"]
+
+
+def test_photos_are_looked_at_again_when_their_classes_change(world):
+    space = labels.load_label_space(world / "real" / "classes.json")
+    recoloured = replace(space.classes[0], color=(1, 2, 3))
+    prints = []
+    for own in (space, space, replace(space, classes=(recoloured, *space.classes[1:]))):
+        items = datasets.index("folder", world / "real", "val")
+        height, width = SIZE
+        dataset = TripleDataset(items, own, "folder", height=height, width=width, edges="none")
+        prints.append(looking.Photos(dataset, range(3)).fingerprint(0, 3))
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_a_varied_layout_is_no_style_of_the_one_that_it_was(world, tmp_path):
+    root = world / "real"
+    make = {
+        "data": {"root": str(root), "height": SIZE[0], "width": SIZE[1],
+                 "classes": str(root / "classes.json")},
+    }  # fmt: skip
+    make_generator(tmp_path / "run" / checkpoint.GENERATOR, **make)
+    found = {}
+    for name, options in {
+        "styles": {"n_styles": 2},
+        "varied": {"changes": ("flip",), "n_variants": 1, "n_styles": 1},
+    }.items():
+        generate.run(
+            generate.Request(
+                tmp_path / "run" / checkpoint.GENERATOR, tmp_path / name,
+                labels=root / "labels" / "val", device="cpu", quiet=True, **options,
+            )
+        )  # fmt: skip
+        document, _ = evaluate.run(
+            request_of(world, tmp_path / f"{name}-out", samples=(tmp_path / name,))
+        )
+        found[name] = document["metrics"].get("diversity_efficientnet_lite0")
+    assert found["styles"]["n"] == 3
+    assert found["varied"] is None
+    path = tmp_path / "styles" / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"filter": {"kept_fraction": 0.25}}))
+    document, _ = evaluate.run(
+        request_of(world, tmp_path / "filtered", samples=(tmp_path / "styles",))
+    )
+    assert any("left out 75.0% of the labelled pixels" in note for note in document["notes"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--fail-below", "miou=nan"], "--fail-below miou=nan: expected NAME=X"),
+        (["--samples", "one.tar"], "one.tar: is a file; give the folder that holds it"),
+        (["--samples", "unfinished"], "unfinished: a run without generator.safetensors"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_said_at_once(tmp_path, monkeypatch, arguments, sentence):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "one.tar").write_bytes(b"")
+    (tmp_path / "unfinished").mkdir()
+    for name in ("recipe.yaml", "classes.json"):
+        (tmp_path / "unfinished" / name).write_text("{}")
+    result = CliRunner().invoke(cli, ["evaluate", *arguments])
+    assert result.exit_code == 1
+    assert sentence in result.output
+
+
+def test_statistics_of_sets_of_one_name_do_not_replace_each_other(world, tmp_path):
+    for folder in "ab":
+        shutil.copytree(world / "samples", tmp_path / folder / "x")
+    request = request_of(
+        world, tmp_path / "out", samples=(tmp_path / "a" / "x", tmp_path / "b" / "x"),
+        save_statistics=tmp_path / "npz",
+    )  # fmt: skip
+    evaluate.run(request)
+    assert {path.name for path in (tmp_path / "npz").iterdir()} == {
+        "0-x-efficientnet_lite0.npz",
+        "1-x-efficientnet_lite0.npz",
+        "reference-val-efficientnet_lite0.npz",
+    }
+
+
+def test_splits_that_share_names_are_told_apart_by_their_label_maps(tmp_path):
+    """scene-00 of train is not the photo of scene-00 of val."""
+    root = tmp_path / "real"
+    write_pairs(root, num_train=4, num_val=3)
+    keys = {path.stem for path in (root / "labels" / "train").glob("*.png")}
+    assert {path.stem for path in (root / "labels" / "val").glob("*.png")} < keys
+    judge_folder(tmp_path / "judge")
+    data = {
+        "height": SIZE[0], "width": SIZE[1], "root": str(root),
+        "classes": str(root / "classes.json"),
+    }  # fmt: skip
+    make_generator(tmp_path / "run" / checkpoint.GENERATOR, data=data)
+    found = {}
+    for split in ("train", "val"):
+        generate.run(
+            generate.Request(
+                tmp_path / "run" / checkpoint.GENERATOR, tmp_path / split,
+                labels=root / "labels" / split, device="cpu", quiet=True,
+            )
+        )  # fmt: skip
+        request = request_of(
+            tmp_path, tmp_path / f"{split}-out", samples=(tmp_path / split,),
+            recipe=recipe_of(tmp_path), judge=str(tmp_path / "judge"),
+        )  # fmt: skip
+        found[split], _ = evaluate.run(request)
+    assert "photos of the samples' own layouts" in found["val"]["protocol"]["real"]
+    assert "all photos of split val" in found["train"]["protocol"]["real"]
+    assert any("no layout of these samples" in note for note in found["train"]["notes"])

@@ -48,6 +48,7 @@ def test_the_label_generator_is_refused_by_its_hash_its_data_and_its_place(tmp_p
     for found in (
         manifest(hash=own, data=""),
         manifest(hash="other", data="d" * 64),
+        manifest(hash="other", data="", weights=judge.segmenter.weights_hash),
         manifest(str(tmp_path / "." / "x" / "..")),
     ):
         (tmp_path / "x").mkdir(exist_ok=True)
@@ -55,8 +56,38 @@ def test_the_label_generator_is_refused_by_its_hash_its_data_and_its_place(tmp_p
             judges.own_label_generators(judge, {"set-a": found}, force=False)
         marks = judges.own_label_generators(judge, {"set-a": found}, force=True)
         assert marks == {
-            "set-a": ["the judge is the label generator that trained this generator (forced)"]
+            "set-a": [
+                "the judge is the label generator that trained the generator of this set (forced)"
+            ]
         }
+
+
+def test_the_label_filter_is_refused_by_its_weights_and_its_place(tmp_path):
+    judge = judges.Judge(segmenter(), str(tmp_path))
+    filters = [
+        {"segmenter": "train", "weights": ["other", judge.segmenter.weights_hash]},
+        {"segmenter": str(tmp_path)},
+    ]
+    for about in filters:
+        found = {"set-a": manifest() | {"filter": about}}
+        with pytest.raises(UserError, match="it is the label filter of set-a"):
+            judges.own_label_generators(judge, found, force=False)
+        marks = judges.own_label_generators(judge, found, force=True)
+        assert marks == {"set-a": ["the judge is the label filter of this set (forced)"]}
+    others = manifest() | {"filter": {"segmenter": "train", "weights": ["other"]}}
+    nothing = manifest() | {"filter": {"kind": "none"}}
+    found = {"a": others, "b": nothing}
+    assert judges.own_label_generators(judge, found, force=False) == {}
+
+
+def test_the_same_weights_are_known_under_another_class_map():
+    one = segmenter()
+    other = Segmenter(
+        one.network, [1, 0, *range(2, len(NAMES))], NAMES,
+        normalisation=Normalisation(), provenance=Provenance("loaded", "elsewhere"),
+    )  # fmt: skip
+    assert one.hash != other.hash
+    assert one.weights_hash == other.weights_hash != segmenter(seed=1).weights_hash
 
 
 def test_other_segmenters_may_judge():

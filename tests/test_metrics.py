@@ -402,15 +402,19 @@ def bare(path):
         np.save(file, np.zeros(5))
 
 
+NOT_NPZ = r"^[^ ]+x\.npz: not an npz file of mean \(mu\) and covariance \(sigma\); give one that"
+
+
 @pytest.mark.parametrize(
     ("write", "message"),
     [
         (lambda path: None, "no such file"),
-        (damaged, "not an npz of pytorch-fid"),
-        (bare, "not an npz of pytorch-fid"),
+        (lambda path: path.mkdir(), r"covariance \(sigma\) \(Is a directory\); give one that"),
+        (damaged, NOT_NPZ),
+        (bare, NOT_NPZ),
         (
             lambda path: np.savez(path, mu=np.array(list("abcde")), sigma=np.eye(5)),
-            "not an npz of pytorch-fid",
+            NOT_NPZ,
         ),
         (
             lambda path: np.savez(path, mu=np.full(5, np.nan), sigma=np.eye(5)),
@@ -420,7 +424,7 @@ def bare(path):
             lambda path: np.savez(path, mu=np.zeros(5), sigma=np.full((5, 5), np.inf)),
             "mu or sigma has NaN or infinity",
         ),
-        (lambda path: path.write_bytes(b"no npz"), "not an npz of pytorch-fid"),
+        (lambda path: path.write_bytes(b"no npz"), NOT_NPZ),
         (lambda path: np.savez(path, mu=np.zeros(5)), "expected mu and sigma"),
         (
             lambda path: np.savez(path, mu=np.zeros(4), sigma=np.eye(4)),
@@ -428,7 +432,7 @@ def bare(path):
         ),
         (
             lambda path: np.savez(path, mu=np.array([None] * 5), sigma=np.eye(5)),
-            "not an npz of pytorch-fid",
+            NOT_NPZ,
         ),
     ],
 )

@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from ecgan import labels, segmentation
@@ -416,3 +417,13 @@ def test_scenes_are_learnt(tmp_path):
         matrix.update(batch.labels, segmenter.predict(loader.to_images(batch.images)))
     assert matrix.accuracy() > 0.7
     assert matrix.miou() > 0.3
+
+
+def test_a_segmenter_whose_head_is_missing_is_refused(tmp_path):
+    """transformers would draw it at random, each time anew."""
+    network = segmentation.segformer(8, STREET, seed=0)
+    weights = {k: v.contiguous() for k, v in network.state_dict().items() if "classifier" not in k}
+    network.save_pretrained(tmp_path)
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"weights lack decode_head.classifier.bias \(2 in"):
+        load_segmenter(str(tmp_path), space_of(*STREET))

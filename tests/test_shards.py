@@ -1,5 +1,6 @@
 """The written data sets, re-read by the programs that users read them with."""
 
+import contextlib
 import hashlib
 import io
 import json
@@ -65,6 +66,9 @@ def write_data_set(root, data_format):
     about = {
         "schema": sets.SCHEMA,
         "format": data_format,
+        "label_space": "input",
+        "recipe": {},
+        "classes": {"classes": [{"id": 0, "name": "road"}]},
         "shards": [s.to_json() for s in written],
     }
     (root / "manifest.json").write_text(json.dumps(about))
@@ -356,6 +360,46 @@ def truncated_image(root):
     path.write_bytes(path.read_bytes()[:100])
 
 
+def not_an_image(root):
+    plain_folder(root)
+    (root / "images/a/x.1.jpg").write_bytes(b"words")
+
+
+def empty_label(root):
+    plain_folder(root)
+    (root / "labels/a/x.1.png").write_bytes(b"")
+
+
+def edge_of_words(root):
+    write(root, "webdataset", (sample._replace(edge=b"words") for sample in make_samples()))
+
+
+def coloured_edge(root):
+    write(root, "webdataset", (sample._replace(edge=sample.image) for sample in make_samples()))
+
+
+def no_tar(root):
+    (root / "data").mkdir()
+    (root / "data/train-000000.tar").write_bytes(b"words " * 400)
+
+
+def flipped_parquet(root):
+    """Bytes of the first column changed: the file's own lists of what it holds stay whole."""
+    write(root, "parquet", make_samples())
+    path = root / "data/train-00000.parquet"
+    content = bytearray(path.read_bytes())
+    content[60:120] = bytes(byte ^ 0xFF for byte in content[60:120])
+    path.write_bytes(content)
+
+
+def manifest_of(root, **changes):
+    """A manifest with other values, or without those that are None."""
+    write_data_set(root, "webdataset")
+    about = json.loads((root / "manifest.json").read_text()) | changes
+    kept = {name: value for name, value in about.items() if value is not None}
+    (root / "manifest.json").write_text(json.dumps(kept))
+
+
 def truncated_tar(root):
     write(root, "webdataset", make_samples())
     path = root / "data/train-000000.tar"
@@ -382,17 +426,61 @@ def missing_shard(root):
         (lambda root: (root / "manifest.json").write_text("{"), "not a JSON file"),
         (lambda root: (root / "manifest.json").write_text("{}"), "not a manifest"),
         (unpaired, "1 files have no partner in images/ or labels/, first: a-y"),
-        (colour_mask, "must be greyscale, this one has mode RGB"),
-        (truncated_image, "sample a-x_1: .*[Tt]runcated"),
-        (truncated_tar, "a damaged tar"),
-        (truncated_parquet, "a damaged Parquet file"),
-        (missing_shard, "train-000001.tar: the manifest lists this shard"),
+        (
+            lambda root: manifest_of(root, schema=3),
+            r"manifest.json: not a manifest .*: schema 3, expected 1 or 2; make the data set again",
+        ),
+        (
+            lambda root: manifest_of(root, classes=None, label_space=None, shards=None),
+            r"manifest.json: not a manifest .*: it lacks classes, label_space, shards; make",
+        ),
+        (lambda root: manifest_of(root, recipe=None), "not a manifest .*: it lacks recipe; make"),
+        (lambda root: manifest_of(root, shards={}), "not a manifest .*: shards is no list"),
+        (
+            lambda root: manifest_of(root, shards=[{"name": "data/train-000000.tar"}]),
+            "not a manifest .*: shard 0 of its list lacks one of name, samples, bytes, sha256, md5",
+        ),
+        (colour_mask, "a-x_1: its label: .* must be greyscale, .* mode RGB; convert it, pixel ="),
+        (coloured_edge, "city_0-s000: its edge: an edge map must be greyscale, .* mode RGB"),
+        (truncated_image, "sample a-x_1: its image: .*[Tt]runcated"),
+        (not_an_image, r"sample a-x_1: its image \(5 bytes\) is no picture; replace it, or remove"),
+        (empty_label, "sample a-x_1: its label is empty; replace it, or remove the sample"),
+        (edge_of_words, r"sample city_0-s000: its edge \(5 bytes\) is no picture"),
+        (truncated_tar, "a damaged tar: .*; `ecgan data verify` lists all such shards; make"),
+        (no_tar, "train-000000.tar: not a tar file; `ecgan data verify` lists all such shards"),
+        (
+            truncated_parquet,
+            "a damaged Parquet file: .*; `ecgan data verify` lists all such shards",
+        ),
+        (flipped_parquet, "train-00000.parquet: a damaged Parquet file: .*; `ecgan data verify`"),
+        (missing_shard, "train-000001.tar: the manifest lists this shard, but it is not there"),
     ],
 )
 def test_damaged_data_sets_are_refused_by_name(tmp_path, spoil, message):
     spoil(tmp_path)
-    if spoil in (truncated_tar, truncated_parquet) and (tmp_path / ".ecgan").is_dir():
+    if not (tmp_path / "manifest.json").exists() and (tmp_path / ".ecgan/tmp").is_dir():
         (tmp_path / ".ecgan/tmp").rmdir()
         (tmp_path / ".ecgan").rmdir()
-    with pytest.raises(UserError, match=message):
-        list(sets.read(tmp_path))
+    for read in (lambda: list(sets.read(tmp_path)), lambda: every_item(tmp_path)):
+        with pytest.raises(UserError, match=message) as caught:
+            read()
+        assert "\n" not in str(caught.value)
+
+
+def every_item(place):
+    data = sets.SampleDataset(place)
+    return [data[index] for index in range(len(data))]
+
+
+def test_an_error_of_who_reads_a_sample_is_not_taken_for_damage(tmp_path):
+    write_data_set(tmp_path, "parquet")
+
+    def read():
+        with contextlib.closing(
+            shards.read_raw(open_store(tmp_path), "data/train-00000.parquet")
+        ) as raws:
+            next(raws)
+            raws.throw(OSError("the disk is full"))
+
+    with pytest.raises(OSError, match=r"^the disk is full$"):
+        read()

@@ -7,6 +7,7 @@ import socket
 import pytest
 
 from ecgan import lock
+from ecgan.data import sets
 from ecgan.errors import UserError
 from ecgan.storage import HIDDEN, Folder, ObjectStore, matching, open_store
 
@@ -160,6 +161,46 @@ def test_a_bucket_that_is_not_there_is_named(s3, monkeypatch):
     store = ObjectStore("s3://no-such-bucket/out")
     with pytest.raises(UserError, match=r"s3://no-such-bucket/out: .*check the bucket"):
         store.write("data/a.tar", b"1")
+
+
+READING = {
+    "open": lambda store: store.open("a"),
+    "read": lambda store: store.read("a"),
+    "read_many": lambda store: list(store.read_many(["a"])),
+    "size": lambda store: store.size("a"),
+    "sizes": lambda store: store.sizes("data"),
+    "names": lambda store: store.names(),
+    "remove": lambda store: store.remove(["a"]),
+    "remove_folder": lambda store: store.remove_folder("a"),
+}
+
+
+@pytest.mark.parametrize("ask", READING.values(), ids=READING)
+def test_a_store_that_refuses_to_be_read_is_named(tmp_path, monkeypatch, ask):
+    store = open_store(f"memory://{tmp_path.name}/out")
+
+    def refuse(*arguments, **options):
+        raise PermissionError("Forbidden")
+
+    for name in ("open", "cat", "info", "ls", "rm", "rm_file"):
+        monkeypatch.setattr(store._fs, name, refuse)
+    with pytest.raises(UserError, match=r"memory://.*/out: Forbidden; check .* your credentials"):
+        ask(store)
+
+
+def test_a_bucket_without_credentials_is_named(tmp_path, monkeypatch):
+    s3fs = pytest.importorskip("s3fs")
+    for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "PROFILE", "ENDPOINT_URL"):
+        monkeypatch.delenv(f"AWS_{name}", raising=False)
+    for name in ("SHARED_CREDENTIALS_FILE", "CONFIG_FILE"):
+        monkeypatch.setenv(f"AWS_{name}", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    s3fs.S3FileSystem.clear_instance_cache()
+    try:
+        with pytest.raises(UserError, match=r"s3://nobucket/x: .*credentials; check the address"):
+            sets.manifest("s3://nobucket/x")
+    finally:
+        s3fs.S3FileSystem.clear_instance_cache()
 
 
 @pytest.mark.parametrize("protocol", ["gs", "abfs"])

@@ -259,6 +259,21 @@ def test_a_study_is_not_written_over_another(two, tmp_path):
     assert (tmp_path / "out" / "study.html").read_bytes() == before
 
 
+def test_a_study_is_not_written_into_somebody_elses_folder(two, tmp_path):
+    other = tmp_path / "data"
+    other.mkdir()
+    (other / "classes.json").write_text("[]")
+    with pytest.raises(UserError, match=r"--out .*data: not empty, and not a study of ecgan; give"):
+        study.write(*two, other)
+    with pytest.raises(UserError, match=r"--out .*classes\.json: a file; give a folder"):
+        study.write(*two, other / "classes.json")
+    assert [path.name for path in other.iterdir()] == ["classes.json"]
+    (other / "assignment.json").write_text("[]")
+    with pytest.raises(UserError, match="data: holds another study"):
+        study.write(*two, other)
+    assert (other / "assignment.json").read_text() == "[]"
+
+
 # Results
 
 

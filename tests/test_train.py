@@ -681,3 +681,21 @@ def test_a_checkpoint_of_an_unfused_adam_goes_on_as_the_fused_one(recipe):
     plain.step()
     for own, expected in zip(other.network.parameters(), one.network.parameters(), strict=True):
         torch.testing.assert_close(own, expected, rtol=0, atol=1e-7)
+
+
+def test_a_generator_says_what_those_saw_that_it_started_from(recipe, tmp_path):
+    """Over two starts, and over a resumption without the option."""
+    first, second, third = (tmp_path / name for name in ("first", "second", "third"))
+    run(recipe("train.images=4"), first)
+    generator = first / checkpoint.GENERATOR
+    run(recipe("train.images=4"), second, init=generator)
+    run(recipe("train.images=8"), second)
+    run(recipe("train.images=4"), third, init=second / checkpoint.GENERATOR)
+    about = [checkpoint.read_metadata(x / checkpoint.GENERATOR) for x in (first, second, third)]
+    assert about[0]["inherited"] == []
+    (one,) = about[1]["inherited"]
+    assert one["sha256"] == checkpoint.sha256(generator)
+    assert sorted(one["keys"]) == about[0]["seen_keys"] != []
+    assert one["classes"] == [c["name"] for c in about[0]["classes"]["classes"]]
+    assert [len(one["keys"]) for one in about[2]["inherited"]] == [len(about[0]["seen_keys"])] * 2
+    assert about[2]["inherited"][1] == one

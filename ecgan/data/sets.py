@@ -5,8 +5,9 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from ecgan.errors import UserError
 from ecgan.storage import HIDDEN, Folder, Store, open_store
 
 SCHEMA = 2  # of manifest.json
+_LISTED = tuple(f.name for f in fields(Listed))
 Place = str | Path | Store
 
 
@@ -42,15 +44,37 @@ def manifest(place: Place) -> dict[str, Any] | None:
         value = json.loads(text)
     except ValueError as error:
         raise UserError(f"{store}/manifest.json: not a JSON file: {error}") from error
-    if not isinstance(value, dict) or value.get("schema") not in {1, SCHEMA}:
-        raise UserError(f"{store}/manifest.json: not a manifest that this version of ecgan reads")
+    fault = _fault(value)
+    if fault is not None:
+        raise UserError(
+            f"{store}/manifest.json: not a manifest that this version of ecgan reads: {fault}; "
+            "make the data set again"
+        )
     return value
+
+
+def _fault(about: object) -> str | None:
+    """Why it is no manifest with all that its readers need; None where it is one."""
+    if not isinstance(about, dict):
+        return "no table of keys"
+    value = cast("dict[str, Any]", about)
+    if value.get("schema") not in (1, SCHEMA):
+        return f"schema {value.get('schema')!r}, expected 1 or {SCHEMA}"
+    needed = "classes", "label_space", "recipe", "shards"
+    if missing := [name for name in needed if name not in value]:
+        return f"it lacks {', '.join(missing)}"
+    listed = value["shards"]
+    if not isinstance(listed, list):
+        return "shards is no list"
+    for number, shard in enumerate(cast("list[Any]", listed)):
+        if not isinstance(shard, dict) or not set(_LISTED) <= shard.keys():
+            return f"shard {number} of its list lacks one of {', '.join(_LISTED)}"
+    return None
 
 
 def listed(about: dict[str, Any]) -> list[Listed]:
     """The shards that a manifest names."""
-    names = ("name", "samples", "bytes", "sha256", "md5")
-    return [Listed(**{name: shard[name] for name in names}) for shard in about["shards"]]
+    return [Listed(**{name: shard[name] for name in _LISTED}) for shard in about["shards"]]
 
 
 def read(place: Place) -> Iterator[ShardSample]:
@@ -71,8 +95,6 @@ def read_raw(place: Place) -> Iterator[Raw]:
         UserError: no such folder, nothing that we read in it, or a damaged file.
     """
     store = open_store(place)
-    if isinstance(store, Folder) and not store.path.is_dir():
-        raise UserError(f"{store}: no such folder")
     names = shard_names(store)
     for name in names:
         yield from shards.read_raw(store, name)
@@ -83,6 +105,8 @@ def read_raw(place: Place) -> Iterator[Raw]:
 
 def shard_names(store: Store) -> list[str]:
     """Shards of a data set, by its manifest or, of others, by their endings; maybe none."""
+    if isinstance(store, Folder) and not store.path.is_dir():
+        raise UserError(f"{store}: no such folder")
     about = manifest(store)
     if about is not None:
         return [shard["name"] for shard in about["shards"]]
@@ -203,12 +227,14 @@ class SampleDataset(Dataset[Item]):
             IndexError: there is no such number.
             UserError: the sample is damaged.
         """
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
+        return self.decoded(index, self.raw(index))
+
+    def decoded(self, index: int, raw: Raw) -> ShardSample:
+        """What :meth:`raw` gave, as arrays."""
         place = str(self._store)
         if self._shards:
             place = self._shards[self._find(index % len(self))[0]].place
-        return shards.decoded(self.raw(index), place)
+        return shards.decoded(raw, place)
 
     def raw(self, index: int) -> Raw:
         """A sample as it lies there; errors as of :meth:`sample`."""

@@ -12,6 +12,7 @@ import json
 import re
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, BinaryIO, Literal, NamedTuple, cast
 
@@ -19,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ecgan.data.codecs import DIGITAL_SOURCE_TYPE, ImageFormat, Pixels
 from ecgan.errors import UserError
@@ -32,7 +33,9 @@ Format = Literal["webdataset", "parquet", "folder"]
 # 2 GB in one struct column fail.
 _ROW_GROUP_ROWS = 100
 _ROW_GROUP_BYTES = 64 << 20
+_REMEDY = "`ecgan data verify` lists all such shards; make the set again, or remove them"
 _KEY = re.compile(r"[A-Za-z0-9_-]+")
+_MAP_MODES = ("L", "P", "I;16", "I")
 _MAX_KEY = 80  # a name in a USTAR archive has at most 100 characters
 DIGITAL_SOURCE = DIGITAL_SOURCE_TYPE.rpartition("/")[2]  # IPTC's word for what a network made
 
@@ -514,7 +517,7 @@ def read_raw(store: Store, name: str) -> Iterator[Raw]:
         else:
             yield from _read_listing(store, store.read(listing_name(name)), place)
     except FileNotFoundError:
-        raise UserError(f"{place}: the manifest lists this shard, but it is not there") from None
+        raise UserError(_missing(place)) from None
 
 
 class OpenShard:
@@ -543,7 +546,7 @@ class OpenShard:
             else:
                 self._lines = store.read(listing_name(name)).splitlines()
         except FileNotFoundError:
-            raise UserError(f"{self.place}: the data set lists it, but it is not there") from None
+            raise UserError(_missing(self.place)) from None
 
     def __len__(self) -> int:
         return len(self._members) or len(self._lines) or int(self._starts[-1])
@@ -564,11 +567,17 @@ class OpenShard:
             key = next(iter(found)).partition(".")[0]
             fields = {member.partition(".")[2].lower(): data for member, data in found.items()}
             return raw_from_fields(self.place, key, fields)
-        if self._parquet is None:
-            self._parquet = pq.ParquetFile(self._store.open(self._name))
         group = int(np.searchsorted(self._starts, place, side="right")) - 1
-        rows = self._parquet.read_row_group(group).slice(place - int(self._starts[group]), 1)
-        return raw_from_row(rows.to_pylist()[0], f"{_stem(self._name)}-{place}")
+        with _reading_parquet(self.place):
+            if self._parquet is None:
+                self._parquet = pq.ParquetFile(self._store.open(self._name))
+            rows = self._parquet.read_row_group(group).slice(place - int(self._starts[group]), 1)
+            (row,) = rows.to_pylist()
+        return raw_from_row(row, f"{_stem(self._name)}-{place}")
+
+
+def _missing(place: str) -> str:
+    return f"{place}: the manifest lists this shard, but it is not there; make the set again"
 
 
 def _stem(name: str) -> str:
@@ -584,17 +593,14 @@ def _tar_members(store: Store, name: str, place: str) -> list[list[tuple[str, in
                 if info.isfile()
             ]
     except (tarfile.TarError, EOFError) as error:
-        raise UserError(f"{place}: a damaged tar: {error}") from error
+        raise UserError(_tar_fault(place, error)) from error
     grouped = itertools.groupby(infos, key=lambda info: info[0].partition(".")[0])
     return [list(group) for _, group in grouped]
 
 
 def _group_starts(store: Store, name: str, place: str) -> npt.NDArray[np.int64]:
-    try:
-        with store.open(name) as file:
-            metadata = pq.read_metadata(file)
-    except pa.ArrowException as error:
-        raise UserError(f"{place}: a damaged Parquet file: {error}") from error
+    with _reading_parquet(place), store.open(name) as file:
+        metadata = pq.read_metadata(file)
     rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
     return np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])
 
@@ -610,20 +616,26 @@ def decoded(raw: Raw, place: str) -> ShardSample:
         UserError: a part of it is damaged, or no map of class ids.
     """
 
-    def decode(data: bytes, read: Callable[[Image.Image], npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    def decode(
+        member: str, data: bytes, read: Callable[[Image.Image], npt.NDArray[Any]]
+    ) -> npt.NDArray[Any]:
+        where = f"{place}: sample {raw.key}: its {member}"
         try:
             with Image.open(io.BytesIO(data)) as opened:
                 return read(opened)
+        except UnidentifiedImageError as error:
+            found = "is empty" if not data else f"({len(data)} bytes) is no picture"
+            raise UserError(f"{where} {found}; replace it, or remove the sample") from error
         except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-            raise UserError(f"{place}: sample {raw.key}: {error}") from error
+            raise UserError(f"{where}: {error}") from error
 
     return ShardSample(
         key=raw.key,
         source=raw.record.get("source", raw.key),
         style=raw.record.get("style", 0),
-        image=decode(raw.image, _as_image),
-        label=decode(raw.label, _as_map),
-        edge=None if raw.edge is None else decode(raw.edge, _as_map).astype(np.uint8),
+        image=decode("image", raw.image, _as_image),
+        label=decode("label", raw.label, _as_map),
+        edge=None if raw.edge is None else decode("edge", raw.edge, _as_edge),
     )
 
 
@@ -643,7 +655,14 @@ def _read_tar(store: Store, name: str, place: str) -> Iterator[Raw]:
             if members:
                 yield raw_from_fields(place, key, members)
     except (tarfile.TarError, EOFError) as error:
-        raise UserError(f"{place}: a damaged tar: {error}") from error
+        raise UserError(_tar_fault(place, error)) from error
+
+
+def _tar_fault(place: str, error: Exception) -> str:
+    """What is wrong with a tar; of what is none, tarfile says a line for each compression."""
+    text = str(error)
+    fault = "not a tar file" if "\n" in text else f"a damaged tar: {text}"
+    return f"{place}: {fault}; {_REMEDY}"
 
 
 def raw_from_fields(place: str, key: str, members: dict[str, bytes]) -> Raw:
@@ -664,18 +683,38 @@ def raw_from_fields(place: str, key: str, members: dict[str, bytes]) -> Raw:
 
 
 def _read_parquet(store: Store, name: str, place: str) -> Iterator[Raw]:
-    try:
-        with store.open(name) as opened, pq.ParquetFile(opened) as file:
+    with store.open(name) as opened:
+        with _reading_parquet(place):
+            file = pq.ParquetFile(opened)
             names = file.schema_arrow.names
-            if missing := sorted({"image", "label"} - set(names)):
-                raise UserError(f"{place}: no column {' and '.join(missing)}")
-            number = 0
-            for batch in file.iter_batches(batch_size=16):
-                for row in cast("list[dict[str, Any]]", batch.to_pylist()):
-                    yield raw_from_row(row, f"{_stem(name)}-{number}")
-                    number += 1
-    except pa.ArrowException as error:
-        raise UserError(f"{place}: a damaged Parquet file: {error}") from error
+            batches = file.iter_batches(batch_size=16)
+        if missing := sorted({"image", "label"} - set(names)):
+            raise UserError(f"{place}: no column {' and '.join(missing)}")
+        number = 0
+        while True:
+            with _reading_parquet(place):  # not around what the caller does with a row
+                batch = next(batches, None)
+                rows = cast("list[dict[str, Any]]", [] if batch is None else batch.to_pylist())
+            if batch is None:
+                return
+            for row in rows:
+                yield raw_from_row(row, f"{_stem(name)}-{number}")
+                number += 1
+
+
+@contextmanager
+def _reading_parquet(place: str) -> Iterator[None]:
+    """Turn what a damaged Parquet file makes of its readers into a sentence.
+
+    Damage in pages is an OSError, in names and in text a ValueError.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError, ValueError) as error:
+        line = str(error).partition("\n")[0].rstrip(".")
+        raise UserError(f"{place}: a damaged Parquet file: {line}; {_REMEDY}") from error
 
 
 def raw_from_row(row: dict[str, Any], name: str) -> Raw:
@@ -718,9 +757,18 @@ def _as_image(image: Image.Image) -> Pixels:
     return np.asarray(image.convert("RGB"))
 
 
+def _as_edge(image: Image.Image) -> Pixels:
+    if image.mode not in _MAP_MODES:
+        raise ValueError(f"an edge map must be greyscale, this one has mode {image.mode}")
+    return np.asarray(image).astype(np.uint8)
+
+
 def _as_map(image: Image.Image) -> Labels:
-    if image.mode not in ("L", "P", "I;16", "I"):
-        raise ValueError(f"a map of class ids must be greyscale, this one has mode {image.mode}")
+    if image.mode not in _MAP_MODES:
+        raise ValueError(
+            f"a map of class ids must be greyscale, this one has mode {image.mode}; convert it, "
+            "pixel = class id (training reads masks of colours, samples carry ids)"
+        )
     values = np.asarray(image)
     return values.astype(np.uint16) if image.mode.startswith("I") else values
 

@@ -770,6 +770,10 @@ def small_image(encoded):
     return encoded._replace(image=codecs.encode_image(np.zeros((8, 8, 3), np.uint8), "jpg", 95))
 
 
+def no_image(encoded):
+    return encoded._replace(image=b"words")
+
+
 def same_key(encoded):
     """Two keys in turn: those of neighbours would make one sample of two."""
     return encoded._replace(record=replace(encoded.record, key=f"x{encoded.record.seed % 2}"))
@@ -795,6 +799,7 @@ def same_key(encoded):
         (lambda out: rewrite(out, palette_label), "label of mode P, expected L"),
         (lambda out: rewrite(out, strange_id), "label ids 7 are not in the class list"),
         (lambda out: rewrite(out, small_image), "image of mode RGB, 8 x 8"),
+        (lambda out: rewrite(out, no_image), "image: its 5 bytes are no picture"),
         (lambda out: rewrite(out, same_key), r"sample x\d: its key occurs twice"),
     ],
 )

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from ecgan.data import sets, shards
@@ -152,7 +152,7 @@ class _Check:
                 if (image.mode, image.size) != ("RGB", self.size):
                     yield f"image of mode {image.mode}, {image.size[0]} x {image.size[1]}"
         except (OSError, ValueError, SyntaxError) as error:
-            yield f"image: {error}"
+            yield f"image: {_broken(raw.image, error)}"
 
     def _label_faults(
         self, values: npt.NDArray[np.integer], recorded: Sequence[int]
@@ -167,6 +167,13 @@ class _Check:
             yield "its record's class_pixels are not those of its label"
 
 
+def _broken(data: bytes, error: Exception) -> str:
+    """Why bytes are no picture; Pillow's own words would name an object in memory."""
+    if isinstance(error, UnidentifiedImageError):
+        return f"its {len(data)} bytes are no picture" if data else "is empty"
+    return str(error)
+
+
 def _map_faults(
     what: str, data: bytes, mode: str, size: tuple[int, int]
 ) -> tuple[npt.NDArray[np.integer] | None, list[str]]:
@@ -177,7 +184,7 @@ def _map_faults(
             found, own = image.mode, image.size
             values = np.asarray(image).astype(np.int64)
     except (OSError, ValueError, SyntaxError) as error:
-        return None, [f"{what}: {error}"]
+        return None, [f"{what}: {_broken(data, error)}"]
     faults: list[str] = []
     if found != mode:
         faults.append(f"{what} of mode {found}, expected {mode}")

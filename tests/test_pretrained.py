@@ -293,3 +293,18 @@ def test_vgg19_on_a_photo(flower):
     assert IMAGENET[int(classifier.eval()(x).argmax())] == "daisy"
     for ours, tap in zip(network(flower), TAPS19, strict=True):
         torch.testing.assert_close(ours, classifier.features[: tap + 1](x))
+
+
+def test_the_folded_network_of_a_training_gives_the_maps_of_the_plain_one():
+    """Its norms are in its weights; padding that is symmetric is the convolution's own."""
+    plain, folded = EfficientNetLite0(), perceptual_features("efficientnet_lite0")
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in folded.modules())
+    assert not any(p.requires_grad for p in folded.parameters())
+    grads = []
+    for network in (plain, folded):
+        x = torch.rand(2, 3, 40, 56, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        maps = network(x)
+        torch.stack([m.square().mean() for m in maps]).sum().backward()
+        grads.append((maps, x.grad))
+    for own, other in zip([*grads[0][0], grads[0][1]], [*grads[1][0], grads[1][1]], strict=True):
+        assert (own - other).norm() <= 1e-5 * own.norm()

@@ -119,7 +119,8 @@ def _frechet(compared: _Compared, given: metrics.Gaussian | None) -> dict[str, A
     if compared.train is not None:
         floor = metrics.frechet_distance_of(compared.train, photos)
     ends = metrics.distance_interval(metrics.frechet_distance_of, photos, samples, compared.layouts)
-    return _entry(value, floor, len(samples), (ends.low, ends.high))
+    low = 0.0 if ends.low < 0 else ends.low  # no distance is below
+    return _entry(value, floor, len(samples), (low, ends.high))
 
 
 def _kernel(compared: _Compared) -> dict[str, Any]:

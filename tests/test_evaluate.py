@@ -124,6 +124,7 @@ def test_real_photos_as_samples_score_as_themselves(world, tmp_path):
         assert metric["n"] == 3
     distance = document["metrics"]["fd_efficientnet_lite0"]
     assert distance["value"] == pytest.approx(0, abs=1e-6 * distance["real"])
+    assert distance["low"] == 0  # its interval does not reach below
     assert distance["real"] > 1  # other photos
     for one in document["per_class"].values():
         assert one["iou"] == one["real"]

@@ -595,7 +595,7 @@ def test_evaluate_without_arguments_after_augment(world, tmp_path, monkeypatch):
     arguments = ["evaluate", "--samples", "runs/tiny", "--n-styles", "2", "--device", "cpu", "-q"]
     result = CliRunner().invoke(cli, arguments)
     assert result.exit_code == 0, result.output
-    of_run = report.load(tmp_path / "reports" / "tiny-val")
+    of_run = report.load(tmp_path / "reports" / "tiny-val-2-styles")
     assert of_run["samples"] == "datasets/tiny-val-2-styles"
     assert of_run["metrics"]["miou"]["n"] == 6
     assert of_run["metrics"]["diversity_efficientnet_lite0"]["n"] == 3

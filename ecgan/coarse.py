@@ -4,17 +4,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from ecgan import prepare
+from ecgan.data.codecs import Pixels
 from ecgan.errors import UserError
 from ecgan.ledger import Ledger
 from ecgan.making import ShardMaker
 from ecgan.plan import Plan
 from ecgan.storage import open_store
-
-Pixels = npt.NDArray[np.uint8]
 
 
 class CoarseImages:

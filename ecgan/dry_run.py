@@ -33,18 +33,12 @@ def parameters(recipe: Recipe, space: LabelSpace) -> dict[str, int]:
     return {name: count for name, count in counts.items() if count}
 
 
-def memory_bytes(recipe: Recipe, space: LabelSpace, images: int, *, bfloat16: bool) -> int:
-    """Estimate of a rank's memory for a part of ``images`` images.
+class Estimate:
+    """Estimate of a rank's memory by images at a time; networks are built once, on meta.
 
     What the forward passes of G and D keep for their gradients is added up on the meta device.
     The frozen networks and class-specific heads are not in it: they depend on the labels and on
     weights that are not read yet.
-    """
-    return Estimate(recipe, space, bfloat16=bfloat16).of(images)
-
-
-class Estimate:
-    """Memory by number of images; the networks are built once, on the meta device.
 
     Args:
         recipe: what would be trained.

@@ -252,7 +252,6 @@ class _Evaluation:
         self.samples = {one.place: self._samples(one) for one in self.sets}
         self.reference = self._data(self.split, train=False)
         self.train = self._data(recipe.data.split, train=True)
-        self.layouts = {one.place: self._own_layouts(one) for one in self.sets}
         self.worthy = self._for_training()
 
     def run(
@@ -342,20 +341,8 @@ class _Evaluation:
         """With ``--downstream``, the sets whose layouts are not the split's: trained with."""
         if self.request.worth is None:
             return frozenset()
-        return frozenset(one.place for one in self.sets if not self.layouts[one.place])
-
-    def _own_layouts(self, one: _Set) -> frozenset[str]:
-        """Layouts of a set that are the split's: by their label maps where these are known.
-
-        Data sets whose splits share names have other scenes under the same key.
-        """
-        known = leaks.layouts(one.place)
-        files = {item.key: item.label for item in self.reference.items}
-        return frozenset(
-            key
-            for key, digest in known.items()
-            if key in files and (digest is None or checkpoint.sha256(files[key]).startswith(digest))
-        )
+        layouts = {one.place: leaks.layouts(one.place) for one in self.sets}
+        return frozenset(p for p, known in layouts.items() if not _shared(known, self.reference))
 
     def _check_worth(
         self, workers: cluster.Workers, devices: tuple[str, ...]
@@ -404,7 +391,7 @@ class _Fidelity:
         self.space, self.size, self.split = evaluation.space, evaluation.size, evaluation.split
         self.reference, self.train = evaluation.reference, evaluation.train
         self.samples, self.device, self.sets = evaluation.samples, evaluation.device, sets
-        self.layouts = evaluation.layouts  # of each set, those that the photos are of
+        self.layouts: dict[str, frozenset[str]] = {}  # of each set, those that have a photo
         evaluate = self.recipe.evaluate
         # Files that are missing are refused before a judge is trained
         networks, self.skipped = feature_networks(
@@ -475,6 +462,9 @@ class _Fidelity:
         for part in settings.parts():  # in order, whoever was first
             looks[part.source].extend(looking.read_look(found[part]))
         for one in self.sets:
+            known = leaks.digests(one.place)
+            layouts = {key: known.get(key) for key in looks[one.place].tally.layouts}
+            self.layouts[one.place] = _shared(layouts, self.reference)
             if not np.any(looks[one.place].tally.labelled):
                 raise UserError(f"{one.place}: no pixel of its labels has a class that is scored")
         return looks
@@ -686,13 +676,15 @@ class _Fidelity:
         """Pictures of a set."""
         place, coarse = one.place, CoarseImages(one.place, self.request.device)
         rows = gallery.galleries(
-            self.samples[place],
-            look.tally,
-            self.judge,
-            self.reference,
-            self.layouts[place],
-            coarse.of,
-            self.device,
+            gallery.Rows(
+                self.samples[place],
+                look.tally,
+                self.judge,
+                self.reference,
+                self.layouts[place],
+                coarse.of,
+                self.device,
+            )
         )
         if coarse.reason:
             rows[0] = replace(rows[0], text=f"{rows[0].text} No coarse images: {coarse.reason}.")
@@ -700,6 +692,23 @@ class _Fidelity:
             rows,
             gallery.curves(one.manifest, Path(place).resolve().parent),
         )
+
+
+def _shared(layouts: Mapping[str, str | None], reference: TripleDataset) -> frozenset[str]:
+    """Layouts that are the reference's own: by their label maps where these are known.
+
+    Data sets whose splits share names have other scenes under the same key.
+
+    Args:
+        layouts: first digits of the SHA-256 of each label map, by key; None where not known.
+        reference: of photos with label maps.
+    """
+    files = {item.key: item.label for item in reference.items}
+    return frozenset(
+        key
+        for key, digest in layouts.items()
+        if key in files and (digest is None or checkpoint.sha256(files[key]).startswith(digest))
+    )
 
 
 def _nothing(place: str) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 
 from ecgan import checkpoint, report, scoring
 from ecgan.data import shards
+from ecgan.data.codecs import Pixels
 from ecgan.data.loader import TripleDataset
 from ecgan.judges import Judge
 from ecgan.looking import Samples
@@ -20,7 +23,7 @@ from ecgan.scoring import Scene, Tally
 _ROWS, _EXTREMES = 6, 4
 _COLUMNS = ("layout", "edge", "coarse", "image", "real photo", "judge's reading")
 
-Coarse = Callable[[Mapping[str, Any]], npt.NDArray[np.uint8] | None]
+Coarse = Callable[[Mapping[str, Any]], Pixels | None]
 """I' of the sample that a record is of."""
 _CURVES = (
     "discriminator",
@@ -50,46 +53,35 @@ def _first_of_layouts(tally: Tally, order: npt.NDArray[np.intp]) -> list[int]:
     return list(first.values())[:_EXTREMES]
 
 
-def galleries(
-    samples: Samples,
-    tally: Tally,
-    judge: Judge,
-    reference: TripleDataset,
-    photos: Collection[str],
-    coarse: Coarse,
-    device: torch.device,
-) -> list[report.Gallery]:
-    """Samples spread over the set, the best and the worst; ``photos``: layouts that have one."""
-    spread = np.linspace(0, len(tally) - 1, min(_ROWS, len(tally))).round().astype(int).tolist()
-    best, worst = extremes(tally)
-    rows = _Rows(samples, tally, judge, reference, photos, coarse, device)
-    picked = (
-        ("Samples", "Evenly spread over the set, in its order.", spread),
-        ("Best", "Where the judge gives the layout's classes the highest probability.", best),
-        ("Worst", "Where it gives them the lowest.", worst),
-    )
-    return [
-        report.Gallery(title, text, _COLUMNS, [rows.row(index) for index in indices])
-        for title, text, indices in picked
-    ]
+@dataclass(frozen=True)
+class Rows:
+    """What the rows of a gallery are from.
 
+    Attributes:
+        samples: the set.
+        tally: what the judge read in it.
+        judge: the judge.
+        reference: the photos.
+        photos: layouts of the set that have one there.
+        coarse: I' of a sample.
+        device: where the judge is.
+    """
 
-class _Rows:
-    """Rows of a gallery."""
+    samples: Samples
+    tally: Tally
+    judge: Judge
+    reference: TripleDataset
+    photos: Collection[str]
+    coarse: Coarse
+    device: torch.device
 
-    def __init__(
-        self,
-        samples: Samples,
-        tally: Tally,
-        judge: Judge,
-        reference: TripleDataset,
-        photos: Collection[str],
-        coarse: Coarse,
-        device: torch.device,
-    ) -> None:
-        self.samples, self.judge, self.reference, self.device = samples, judge, reference, device
-        self.photos, self.coarse = photos, coarse
-        self.accuracies, self.consistencies = tally.accuracies(), tally.consistencies()
+    @cached_property
+    def _accuracies(self) -> npt.NDArray[np.float64]:
+        return self.tally.accuracies()
+
+    @cached_property
+    def _consistencies(self) -> npt.NDArray[np.float64]:
+        return self.tally.consistencies()
 
     def row(self, index: int) -> report.Row:
         """A sample with its layout, its photo and the judge's reading."""
@@ -109,8 +101,8 @@ class _Rows:
             report.Picture(colorize(reading, palette), f"judge's reading of {key}", exact=True),
         ]
         text = (
-            f"{self.accuracies[index]:.1%} of the labelled pixels read as meant, consistency "
-            f"{self.consistencies[index]:.3f}"
+            f"{self._accuracies[index]:.1%} of the labelled pixels read as meant, consistency "
+            f"{self._consistencies[index]:.3f}"
         )
         return report.Row(key, text, cells)
 
@@ -120,6 +112,22 @@ class _Rows:
         photo = self.reference.load_plain(self.reference.keys.index(sample.source)).image
         assert photo is not None
         return report.Picture(photo, f"real photo of {sample.source}")
+
+
+def galleries(rows: Rows) -> list[report.Gallery]:
+    """Samples spread over the set, the best and the worst."""
+    num = len(rows.tally)
+    spread = np.linspace(0, num - 1, min(_ROWS, num)).round().astype(int).tolist()
+    best, worst = extremes(rows.tally)
+    picked = (
+        ("Samples", "Evenly spread over the set, in its order.", spread),
+        ("Best", "Where the judge gives the layout's classes the highest probability.", best),
+        ("Worst", "Where it gives them the lowest.", worst),
+    )
+    return [
+        report.Gallery(title, text, _COLUMNS, [rows.row(index) for index in indices])
+        for title, text, indices in picked
+    ]
 
 
 def curves(manifest: Mapping[str, Any] | None, near: Path) -> list[report.Curve]:

@@ -140,14 +140,20 @@ def check(
     return found
 
 
-def layouts(place: str) -> dict[str, str | None]:
-    """Layouts of a set by key, each with its label map's digest where that is known."""
+def digests(place: str) -> dict[str, str]:
+    """First digits of the SHA-256 of label maps by layout, of a set that kept them."""
     store = open_store(place)
     names = sorted(name for name in store.sizes(f"{HIDDEN}/stages") if name.endswith(".json"))
-    found: dict[str, str | None] = {}
+    found: dict[str, str] = {}
     for name in names:  # as ecgan.plan.stage_text writes them
         stage = json.loads(store.read(f"{HIDDEN}/stages/{name}"))
         found |= {k: d[:_DIGITS] for k, d in zip(stage["keys"], stage["digests"], strict=True)}
+    return found
+
+
+def layouts(place: str) -> dict[str, str | None]:
+    """Layouts of a set by key, each with its label map's digest where that is known."""
+    found: dict[str, str | None] = {**digests(place)}
     if found:
         return found
     dataset = SampleDataset(place)

@@ -33,6 +33,7 @@ from ecgan.data.sets import SampleDataset
 from ecgan.errors import UserError
 from ecgan.features import StageFeatures, feature_networks
 from ecgan.labels import Labels, LabelSpace
+from ecgan.placing import settle
 from ecgan.scoring import Scene, Tally
 from ecgan.segmentation import Segmenter, load_segmenter
 
@@ -254,10 +255,8 @@ class Looker:
     """
 
     def __init__(self, settings: Settings, index: int = 0) -> None:
-        if settings.threads is not None:
-            torch.set_num_threads(settings.threads)
         self.settings = settings
-        self.device = torch.device(settings.devices[index % len(settings.devices)])
+        self.device = settle(index, settings.devices, settings.threads)
         self._hashes = {name: network.hash for name, network in self._networks.items()}
 
     def __call__(self, part: Part) -> Path:

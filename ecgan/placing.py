@@ -1,5 +1,6 @@
 """How many workers where, from what the user said and what this machine has."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -79,3 +80,16 @@ def place_workers(wish: Wish, device: torch.device) -> tuple[Workers, tuple[str,
     if count == 1 and wish.timeout is None:
         return Workers("inline", 1, gpus_each), devices
     return Workers("processes", count, gpus_each, timeout=timeout), devices
+
+
+def settle(index: int, devices: Sequence[str], threads: int | None) -> torch.device:
+    """In a worker: its device, and how many threads it may take.
+
+    Args:
+        index: number of this worker.
+        devices: of the workers in turn.
+        threads: of this process; None leaves them as they are.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return torch.device(devices[index % len(devices)])

@@ -33,7 +33,7 @@ from ecgan.errors import UserError
 from ecgan.labels import Labels, LabelSpace
 from ecgan.models.folded import FoldedGenerator, Shared
 from ecgan.ops.onehot_conv import one_hot
-from ecgan.ops.transfers import uploaded
+from ecgan.ops.transfers import downloading, uploaded
 from ecgan.recipe import Recipe
 from ecgan.recorded import Draw, RecordedPass, Share, compiled
 from ecgan.timings import Clock
@@ -184,7 +184,7 @@ class Sampler:
                 with clock.measured("generate"):
                     images, edges = draw(shared, part)
                 with self._copying(images, edges), clock.measured("copy"):
-                    pending.add(_to_host(images), None if edges is None else _to_host(edges))
+                    pending.add(downloading(images), None if edges is None else downloading(edges))
         return pending
 
     def maps(self, layouts: Sequence[Layout]) -> tuple[Tensor, Tensor | None]:
@@ -332,10 +332,3 @@ def _to_bytes(pictures: Tensor) -> Tensor:
     """[-1, 1] -> 0..255; what lies outside (I' can) is cut off."""
     pixels = ((pictures.clamp(-1, 1) + 1) * 127.5).round_().to(torch.uint8)
     return pixels.contiguous()
-
-
-def _to_host(x: Tensor) -> Tensor:
-    """To memory of the CPU that the device writes by itself; torch reuses it once it is free."""
-    if x.device.type != "cuda":
-        return x
-    return torch.empty_like(x, device="cpu", pin_memory=True).copy_(x, non_blocking=True)

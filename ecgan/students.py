@@ -35,6 +35,7 @@ from ecgan.errors import UserError
 from ecgan.labels import Labels, LabelSpace
 from ecgan.looking import Samples
 from ecgan.metrics import ConfusionMatrix
+from ecgan.placing import settle
 from ecgan.segmentation import (
     VOID,
     Descent,
@@ -196,10 +197,8 @@ class Teacher:
     """
 
     def __init__(self, settings: Settings, index: int = 0) -> None:
-        if settings.threads is not None:
-            torch.set_num_threads(settings.threads)
         self.settings = settings
-        self.device = torch.device(settings.devices[index % len(settings.devices)])
+        self.device = settle(index, settings.devices, settings.threads)
         self._lock = Lock()  # readers of shards are for one thread
         settings.real.keep_in_memory()
         settings.test.keep_in_memory()

@@ -377,14 +377,14 @@ class _Training:
             self.objective.label_generator,
         )
         self.notes: list[str] = []
-        if source is not None:
+        if source is not None and place.init is not None:
             side = self.players.side
             taken = transfer(side.generator, side.style_encoder, recipe, space, source)
             self.notes = [f"--init {place.init}", *taken.lines()]
             if distributed.is_first():
                 checkpoint.write_whole(place.out / "init.txt", taken.listing().encode())
             self.progress.init = source.sha256
-            self.progress.inherited = checkpoint.inheritance(Path(str(place.init)))
+            self.progress.inherited = checkpoint.inheritance(place.init)
         self.averaged.start(self.players.side)
 
     def run(self, signals: "_Signals") -> Outcome:

@@ -77,7 +77,7 @@ def test_the_estimate_knows_it():
         train = recipe.train.model_copy(update={"checkpointing": blocks})
         changed = recipe.model_copy(update={"train": train})
         space = label_space(changed.data)
-        estimates.append(dry_run.memory_bytes(changed, space, 16, bfloat16=True))
+        estimates.append(dry_run.Estimate(changed, space, bfloat16=True).of(16))
     assert estimates[1] < 0.8 * estimates[0]
 
 
@@ -86,11 +86,11 @@ def test_the_large_recipe_leaves_half_of_an_80_gb_card_to_what_is_not_counted():
     recipe = load_recipe("cityscapes_512x1024")
     at_once = recipe.train.batch // recipe.train.accumulate
     space = label_space(recipe.data)
-    found = dry_run.memory_bytes(recipe, space, at_once, bfloat16=True)
+    found = dry_run.Estimate(recipe, space, bfloat16=True).of(at_once)
     assert 10e9 < found < 40e9
     train = recipe.train.model_copy(update={"checkpointing": 0})
     kept = recipe.model_copy(update={"train": train})
-    assert dry_run.memory_bytes(kept, space, at_once, bfloat16=True) > 1.4 * found
+    assert dry_run.Estimate(kept, space, bfloat16=True).of(at_once) > 1.4 * found
 
 
 def test_not_together_with_compile():

@@ -99,7 +99,7 @@ def ran(recipe, folder):
 
 def remembered(recipe, _):
     """The estimate of memory."""
-    return dry_run.memory_bytes(recipe, label_space(recipe.data), 2, bfloat16=False)
+    return dry_run.Estimate(recipe, label_space(recipe.data), bfloat16=False).of(2)
 
 
 def compiled(recipe, _):

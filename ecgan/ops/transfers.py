@@ -11,18 +11,21 @@ def uploaded(x: Tensor, device: torch.device) -> Tensor:
     return x.pin_memory().to(device, non_blocking=True)
 
 
+def downloading(x: Tensor) -> Tensor:
+    """Where a tensor will be on the CPU, once the device has got there; torch reuses the memory."""
+    if x.device.type != "cuda":
+        return x.cpu()
+    return torch.empty_like(x, device="cpu", pin_memory=True).copy_(x, non_blocking=True)
+
+
 class Download:
     """A tensor on its way to the CPU; the host goes on until it wants it."""
 
     def __init__(self, x: Tensor) -> None:
-        self._event: torch.cuda.Event | None = None
-        if x.device.type != "cuda":
-            self._host = x.cpu()
-            return
-        self._host = torch.empty_like(x, device="cpu", pin_memory=True)
-        self._host.copy_(x, non_blocking=True)
-        self._event = torch.cuda.Event()
-        self._event.record(torch.cuda.current_stream(x.device))
+        self._host = downloading(x)
+        self._event = torch.cuda.Event() if x.device.type == "cuda" else None
+        if self._event is not None:
+            self._event.record(torch.cuda.current_stream(x.device))
 
     def wait(self) -> Tensor:
         """The tensor, once it is there."""

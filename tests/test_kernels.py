@@ -34,10 +34,11 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 @pytest.fixture
 def kernels(monkeypatch):
     """Triton for all but float64, in tiles far smaller than the inputs."""
-    from ecgan.ops import triton_class_conv, triton_onehot, triton_pairs
+    from ecgan.ops import triton_class_conv, triton_onehot, triton_pairs, triton_similarity
 
     monkeypatch.setenv("ECGAN_KERNELS", "triton")
-    monkeypatch.setattr(triton_pairs, "blocks", lambda width: triton_pairs.Blocks(32, 16, 4, 2))
+    for module in (triton_pairs, triton_similarity):
+        monkeypatch.setattr(module, "blocks", lambda stored: triton_pairs.Blocks(32, 16, 4, 2))
     for module in (triton_class_conv, triton_onehot):
         monkeypatch.setattr(module, "PIXELS", 16)
         monkeypatch.setattr(module, "PIECE", 32)
@@ -91,17 +92,54 @@ def compare_similarity(probabilities, labels, *, loss, gradient):
         ((1, 3, 4, 10), {"of": [2]}),  # one class
         ((1, 6, 6, 6), {"of": [0, 4], "dtype": torch.int32}),  # empty classes
         ((1, 1, 3, 5), {}),  # one channel: a'' is 1
-        ((1, 13, 6, 9), {}),  # stored rows of two parts: 3 * 13 numbers in 32 + 16
-        ((1, 2, 1, 1), {}),  # one pixel
+        ((1, 33, 6, 9), {}),  # stored rows of two parts: 33 + 2 numbers in 32 + 16
+        ((1, 4, 13, 12), {"of": [3, 1]}),  # tiles of one class, of others, and of both
     ],
 )
 def test_similarity_kernel_matches_float64(kernels, sizes, options):
-    compare_similarity(*scene(*sizes, **options), loss=1e-6, gradient=3e-4)
+    compare_similarity(*scene(*sizes, **options), loss=1e-4, gradient=5e-4)
+
+
+def test_similarity_kernel_of_one_pixel(kernels):
+    p = torch.tensor([0.75, 0.25], dtype=torch.float64, device=DEVICE).view(1, 2, 1, 1)
+    labels = torch.zeros(1, 1, 1, dtype=torch.int64, device=DEVICE)
+    compare_similarity(p.requires_grad_(), labels, loss=1e-6, gradient=3e-4)
+
+
+def test_similarity_kernel_takes_images_in_parts(kernels, monkeypatch):
+    """As many at once as memory allows: the same numbers."""
+    from ecgan.ops import triton_similarity
+
+    probabilities, labels = scene(3, 4, 5, 6)
+    p = probabilities.detach().float().requires_grad_()
+    found = []
+    for limit in (1e9, 1.0):
+        monkeypatch.setattr(triton_similarity, "BYTES_AT_ONCE", limit)
+        losses = pair_similarity(p, labels, IGNORE)
+        found.append((losses, *torch.autograd.grad(losses.sum(), p)))
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_similarity_kernel_takes_what_does_not_sum_to_one(kernels):
+    """As float32 leaves it, and far from it: 1 - a'' is not p_i (1 - p_j) alone."""
+    probabilities, labels = scene(1, 5, 6, 9)
+    wrong = probabilities.detach() * torch.linspace(0.5, 1.1, 9, device=DEVICE)
+    compare_similarity(wrong.requires_grad_(), labels, loss=1e-4, gradient=5e-4)
+
+
+@pytest.mark.parametrize("N", [5, 35])
+def test_similarity_kernels_rounding_does_not_add_up(kernels, N):
+    """The same p everywhere: rounded to the nearest, every pair would err in the same direction."""
+    labels = torch.randint(0, N, (1, 16, 24), device=DEVICE)
+    p = torch.full((1, N, 16, 24), 1 / N, dtype=torch.float64, device=DEVICE)
+    expected = pair_similarity(p, labels, IGNORE)
+    assert_close(pair_similarity(p.float(), labels, IGNORE), expected, 1e-4)
 
 
 def test_similarity_kernel_of_sharp_probabilities_matches_float64(kernels):
     """Confident mistakes: 1 - a'' near the bound, of which float32 has few digits."""
-    compare_similarity(*scene(1, 5, 9, 13, sharpness=8.0), loss=1e-5, gradient=3e-3)
+    compare_similarity(*scene(1, 5, 9, 13, sharpness=8.0), loss=1e-4, gradient=3e-3)
 
 
 def test_similarity_kernel_bounds_as_the_definition_does(kernels):
@@ -109,14 +147,14 @@ def test_similarity_kernel_bounds_as_the_definition_does(kernels):
     labels = torch.randint(0, 4, (1, 6, 7), device=DEVICE)
     guess = torch.randint(0, 4, (1, 6, 7), device=DEVICE)
     certain = F.one_hot(guess, 4).permute(0, 3, 1, 2).double().requires_grad_()
-    compare_similarity(certain, labels, loss=1e-6, gradient=3e-4)
+    compare_similarity(certain, labels, loss=1e-6, gradient=5e-4)
 
 
 def test_similarity_kernel_leaves_out_unlabelled_pixels_and_absent_channels(kernels):
     probabilities, labels = scene(2, 4, 5, 6)
     labels[1] = IGNORE  # a whole image
     wide = F.pad(probabilities.detach(), (0, 0, 0, 0, 1, 2)).requires_grad_()  # 3 empty channels
-    compare_similarity(wide, labels, loss=1e-6, gradient=3e-4)
+    compare_similarity(wide, labels, loss=1e-4, gradient=5e-4)
     p = wide.detach().float().requires_grad_()
     losses = pair_similarity(p, labels, IGNORE)
     losses.sum().backward()
@@ -572,7 +610,8 @@ LAUNCHES = textwrap.dedent("""
     torch.set_num_threads(1)
     done = set()
 
-    def compile_instead(kernel, *args, grid, warmup, num_warps=4, num_stages=3, **constants):
+    def compile_instead(kernel, *args, grid, warmup, **options):
+        constants = {p.name: options.pop(p.name) for p in kernel.params if p.is_constexpr}
         signature, values, attributes = {}, {}, {}
         for position, parameter in enumerate(kernel.params):
             name = parameter.name
@@ -583,14 +622,14 @@ LAUNCHES = textwrap.dedent("""
             signature[name] = mangle_type(value)
             if isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0):
                 attributes[(position,)] = [["tt.divisibility", 16]]
-        key = (kernel.fn.__name__, str(signature), str(values), str(attributes))
+        key = (kernel.fn.__name__, str(signature), str(values), str(attributes), str(options))
         if key in done:
             return
         done.add(key)
         code = triton.compile(
             ASTSource(kernel, signature, values, attributes),
             target=GPUTarget("cuda", 90, 32),
-            options={"num_warps": num_warps, "num_stages": num_stages},
+            options=options,
         )
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
             file.write(code.asm["cubin"])
@@ -601,7 +640,9 @@ LAUNCHES = textwrap.dedent("""
             ).stdout
         spilled = int(usage.split("STACK:")[1].split()[0])
         tensor_cores = "wgmma" in code.asm["ptx"]
-        print(kernel.fn.__name__, spilled, code.metadata.shared, tensor_cores, flush=True)
+        registers = usage.split("REG:")[1].split()[0]
+        shared = code.metadata.shared
+        print(kernel.fn.__name__, spilled, shared, tensor_cores, registers, flush=True)
 
     JITFunction.run = compile_instead
 
@@ -635,14 +676,18 @@ def test_every_kernel_compiles_for_an_h100(monkeypatch):
     assert done.returncode == 0, done.stderr
     kernels = [line.split() for line in done.stdout.splitlines()]
     assert {name for name, *_ in kernels} == {
-        "_split", "_rows", "_log_negatives", "_positives", "_negatives", "_convolve",
+        "_split", "_round", "_rows", "_log_negatives", "_positives", "_negatives", "_convolve",
         "_kernel_gradients", "_look_up", "_add_pieces", "_add_up",
     }  # fmt: skip
-    for name, spilled, shared, tensor_cores in kernels:
+    for name, spilled, shared, tensor_cores, _ in kernels:
         assert spilled == "0", name
         assert int(shared) <= 227 * 1024, name
         if name in {"_rows", "_log_negatives", "_positives", "_negatives"}:
             assert tensor_cores == "True", name
+    # Two programs share a multiprocessor: while one multiplies, the other takes roots
+    similarity = [row for row in kernels if row[0] == "_rows"][:3]  # 12, 19 and 35 classes
+    assert all(int(registers) <= 128 for *_, registers in similarity)
+    assert all(int(shared) <= 113 * 1024 for _, _, shared, _, _ in similarity)
 
 
 # On a GPU

@@ -112,7 +112,7 @@ def loss_and_gradient(
     """
     n = everything.shape[1]
     width = pairs.widths(n)
-    block = pairs.blocks(width)
+    block = pairs.blocks(width.a + width.b)
     grid = (len(keys.order) // block.rows,)
     sizes = {
         "A": width.a, "B": width.b, "ROWS": block.rows, "COLUMNS": block.columns,

@@ -1,15 +1,14 @@
-"""What the kernels of Eqs. 3 and 5 share: dot products of all pairs, on tensor cores, exactly.
+"""What the kernels of Eqs. 3 and 5 share: dot products of all pairs, on tensor cores.
 
 Tensor cores multiply half-precision numbers of 11 bits and add in float32. One such product is not
-enough: 1 - a'' of Eq. 3 and the exponentials of Eq. 5 magnify what it rounds away (a'' of two
-confident mistakes would be off by 1e-4, where the bound is 1e-6). So x is split, x = hi + lo with
-22 bits in all, and
+enough for Eq. 5, whose exponentials magnify what it rounds away. So x is split, x = hi + lo with 22
+bits in all, and
 
     x_i . x_j = hi_i . hi_j + hi_i . lo_j + lo_i . hi_j     (lo_i . lo_j is below float32's epsilon)
 
 is one product of rows three times as long: [hi, hi, lo]_i . [hi, lo, hi]_j. x is multiplied by 64
-first, which keeps the small numbers of lo, and the weights 1/a'' of Eq. 3, within float16's normal
-range. TF32, with its 11 bits too, would do the same at half the speed.
+first, which keeps the small numbers of lo within float16's normal range. TF32, with its 11 bits
+too, would do the same at half the speed.
 
 Rows are stored as [hi, lo, hi], padded with zeros; the other order is read from the same array.
 
@@ -49,21 +48,29 @@ class Blocks(NamedTuple):
     columns: int
     warps: int
     stages: int
+    registers: int | None = None  # of a thread, at most: half of an SM's for two programs at once
+
+
+def powers(length: int) -> tuple[int, int]:
+    """The shortest row of two powers of two that holds so many numbers; the second may be 0."""
+    candidates = [2**e for e in range(4, 13)]
+    return min(
+        ((a, b) for a in candidates for b in (0, *candidates) if b <= a and a + b >= length),
+        key=lambda parts: (sum(parts), parts[1]),
+    )
 
 
 def widths(n: int) -> Widths:
-    """The shortest row of two powers of two that holds 3n numbers."""
-    powers = [2**e for e in range(4, 13)]
-    a, b = min(
-        ((a, b) for a in powers for b in (0, *powers) if b <= a and a + b >= 3 * n),
-        key=lambda parts: (sum(parts), parts[1]),
-    )
-    return Widths(a, b, max(16, triton.next_power_of_2(n)))
+    """Rows that hold a vector three times."""
+    return Widths(*powers(3 * n), max(16, triton.next_power_of_2(n)))
 
 
-def blocks(width: Widths) -> Blocks:
-    """Rows and columns of a tile, by what an SM's registers and shared memory hold."""
-    stored = width.a + width.b
+def blocks(stored: int) -> Blocks:
+    """Rows and columns of a tile, by what an SM's registers and shared memory hold.
+
+    Args:
+        stored: length of a stored row.
+    """
     if stored <= 192:
         return Blocks(128, 64, 8, 3)
     return Blocks(64, 32, 8, 2 if stored <= 640 else 1)
@@ -176,8 +183,16 @@ def multiply(
     So a sum of logarithms takes one logarithm, when all columns are done. The product of four
     numbers x, and of four x/UNIT, must be a normal float32.
     """
-    of_four = _product_of_halves(_product_of_halves(x, ROWS, COLUMNS), ROWS, COLUMNS // 2)
-    product = mantissa * (of_four * (1 / (UNIT * UNIT * UNIT * UNIT)))
+    of_two = _product_of_halves(x, ROWS, COLUMNS)
+    return multiply_two(mantissa, exponent, of_two, UNIT * UNIT, ROWS, COLUMNS // 2)
+
+
+@triton.jit
+def multiply_two(
+    mantissa, exponent, x, UNIT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):  # fmt: skip
+    """As ``multiply``, two columns at a time."""
+    product = mantissa * (_product_of_halves(x, ROWS, COLUMNS) * (1 / (UNIT * UNIT)))
     bits = product.to(tl.int32, bitcast=True)
     exponent += (bits >> 23) - 127
     return ((bits & 0x7FFFFF) | 0x3F800000).to(tl.float32, bitcast=True), exponent

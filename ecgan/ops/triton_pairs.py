@@ -42,7 +42,7 @@ class Widths(NamedTuple):
 
 
 class Blocks(NamedTuple):
-    """How a kernel over pairs is cut up; see ``blocks``."""
+    """How a kernel over pairs is cut up."""
 
     rows: int
     columns: int
@@ -63,17 +63,6 @@ def powers(length: int) -> tuple[int, int]:
 def widths(n: int) -> Widths:
     """Rows that hold a vector three times."""
     return Widths(*powers(3 * n), max(16, triton.next_power_of_2(n)))
-
-
-def blocks(stored: int) -> Blocks:
-    """Rows and columns of a tile, by what an SM's registers and shared memory hold.
-
-    Args:
-        stored: length of a stored row.
-    """
-    if stored <= 192:
-        return Blocks(128, 64, 8, 3)
-    return Blocks(64, 32, 8, 2 if stored <= 640 else 1)
 
 
 def padded(count: int) -> int:

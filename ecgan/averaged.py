@@ -29,6 +29,7 @@ from ecgan.sampling import condition
 from ecgan.segmentation import Segmenter, load_segmenter, train_segmenter
 
 NUM_LAYOUTS = 512  # that statistics are estimated over
+LAYOUTS_AT_ONCE = 8  # at most, whatever the batch of all ranks: one of them estimates, in float32
 PREVIEW_ROWS = 6
 _STATISTICS, _PREVIEW = 10, 11  # streams of random numbers, beside the objective's
 
@@ -182,7 +183,7 @@ class AveragedGenerator:
             # once, and without the photos: bytes of a few hundred layouts are small
             found = ordered_batches(
                 self.train_set,
-                self.recipe.train.batch,
+                min(self.recipe.train.batch, LAYOUTS_AT_ONCE),
                 workers=self.recipe.data.workers,
                 limit=NUM_LAYOUTS,
             )

@@ -55,8 +55,12 @@ def world_size() -> int:
     return dist.get_world_size() if _is_initialized() else 1
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str, *, current: bool = False) -> torch.device:
     """The device of this process: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``.
+
+    Args:
+        name: as above.
+        current: make a GPU the one on which this process's kernels and events are.
 
     Raises:
         UserError: no such device here.
@@ -74,6 +78,8 @@ def choose_device(name: str) -> torch.device:
             raise UserError(f"--device {name}: torch sees no CUDA device here; use --device cpu")
         index = device.index if device.index is not None else int(os.environ.get("LOCAL_RANK", "0"))
         _require_gpus(index + 1)
+        if current:
+            torch.cuda.set_device(index)
         return torch.device("cuda", index)
     return device
 
@@ -85,7 +91,6 @@ def process_group(device: torch.device) -> Iterator[None]:
         yield
         return
     if device.type == "cuda":
-        torch.cuda.set_device(device)
         # gloo beside it for what is on the CPU, so that nobody waits for the GPU to say a word
         dist.init_process_group("cpu:gloo,cuda:nccl", timeout=_TIMEOUT, device_id=device)
     else:

@@ -31,8 +31,12 @@ def compiled(function: Callable[..., Any], *, backend: str = "inductor") -> Call
         backend: of torch.compile; ``eager`` compiles nothing and checks that all can be traced.
     """
     options: dict[str, Any] = {}
-    if backend == "inductor":
-        options["deterministic"] = True  # kernels are not chosen by how fast they happened to be
+    import torch._inductor.config  # not there before it is asked for
+
+    if backend == "inductor" and hasattr(torch._inductor.config, "deterministic"):
+        # Kernels are not chosen by how fast they happened to be. Early versions of torch do not
+        # know the option; they choose so only where max_autotune is set
+        options["deterministic"] = True
     made: Callable[..., Any] = torch.compile(
         function, fullgraph=True, dynamic=False, backend=backend, options=options
     )
@@ -53,10 +57,18 @@ class RecordedPass:
         labels: of the shape that is recorded, as are the others.
         boundary: None where the generator takes none.
         z: None where the generator takes none.
+        pool: of memory, ``torch.cuda.graph_pool_handle()``; that of other passes if they are
+            replayed one after the other, each from its layouts on.
     """
 
     def __init__(
-        self, share: Share, draw: Draw, labels: Tensor, boundary: Tensor | None, z: Tensor | None
+        self,
+        share: Share,
+        draw: Draw,
+        labels: Tensor,
+        boundary: Tensor | None,
+        z: Tensor | None,
+        pool: Any,  # noqa: ANN401  a name that torch versions write differently
     ) -> None:
         self._labels = labels.clone()
         self._boundary = None if boundary is None else boundary.clone()
@@ -68,9 +80,9 @@ class RecordedPass:
                 draw(share(self._labels, self._boundary), self._z)
         torch.cuda.current_stream().wait_stream(aside)
         self._share_graph, self._draw_graph = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._share_graph):
+        with torch.cuda.graph(self._share_graph, pool=pool):
             self._shared = share(self._labels, self._boundary)
-        with torch.cuda.graph(self._draw_graph):
+        with torch.cuda.graph(self._draw_graph, pool=pool):
             self._drawn = draw(self._shared, self._z)
 
     def share(self, labels: Tensor, boundary: Tensor | None) -> Shared:

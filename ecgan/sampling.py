@@ -24,6 +24,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch._dynamo.exc import TorchDynamoException
+from torch._inductor.exc import InductorError
 
 from ecgan.checkpoint import load_generator
 from ecgan.data import datasets, transforms
@@ -121,6 +123,7 @@ class Sampler:
         ).to(device, self.dtype)
         self._copies = torch.cuda.Stream(device) if on_cuda else None
         self._recorded: dict[tuple[int, ...], RecordedPass] = {}
+        self._pool: object = None  # memory of all recorded passes
 
     @property
     def has_style(self) -> bool:
@@ -227,7 +230,17 @@ class Sampler:
         shape = (len(labels), num_styles)
         if shape not in self._recorded:
             share, draw = compiled(self.generator.share), compiled(self.draw)
-            self._recorded[shape] = RecordedPass(share, draw, labels, boundary, z)
+            self._pool = self._pool or torch.cuda.graph_pool_handle()
+            try:
+                self._recorded[shape] = RecordedPass(share, draw, labels, boundary, z, self._pool)
+            except torch.OutOfMemoryError:
+                raise
+            except (TorchDynamoException, InductorError, RuntimeError) as error:
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                raise UserError(
+                    f"sampling.compile: the network cannot be compiled here ({reason}); it takes a "
+                    "C compiler; or add --set sampling.compile=false"
+                ) from error
         recorded = self._recorded[shape]
 
         def draw_any(shared: Shared, own: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -281,7 +294,7 @@ class Sampler:
 
     def same_sums(self) -> AbstractContextManager[object]:
         """Where what is computed is the same to the byte in every run."""
-        return torch.cuda.device(self.device) if self.device.type == "cuda" else one_thread()
+        return _one_plan(self.device) if self.device.type == "cuda" else one_thread()
 
 
 def is_full(num_layouts: int, num_styles: int, batch: int) -> bool:
@@ -326,6 +339,19 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def _one_plan(device: torch.device) -> Iterator[None]:
+    """On this GPU, convolutions by an algorithm that neither speed nor free memory chooses."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        with torch.cuda.device(device):
+            yield
+    finally:
+        cudnn.deterministic, cudnn.benchmark = before
 
 
 def _to_bytes(pictures: Tensor) -> Tensor:

@@ -79,7 +79,7 @@ def run(
     Raises:
         UserError: whatever the user can mend, before anything is computed where possible.
     """
-    own_device = distributed.choose_device(device)
+    own_device = distributed.choose_device(device, current=True)
     recipe = resolved(recipe, own_device)
     with distributed.process_group(own_device):
         place = _Place(out, own_device, init, quiet)
@@ -224,7 +224,7 @@ def profile(recipe: Recipe, *, steps: int, device: str = "auto") -> str:
     Raises:
         UserError: what :func:`run` would refuse.
     """
-    own_device = distributed.choose_device(device)
+    own_device = distributed.choose_device(device, current=True)
     recipe = resolved(recipe, own_device)
     with tempfile.TemporaryDirectory(prefix="ecgan-") as folder:
         place = _Place(Path(folder) / "run", own_device, None, quiet=True)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ecgan.models.averaging import Average, decay, reestimate_statistics
+from ecgan.models.layers import channels_last
 from tests.test_models import IGNORE, make_generator, make_layouts
 
 
@@ -22,6 +23,15 @@ def test_decay_halves_a_weight_over_its_half_life():
     for step in range(100):
         share *= decay(10, images_seen=1_000_000 + 10 * step, half_life=1000)
     assert share == pytest.approx(0.5)
+
+
+def test_an_average_is_laid_out_as_what_it_follows():
+    """So that all weights are followed in one go, not each by itself."""
+    network = make_generator()
+    kept = Average(network, half_life=10).module
+    channels_last(network)
+    for own, trained in zip(kept.parameters(), network.parameters(), strict=True):
+        assert own.stride() == trained.stride()
 
 
 def test_decay_does_not_depend_on_the_batch():

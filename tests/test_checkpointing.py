@@ -6,7 +6,7 @@ from torch.nn.utils.parametrizations import _SpectralNorm
 
 from ecgan import dry_run
 from ecgan.errors import UserError
-from ecgan.models.encoder import Trunk
+from ecgan.models.encoder import Trunk, _again
 from ecgan.recipe import label_space, load_recipe, parse_recipe
 
 SIZE = (32, 64)
@@ -53,6 +53,18 @@ def test_the_trunk_is_left_training():
     two_steps(network, style=False)
     assert all(module.training for module in network.modules())
     assert any(isinstance(module, _SpectralNorm) for module in network.modules())
+
+
+def test_a_second_pass_counts_no_batch_whatever_the_norm_is():
+    """Also where ranks share their statistics, whose norms are no BatchNorm2d."""
+    block = torch.nn.SyncBatchNorm.convert_sync_batchnorm(trunk(1, style=False).blocks[0])
+    norms = [m for m in block.modules() if isinstance(m, torch.nn.SyncBatchNorm)]
+    assert norms
+    with _again(block):
+        for norm in norms:
+            norm.running_mean.add_(1)
+            norm.num_batches_tracked.add_(1)
+    assert not any(norm.running_mean.any() or norm.num_batches_tracked for norm in norms)
 
 
 def test_blocks_are_computed_again_only_for_gradients():

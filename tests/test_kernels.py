@@ -39,7 +39,7 @@ def kernels(monkeypatch):
 
     monkeypatch.setenv("ECGAN_KERNELS", "triton")
     for module in (triton_contrast, triton_similarity):
-        monkeypatch.setattr(module, "blocks", lambda stored: Blocks(32, 16, 4, 2))
+        monkeypatch.setattr(module, "blocks", lambda stored: Blocks(32, 32, 4, 2))
     for module in (triton_class_conv, triton_onehot):
         monkeypatch.setattr(module, "PIXELS", 16)
         monkeypatch.setattr(module, "PIECE", 32)
@@ -501,6 +501,25 @@ def test_the_first_results_of_a_kernel_are_checked(fresh, monkeypatch, caplog):
     assert run("not finite", (x * 2, None))[0] is x  # nothing was known, so it is checked again
 
 
+def test_a_kernel_is_not_checked_while_a_graph_is_recorded(fresh, monkeypatch):
+    """Nothing can be read then; the next call outside is checked."""
+    monkeypatch.setattr(backend, "_runs_triton", lambda device: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    x, calls = torch.ones(1), []
+    for capturing in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda c=capturing: c)
+        backend.run("op", x, with_triton=lambda: x, with_torch=lambda: calls.append(1) or x)
+    assert len(calls) == 1
+
+
+def test_memory_that_the_check_lacks_stops_nothing(fresh, monkeypatch):
+    monkeypatch.setattr(backend, "_runs_triton", lambda device: True)
+    monkeypatch.setattr(backend, "_agree", lambda *_: fails(torch.OutOfMemoryError("full"))())
+    x = torch.ones(1)
+    assert backend.run("op", x, with_triton=lambda: x, with_torch=lambda: -x) is x
+    assert "op" not in backend._checked
+
+
 def test_a_kernel_that_is_asked_for_fails_aloud(fresh, monkeypatch):
     monkeypatch.setenv("ECGAN_KERNELS", "triton")
     with pytest.raises(RuntimeError, match="driver"):
@@ -577,13 +596,21 @@ def compiled_and_counted(f):
 
 
 @pytest.mark.slow
-def test_the_operations_say_what_they_are():
-    """torch's own checks: schema, shapes without data, gradients, tracing."""
+def test_the_operations_say_what_they_are(implementation):
+    """torch's own checks: schema, shapes and strides without data, gradients, tracing."""
     labels = torch.randint(0, 3, (2, 4, 5), device=DEVICE)
     weights = [w.detach().float().to(DEVICE).requires_grad_() for w in heads(3, 4)]
     features = torch.randn(2, 4, 4, 5, device=DEVICE, requires_grad=True)
     checks = torch.library.opcheck(
         torch.ops.ecgan.class_specific_heads.default, (features, labels, IGNORE, *weights)
+    )
+    with torch.no_grad():
+        image, hidden = torch.ops.ecgan.class_specific_heads(features, labels, IGNORE, *weights)
+        saved = [image, hidden, features, weights[0], weights[2]]
+        saved = [x.detach().clone() for x in saved]
+    checks |= torch.library.opcheck(
+        torch.ops.ecgan.class_specific_heads_backward.default,
+        (torch.randn_like(image), saved, labels, IGNORE),
     )
     table = torch.randn(9, 4, 3, device=DEVICE, requires_grad=True)
     checks |= torch.library.opcheck(

@@ -5,12 +5,14 @@ import math
 
 import pytest
 import torch
+from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.utils.flop_counter import FlopCounterMode
 
 from ecgan.models.contrastive import ContrastiveHead
 from ecgan.models.discriminator import Discriminator
 from ecgan.models.encoder import Spade, Trunk
 from ecgan.models.generator import Generator, edge_transfer, reweight_classes
+from ecgan.models.layers import channels_last, convolution
 from ecgan.models.style import StyleEncoder, reparameterise
 
 N, IGNORE = 3, 255
@@ -20,6 +22,29 @@ HEIGHT, WIDTH = 32, 64
 def make_generator(**parts):
     numbers = {"channels": 4, "upsamplings": 5, "height": HEIGHT, "width_px": WIDTH}
     return Generator(**{"num_classes": N, "num_conditions": N + 1, **numbers, **parts})
+
+
+@pytest.mark.parametrize("style", [False, True])
+def test_features_are_laid_out_as_weights_are(style):
+    """Channels last all the way: each block follows its input, and a style starts as a vector."""
+    network = make_generator(style=style)
+    channels_last(network)
+    S = make_layouts(2)[0].contiguous(memory_format=torch.channels_last)
+    features, taps = network.trunk(S, torch.randn(2, 256) if style else None)
+    for x in (features, *taps):
+        assert x.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_spectral_norms_are_not_taken_in_half_precision(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        _SpectralNorm, "_power_method", lambda *_: seen.append(torch.is_autocast_enabled("cpu"))
+    )
+    layer = convolution(3, 4, spectral=True)
+    seen.clear()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert layer(torch.rand(1, 3, 5, 5)).dtype == torch.bfloat16
+    assert seen == [False]
 
 
 def make_layouts(num):

@@ -260,6 +260,17 @@ def test_the_order_of_sums_and_compiling_are_part_of_the_plan(tmp_path, monkeypa
         ledger.resolve(other.wanted, extend=False)
 
 
+def test_a_network_that_cannot_be_compiled_is_told_with_the_way_out(sampler, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("Failed to find C compiler.\nmore")
+
+    monkeypatch.setattr(sampler, "compiled", True)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+    monkeypatch.setattr(sampling, "RecordedPass", fail)
+    with pytest.raises(UserError, match=r"\(Failed to find C compiler\.\).*compile=false"):
+        sampler.make([layout(0)], draw(1, 1), 1)
+
+
 def test_flops_grow_with_the_styles_and_not_with_the_modulations(sampler):
     layouts = [layout(0), layout(1)]
     one, two, five = (sampler.flops(layouts, draw(2, k)) for k in (1, 2, 5))

@@ -5,6 +5,7 @@ shape, raises there. So a step that runs on it waits for no GPU either. Kernels 
 what surrounds them is what is tested. ``pytest -m gpu`` has the same with CUDA's own alarm.
 """
 
+import math
 from contextlib import nullcontext
 
 import pytest
@@ -43,8 +44,8 @@ def setting(device, *overrides):
     )  # fmt: skip
     parts = []
     for first in (0, 2):
-        labels = torch.randint(0, 6, (2, 32, 64))
-        labels[labels == 5] = space.ignore_index
+        labels = torch.randint(0, space.num_classes + 1, (2, 32, 64))
+        labels[labels == space.num_classes] = space.ignore_index
         labels = labels.to(device)
         picture = torch.rand(2, 3, 32, 64).to(device)
         S = condition(labels, None, space)
@@ -78,6 +79,12 @@ def test_a_step_never_waits_for_the_device(monkeypatch):
     assert set(values.means) == {"discriminator", *objective.weights}
     assert {"similarity", "contrastive", "class_l1", "perceptual", "kl"} <= set(values.means)
     assert {"_rows", "_log_negatives", "_convolve", "_kernel_gradients"} <= set(launched)
+
+
+def test_the_setting_is_one_that_can_be_trained():
+    """Meta tensors have no values that could be wrong; a GPU has."""
+    values = players.step(*setting(torch.device("cpu")), 1.0).read()
+    assert all(math.isfinite(value) for value in values.values())
 
 
 @pytest.mark.gpu

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ecgan.models.generator import Generator
+from ecgan.models.layers import channels_last
 
 RAMP = 0.05
 """Half-life as a share of the images seen so far, until that reaches the full half-life."""
@@ -48,6 +49,7 @@ class Average:
 
     def __init__(self, module: nn.Module, half_life: int) -> None:
         self.module = copy.deepcopy(module).eval().requires_grad_(requires_grad=False)
+        channels_last(self.module)  # as the trained one: else each weight is followed by itself
         self.half_life = half_life
 
     @torch.no_grad()

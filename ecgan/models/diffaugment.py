@@ -88,7 +88,7 @@ def _moved(pictures: Tensor, draws: Draws) -> Tensor:
         F.pad(picture, (x, -x, y, -y))  # negative padding crops
         for picture, y, x in zip(pictures, dy, dx, strict=True)
     ]
-    return torch.stack(moved)
+    return torch.stack(moved).contiguous(memory_format=torch.channels_last)
 
 
 def _offsets(values: Tensor, length: int) -> list[int]:

@@ -197,6 +197,8 @@ class Trunk(nn.Module):
             x = self.start(_resized(S, self.start_size))
         else:
             x = self.start(z).unflatten(1, (self.start_channels, *self.start_size))
+            # As the convolutions' weights are: every block follows its input's layout
+            x = x.contiguous(memory_format=torch.channels_last)
         outputs = []
         first = len(self.blocks) - self.checkpointed if torch.is_grad_enabled() else math.inf
         for index, block in enumerate(self.blocks):
@@ -232,7 +234,7 @@ def _again(block: nn.Module) -> Iterator[None]:
     Batch norms count a batch once, and spectral norms stay with the vectors of the first pass, one
     power iteration further: those that the first pass divided by.
     """
-    norms = [m for m in block.modules() if isinstance(m, nn.BatchNorm2d)]
+    norms = [m for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     kept = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
     spectral = [m for m in block.modules() if isinstance(m, _SpectralNorm) and m.training]
     for norm in spectral:

@@ -355,8 +355,9 @@ class FoldedFusion(nn.Module):
 
     def forward(self, F: Tensor, refined: Tensor, labels: Tensor, unlabelled: int) -> Tensor:
         """F, I'' and labels, (B, H, W) -> (B, 3, H, W)."""
+        at_least = torch.promote_types(F.dtype, torch.float32)  # as in training
         weights = [
-            cast("Tensor", getattr(self, name))
+            cast("Tensor", getattr(self, name)).to(at_least)
             for name in ("weight_1", "bias_1", "weight_2", "bias_2")
         ]
         class_image = class_specific_heads(F, labels, unlabelled, *weights)

@@ -10,7 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.parametrizations import spectral_norm
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import _SpectralNorm
 
 SpectralNorm = Literal["default", "all", "none"]
 """Where spectral norm is: in the trunk's blocks and D's inner layers, everywhere, nowhere."""
@@ -47,7 +48,24 @@ def initialised(layer: nn.Conv2d | nn.Linear, *, spectral: bool) -> nn.Module:
     nn.init.xavier_normal_(layer.weight)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
-    return spectral_norm(layer) if spectral else layer
+    if spectral:
+        parametrize.register_parametrization(layer, "weight", ExactSpectralNorm(layer.weight))
+    return layer
+
+
+class ExactSpectralNorm(_SpectralNorm):
+    """torch's, in the weight's own precision.
+
+    Autocast would run the power iteration in bfloat16, but the kept generator, which is folded
+    without it, divides by the exact singular value.
+    """
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """A weight -> the same with largest singular value 1."""
+        if weight.is_meta:  # which autocast does not know
+            return super().forward(weight)
+        with torch.autocast(weight.device.type, enabled=False):
+            return super().forward(weight)
 
 
 def channels_last(network: nn.Module) -> None:

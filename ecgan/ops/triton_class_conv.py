@@ -63,7 +63,7 @@ class ClassBlocks:
             num_warps=4,
         )  # fmt: skip
         sums = groups.add_up(parts, self.pieces, grad.new_empty(N, 9, in_channels, out_channels))
-        grad_kernels = sums.permute(0, 3, 2, 1).reshape(kernels.shape)
+        grad_kernels = sums.permute(0, 3, 2, 1).reshape(kernels.shape).contiguous()
         return (
             grad_x,
             grad_kernels,
@@ -130,7 +130,7 @@ def _convolve(
                 mask=(c < in_channels)[:, None] & (o < out_channels)[None, :],
                 other=0.0,
             )
-            total = tl.dot(x.to(tl.float32), kernel, total, input_precision="ieee")
+            total = tl.dot(x.to(tl.float32), kernel.to(tl.float32), total, input_precision="ieee")
     if WITH_BIAS:
         total += tl.load(biases + own * out_channels + o, mask=o < out_channels, other=0.0)[None, :]
     tl.store(

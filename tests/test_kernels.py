@@ -509,7 +509,7 @@ def test_a_kernel_is_not_checked_while_a_graph_is_recorded(fresh, monkeypatch):
     for capturing in (True, False):
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda c=capturing: c)
         backend.run("op", x, with_triton=lambda: x, with_torch=lambda: calls.append(1) or x)
-    assert len(calls) == 1
+        assert len(calls) == (0 if capturing else 1)
 
 
 def test_memory_that_the_check_lacks_stops_nothing(fresh, monkeypatch):
@@ -619,11 +619,11 @@ def test_the_operations_say_what_they_are(implementation):
     assert set(checks.values()) == {"SUCCESS"}
 
 
-# An H100, without one
+# GPUs, without one
 
 
 LAUNCHES = textwrap.dedent("""
-    import os, subprocess, tempfile
+    import os, subprocess, sys, tempfile
     os.environ["ECGAN_KERNELS"] = "triton"
     import torch, triton
     import torch.nn.functional as F
@@ -656,7 +656,7 @@ LAUNCHES = textwrap.dedent("""
         done.add(key)
         code = triton.compile(
             ASTSource(kernel, signature, values, attributes),
-            target=GPUTarget("cuda", 90, 32),
+            target=GPUTarget("cuda", int(sys.argv[1]), 32),
             options=options,
         )
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -695,11 +695,15 @@ LAUNCHES = textwrap.dedent("""
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton's compiler for NVIDIA GPUs")
-def test_every_kernel_compiles_for_an_h100(monkeypatch):
-    """To machine code, with the compiler that Triton brings: registers and shared memory do."""
+@pytest.mark.parametrize(("capability", "kibibytes"), [("90", 227), ("89", 99)])
+def test_every_kernel_compiles_for_a_gpu(monkeypatch, capability, kibibytes):
+    """To machine code of an H100 and of cards with less shared memory: it suffices.
+
+    On an H100 registers do too.
+    """
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     done = subprocess.run(
-        [sys.executable, "-c", LAUNCHES], check=False, capture_output=True, text=True
+        [sys.executable, "-c", LAUNCHES, capability], check=False, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     kernels = [line.split() for line in done.stdout.splitlines()]
@@ -707,9 +711,12 @@ def test_every_kernel_compiles_for_an_h100(monkeypatch):
         "_split", "_round", "_rows", "_log_negatives", "_positives", "_negatives", "_convolve",
         "_kernel_gradients", "_look_up", "_add_pieces", "_add_up",
     }  # fmt: skip
-    for name, spilled, shared, tensor_cores, _ in kernels:
+    for name, _, shared, *_ in kernels:
+        assert int(shared) <= kibibytes * 1024, name
+    if capability != "90":
+        return
+    for name, spilled, _, tensor_cores, _ in kernels:
         assert int(spilled) <= 16, name  # bytes, outside of the loops
-        assert int(shared) <= 227 * 1024, name
         if name in {"_rows", "_log_negatives", "_positives", "_negatives"}:
             assert tensor_cores == "True", name
     # Two programs share a multiprocessor: while one multiplies, the other takes roots

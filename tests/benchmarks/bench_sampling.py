@@ -109,7 +109,8 @@ def forms(case, device, *, compile):  # noqa: A002
         def draw(what, styles):
             return to_bytes(*own.sample(what, styles))
 
-        recorded = RecordedPass(compiled(own.share), compiled(draw), labels, None, z)
+        pool = torch.cuda.graph_pool_handle()
+        recorded = RecordedPass(compiled(own.share), compiled(draw), labels, None, z, pool)
 
         def replay():
             recorded.share(labels, None)

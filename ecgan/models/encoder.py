@@ -197,8 +197,9 @@ class Trunk(nn.Module):
             x = self.start(_resized(S, self.start_size))
         else:
             x = self.start(z).unflatten(1, (self.start_channels, *self.start_size))
-            # As the convolutions' weights are: every block follows its input's layout
-            x = x.contiguous(memory_format=torch.channels_last)
+            if S.is_contiguous(memory_format=torch.channels_last):
+                # laid out as S is: every block follows its input
+                x = x.contiguous(memory_format=torch.channels_last)
         outputs = []
         first = len(self.blocks) - self.checkpointed if torch.is_grad_enabled() else math.inf
         for index, block in enumerate(self.blocks):

@@ -166,6 +166,8 @@ def run(request: Request) -> tuple[dict[str, Any], Path]:
     recipe = _recipe(request, sets)
     out = request.out or Path("reports") / Path(sets[0].name).name
     _check_out(out)
+    if request.save_statistics is not None:
+        _require_writable("--save-npz", request.save_statistics)
     evaluation = _Evaluation(request, recipe, sets, out, device)
     document, pictures = evaluation.run(workers, devices)
     report.write(document, out, pictures)
@@ -175,14 +177,20 @@ def run(request: Request) -> tuple[dict[str, Any], Path]:
 def _check_out(out: Path) -> None:
     """Refuse a folder that cannot take the report, before a judge is trained for it."""
     with checkpoint.writing(out):
-        if out.exists() and not out.is_dir():
-            raise UserError(f"--out {out}: a file; give a folder")
         names = {path.name for path in out.iterdir()} if out.is_dir() else set[str]()
-        above = next(path for path in (out, *out.absolute().parents) if path.exists())
     if names and not names & {"report.json", "segmenters", "downstream"}:
         raise UserError(f"--out {out}: not empty, and not a report of ecgan; give another folder")
+    _require_writable("--out", out)
+
+
+def _require_writable(option: str, folder: Path) -> None:
+    """Refuse a folder that cannot be written to, before hours of work for it."""
+    with checkpoint.writing(folder):
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"{option} {folder}: a file; give a folder")
+        above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
-        raise UserError(f"--out {out}: cannot write to {above}; give another folder")
+        raise UserError(f"{option} {folder}: cannot write to {above}; give another folder")
 
 
 def newest_samples(folder: Path) -> Path:

@@ -594,6 +594,8 @@ def _judged(
         thresholds=thresholds,
         progress=not request.quiet,
     )
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()  # the workers need it: segmenters were trained in this process
     numbers = [folds.fold(key, digest) for key, digest in digests.items()]
     return _Judged(spec, np.array(numbers, np.int8), spec.pooled_losses())
 

@@ -277,6 +277,11 @@ def test_a_folder_that_cannot_take_the_report_is_refused_first(world, tmp_path):
     ):
         with pytest.raises(UserError, match=sentence):
             evaluate.run(request_of(world, tmp_path / out))
+    for place in ("file", "file/below"):  # before a judge is trained
+        request = request_of(world, tmp_path / "out", save_statistics=tmp_path / place)
+        with pytest.raises(UserError, match=r"(--save-npz .*a file; give a folder)|(cannot write)"):
+            evaluate.run(request)
+        assert not (tmp_path / "out").exists()
 
 
 def test_missing_inception_weights_are_named(world, tmp_path):

@@ -48,6 +48,14 @@ def compiled(function: Callable[..., Any], *, backend: str = "inductor") -> Call
     return call
 
 
+def failures() -> tuple[type[Exception], ...]:
+    """What is raised where a network cannot be compiled or recorded."""
+    from torch._dynamo.exc import TorchDynamoException
+    from torch._inductor.exc import InductorError
+
+    return RuntimeError, TorchDynamoException, InductorError
+
+
 class RecordedPass:
     """The two parts of a pass on CUDA, as graphs: of the layouts, and of their styles.
 

@@ -24,8 +24,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch._dynamo.exc import TorchDynamoException
-from torch._inductor.exc import InductorError
 
 from ecgan.checkpoint import load_generator
 from ecgan.data import datasets, transforms
@@ -37,7 +35,7 @@ from ecgan.models.folded import FoldedGenerator, Shared
 from ecgan.ops.onehot_conv import one_hot
 from ecgan.ops.transfers import downloading, uploaded
 from ecgan.recipe import Recipe
-from ecgan.recorded import Draw, RecordedPass, Share, compiled
+from ecgan.recorded import Draw, RecordedPass, Share, compiled, failures
 from ecgan.timings import Clock
 
 ARITHMETIC = 2
@@ -235,7 +233,7 @@ class Sampler:
                 self._recorded[shape] = RecordedPass(share, draw, labels, boundary, z, self._pool)
             except torch.OutOfMemoryError:
                 raise
-            except (TorchDynamoException, InductorError, RuntimeError) as error:
+            except failures() as error:
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
                 raise UserError(
                     f"sampling.compile: the network cannot be compiled here ({reason}); it takes a "

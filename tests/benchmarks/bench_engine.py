@@ -1,7 +1,8 @@
 """The data-set engine: its plan at scale, its resume scan, what it adds to the generator's time.
 
     python -m tests.benchmarks.bench_engine                 # all, some minutes
-    python -m tests.benchmarks.bench_engine --only engine   # samples/s alone
+    python -m tests.benchmarks.bench_engine --only engine --scaling     # samples/s alone, against
+                                                # size, styles, formats and encoding threads
 
 * **plan**: 200,000 label maps x 500 styles in shards of 1,000, label check cached (its first run is
   shown apart), in a process of its own whose peak memory is measured.
@@ -23,6 +24,7 @@ import sys
 import tarfile
 import tempfile
 import time
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
@@ -50,7 +52,7 @@ class NullSampler(Sampler):
     def __init__(self, path, device):
         super().__init__(path, device)
         rng = np.random.default_rng(0)
-        self._made = [Made(scene(rng), edges(rng)) for _ in range(4)]
+        self._made = [Made(scene(rng, self.size), edges(rng, self.size)) for _ in range(4)]
 
     def start(self, layouts, z, batch):
         return Ready([[self._made[k % 4] for k in range(z.shape[1])] for _ in layouts])
@@ -69,17 +71,17 @@ class Ready:
         return {}
 
 
-def scene(rng):
+def scene(rng, size):
     """Something as hard to encode as a street scene: smooth shapes with fine texture."""
     coarse = rng.integers(0, 256, (8, 16, 3), dtype=np.uint8)
-    smooth = Image.fromarray(coarse).resize(SIZE[::-1], Image.Resampling.BICUBIC)
-    noise = rng.normal(0, 6, (*SIZE, 3))
+    smooth = Image.fromarray(coarse).resize(size[::-1], Image.Resampling.BICUBIC)
+    noise = rng.normal(0, 6, (*size, 3))
     return np.clip(np.asarray(smooth) + noise, 0, 255).astype(np.uint8)
 
 
-def edges(rng):
-    coarse = rng.integers(0, 256, (64, 128), dtype=np.uint8)
-    return np.asarray(Image.fromarray(coarse).resize(SIZE[::-1], Image.Resampling.BICUBIC))
+def edges(rng, size):
+    coarse = rng.integers(0, 256, (size[0] // 4, size[1] // 4), dtype=np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize(size[::-1], Image.Resampling.BICUBIC))
 
 
 def write_layouts(folder, count, size=(16, 32)):
@@ -91,11 +93,11 @@ def write_layouts(folder, count, size=(16, 32)):
     return folder
 
 
-def generator(folder, **data):
-    height, width = SIZE
+def generator(folder, size=SIZE):
+    height, width = size
     return make_generator(
         folder / "run" / "generator.safetensors",
-        data={"height": height, "width": width, "classes": ["road", "sky", "car"]} | data,
+        data={"height": height, "width": width, "classes": ["road", "sky", "car"]},
     )
 
 
@@ -162,8 +164,12 @@ def measure_resume(folder, count):
     print(f"resume: {count:,} committed shards scanned in {seconds:.1f} s", flush=True)
 
 
+IMAGES = {"jpg": {"format": "JPEG", "quality": 95, "subsampling": 0}, "png": {"format": "PNG"}}
+
+
 def naive_shard(sampler, settings, job, out):
     """The baseline: one thread, everything in turn, Pillow, labels encoded for every sample."""
+    image_format = settings.output.image_format
     with tarfile.open(out, "w") as tar:
         for part in passes(job.groups, settings.output.batch):
             for group in part:
@@ -171,7 +177,7 @@ def naive_shard(sampler, settings, job, out):
                 z = torch.zeros(1, group.count, 256)
                 for k, made in enumerate(sampler.make([layout], z, 8)[0]):
                     for name, pixels, options in (
-                        ("jpg", made.image, {"format": "JPEG", "quality": 95, "subsampling": 0}),
+                        (image_format, made.image, IMAGES[image_format]),
                         ("seg.png", layout.label, {"format": "PNG"}),
                         ("edge.png", made.edge, {"format": "PNG"}),
                     ):
@@ -192,13 +198,19 @@ def median_rate(call, samples, repeats):
     return statistics.median(rates[1:])
 
 
-def measure_engine(folder, repeats):
-    layouts = write_layouts(folder / "few", 60, SIZE)
-    path = generator(folder)
-    request = request_of(path, layouts, folder / "null", samples_per_shard=300)
+def measure_engine(
+    folder, repeats, *, size=SIZE, styles=5, data_format="webdataset", image_format="jpg", threads=0
+):
+    layouts = write_layouts(folder / "few", 300 // styles, size)
+    path = generator(folder, size)
+    request = request_of(
+        path, layouts, folder / "null", samples_per_shard=300, n_styles=styles,
+        data_format=data_format, image_format=image_format,
+    )  # fmt: skip
     prepared = prepare.prepare(request)
+    settings = replace(prepared.settings, encoders=threads or prepared.settings.encoders)
     job = prepared.wanted.stage.job(0)
-    maker = ShardMaker(prepared.settings, sampler=NullSampler(path, torch.device("cpu")))
+    maker = ShardMaker(settings, sampler=NullSampler(path, torch.device("cpu")))
     seconds = {}
 
     def engine():
@@ -208,7 +220,7 @@ def measure_engine(folder, repeats):
 
     fast = median_rate(engine, job.samples, repeats)
     slow = median_rate(
-        lambda: naive_shard(maker.sampler, prepared.settings, job, folder / "naive.tar"),
+        lambda: naive_shard(maker.sampler, settings, job, folder / "naive.tar"),
         job.samples, repeats,
     )  # fmt: skip
     megabytes = seconds["bytes"] / job.samples * fast / 1e6
@@ -216,11 +228,20 @@ def measure_engine(folder, repeats):
         f"{name} {seconds[name] / seconds['elapsed']:.0%}" for name in ("read", "encode", "write")
     )
     print(
-        f"engine, null generator, 256 x 512, 5 styles: {fast:.0f} samples/s, {megabytes:.0f} MB/s "
-        f"({prepared.settings.encoders} encoders; busy: {busy}); baseline {slow:.0f} samples/s, "
-        f"ratio {fast / slow:.2f}",
+        f"engine, null generator, {size[0]} x {size[1]}, {styles} style(s), {data_format} of "
+        f"{image_format}: {fast:.0f} samples/s, {megabytes:.0f} MB/s ({settings.encoders} "
+        f"encoders; busy: {busy}); baseline {slow:.0f} samples/s, ratio {fast / slow:.2f}",
         flush=True,
     )
+
+
+def variants():
+    """The engine's case with one thing changed at a time."""
+    yield from ({"size": size} for size in ((128, 256), (512, 1024)))
+    yield from ({"styles": styles} for styles in (1, 20))
+    yield from ({"data_format": name} for name in ("parquet", "folder"))
+    yield {"image_format": "png"}
+    yield from ({"threads": threads} for threads in (1, 2, 4))
 
 
 def measure_end_to_end(folder, repeats):
@@ -256,6 +277,7 @@ def main():
     parser.add_argument("--styles", type=int, default=500)
     parser.add_argument("--shards", type=int, default=100_000)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--scaling", action="store_true", help="the engine, one thing changed")
     parser.add_argument("--child", nargs=3)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -268,7 +290,8 @@ def main():
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if options.only in {None, "engine"}:
-            measure_engine(folder, options.repeats)
+            for number, changes in enumerate([{}, *variants()] if options.scaling else [{}]):
+                measure_engine(folder / f"engine-{number}", options.repeats, **changes)
         if options.only in {None, "end-to-end"}:
             measure_end_to_end(folder, options.repeats)
         if options.only in {None, "resume"}:

@@ -97,8 +97,13 @@ def process_group(device: torch.device) -> Iterator[None]:
         dist.init_process_group("gloo", timeout=_TIMEOUT)
     try:
         yield
-    finally:
-        dist.destroy_process_group()
+    except BaseException:
+        # NCCL would wait here for what others have not joined, and they in it for this rank.
+        # torchrun ends them once this process is gone
+        if device.type != "cuda":
+            dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
 
 
 def barrier() -> None:

@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.multiprocessing
 from torch import nn
 
@@ -54,6 +55,21 @@ def test_torchrun_is_never_started_twice(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="torchrun started this process already"):
         distributed.launch(2, ["train"], device="cpu")
+
+
+@pytest.mark.parametrize(("device", "closed"), [("cpu", True), ("cuda", False)])
+def test_a_rank_that_fails_waits_for_nobody(monkeypatch, device, closed):
+    """To leave NCCL's group is to wait for ranks that wait for this one; torchrun ends them."""
+    calls = []
+    monkeypatch.setattr(distributed, "is_launched", lambda: True)
+    monkeypatch.setattr(dist, "init_process_group", lambda *_, **__: calls.append("init"))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: calls.append("destroy"))
+    with pytest.raises(ValueError, match="disk"), distributed.process_group(torch.device(device)):
+        raise ValueError("disk")
+    assert calls == (["init", "destroy"] if closed else ["init"])
+    with distributed.process_group(torch.device(device)):
+        calls.clear()
+    assert calls == ["destroy"]
 
 
 def test_batch_norm_over_one_rank_is_batch_norm():

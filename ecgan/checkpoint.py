@@ -50,6 +50,7 @@ _HARMLESS = {
     "losses.vgg19_weights",
     "train.images",
     "train.compile",
+    "train.checkpointing",
     "train.checkpoint_every",
     "train.preview_every",
     "train.evaluate_every",

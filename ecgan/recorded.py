@@ -48,12 +48,17 @@ def compiled(function: Callable[..., Any], *, backend: str = "inductor") -> Call
     return call
 
 
-def failures() -> tuple[type[Exception], ...]:
-    """What is raised where a network cannot be compiled or recorded."""
+def compile_failures() -> tuple[type[Exception], ...]:
+    """What is raised where a network cannot be compiled."""
     from torch._dynamo.exc import TorchDynamoException
     from torch._inductor.exc import InductorError
 
-    return RuntimeError, TorchDynamoException, InductorError
+    return TorchDynamoException, InductorError
+
+
+def first_line(error: Exception) -> str:
+    """What an error of torch says, without the pages that follow."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 class RecordedPass:

@@ -35,7 +35,14 @@ from ecgan.models.folded import FoldedGenerator, Shared
 from ecgan.ops.onehot_conv import one_hot
 from ecgan.ops.transfers import downloading, uploaded
 from ecgan.recipe import Recipe
-from ecgan.recorded import Draw, RecordedPass, Share, compiled, failures
+from ecgan.recorded import (
+    Draw,
+    RecordedPass,
+    Share,
+    compile_failures,
+    compiled,
+    first_line,
+)
 from ecgan.timings import Clock
 
 ARITHMETIC = 2
@@ -170,8 +177,21 @@ class Sampler:
             z: styles, (L, K, 256); None for a generator without style, then K = 1.
             batch: pairs in one pass; more styles than that are made in several passes, which share
                 the modulation maps.
+
+        Raises:
+            UserError: that takes more memory than the GPU has, or cannot be compiled.
         """
         assert (z is not None) == self.has_style
+        try:
+            return self._start(layouts, z, batch)
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"the GPU's memory does not suffice for {batch} samples at once "
+                f"({first_line(error)}); add --batch {max(1, batch // 2)}, and --overwrite "
+                "where a part is made already: bytes depend on it"
+            ) from error
+
+    def _start(self, layouts: Sequence[Layout], z: Tensor | None, batch: int) -> "Pending":
         clock = Clock(self.device)
         pending = Pending(clock, len(layouts))
         with self.same_sums():
@@ -233,11 +253,10 @@ class Sampler:
                 self._recorded[shape] = RecordedPass(share, draw, labels, boundary, z, self._pool)
             except torch.OutOfMemoryError:
                 raise
-            except failures() as error:
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            except (RuntimeError, *compile_failures()) as error:
                 raise UserError(
-                    f"sampling.compile: the network cannot be compiled here ({reason}); it takes a "
-                    "C compiler; or add --set sampling.compile=false"
+                    f"sampling.compile: the network cannot be compiled here ({first_line(error)}); "
+                    "it takes a C compiler; or add --set sampling.compile=false"
                 ) from error
         recorded = self._recorded[shape]
 

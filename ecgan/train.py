@@ -30,11 +30,13 @@ from ecgan.dry_run import describe, fitting_batch, free_bytes
 from ecgan.errors import UserError
 from ecgan.journal import Journal, Means
 from ecgan.labels import LabelSpace
+from ecgan.models.encoder import BLOCK_WIDTHS
 from ecgan.models.pretrained import Hed, PerceptualFeatures, perceptual_features
 from ecgan.objective import Inputs, Objective, modules, terms
 from ecgan.players import NonFiniteError, Player, Players, StepValues
 from ecgan.profiling import StepProfile, measured
 from ecgan.recipe import Recipe, label_space, load_recipe
+from ecgan.recorded import compile_failures, first_line
 from ecgan.sampling import condition
 from ecgan.segmentation import (
     Normalisation,
@@ -483,13 +485,42 @@ class _Training:
         )
 
     def _step(self, batch: Batch) -> None:
-        """Launch a step, and read what the one before measured: a GPU need not wait for us."""
+        """Launch a step, and read what the one before measured: a GPU need not wait for us.
+
+        Raises:
+            UserError: a value was not finite, the GPU is too small, or nothing can be compiled.
+        """
         factor = players.rate_factor(self.recipe, self.progress.images_seen)
-        with measured("copy"):
-            parts = [self._inputs(part) for part in _parts(batch, self.recipe.train.accumulate)]
-        values = players.step(self.players, self.objective, parts, factor)
+        with self._explained():
+            with measured("copy"):
+                parts = [self._inputs(part) for part in _parts(batch, self.recipe.train.accumulate)]
+            values = players.step(self.players, self.objective, parts, factor)
         self._settle()
         self._unread = self.progress.images_seen, values
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """What a step fails of that a recipe can mend, in a sentence."""
+        train = self.recipe.train
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            at_once = train.batch // distributed.world_size() // train.accumulate
+            blocks = min(len(BLOCK_WIDTHS), train.checkpointing + 3)
+            remedy = f"--set train.checkpointing={blocks}"
+            if train.compile:  # not together
+                remedy = f"--set train.compile=false {remedy}"
+            raise UserError(
+                f"{self.place.out}: the GPU's memory does not suffice for {at_once} images at "
+                f"once ({first_line(error)}). The checkpoint before is untouched. "
+                f"{remedy} takes less, here too; in a new run also a lower train.batch, a higher "
+                "train.accumulate, or --batch auto, which takes what fits"
+            ) from error
+        except compile_failures() as error:
+            raise UserError(
+                f"{self.place.out}: train.compile: the networks cannot be compiled here "
+                f"({first_line(error)}); add --set train.compile=false"
+            ) from error
 
     def _settle(self) -> None:
         """Read what the last step measured. Nothing is shown, scored or written before.

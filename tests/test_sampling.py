@@ -271,6 +271,15 @@ def test_a_network_that_cannot_be_compiled_is_told_with_the_way_out(sampler, mon
         sampler.make([layout(0)], draw(1, 1), 1)
 
 
+def test_a_pass_that_is_too_large_is_told_with_the_way_out(sampler, monkeypatch):
+    def fail(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(sampler, "draw", fail)
+    with pytest.raises(UserError, match=r"for 8 samples at once \(CUDA.*add --batch 4, and"):
+        sampler.make([layout(0)], draw(1, 1), 8)
+
+
 def test_flops_grow_with_the_styles_and_not_with_the_modulations(sampler):
     layouts = [layout(0), layout(1)]
     one, two, five = (sampler.flops(layouts, draw(2, k)) for k in (1, 2, 5))

@@ -14,6 +14,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
+from torch._dynamo.exc import TorchDynamoException
 
 from ecgan import checkpoint, lock, losses, players, train
 from ecgan.data.loader import batches, to_images
@@ -603,6 +604,41 @@ def test_the_command_refuses_what_is_not_there(scenes, tmp_path):
         assert "Traceback" not in result.output
     assert ecgan_train("--out", "x").exit_code == 2
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error", "sentence"),
+    [
+        (
+            (), torch.OutOfMemoryError("CUDA out of memory. Tried\nmore"),
+            r"2 images at once \(CUDA out of memory. Tried\).*--set train.checkpointing=3 takes",
+        ),
+        (
+            ("train.compile=true",), torch.OutOfMemoryError("full"),
+            "--set train.compile=false --set train.checkpointing=3 takes less",
+        ),
+        (
+            ("train.compile=true",), TorchDynamoException("no C compiler"),
+            "cannot be compiled here .*no C compiler.*add --set train.compile=false",
+        ),
+    ],
+)  # fmt: skip
+def test_what_a_step_fails_of_is_told_with_the_way_out(
+    recipe, tmp_path, monkeypatch, overrides, error, sentence
+):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(players, "step", fail)
+    with pytest.raises(UserError, match=sentence):
+        run(recipe("train.batch=2", *overrides), tmp_path / "run")
+
+
+def test_checkpointing_may_change_on_the_way(recipe, tmp_path):
+    """It changes no number."""
+    assert run(recipe("train.images=4"), tmp_path / "run") == "done"
+    longer = recipe("train.images=8", "train.checkpointing=2")
+    assert run(longer, tmp_path / "run") == "done"
 
 
 def start(*arguments):

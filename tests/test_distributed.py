@@ -50,6 +50,18 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch):
             distributed.choose_device("cuda")
 
 
+def test_kernels_and_events_are_on_the_gpu_that_was_asked_for(monkeypatch):
+    """Triton and CUDA's events take the current device, wherever their tensors are."""
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    assert distributed.choose_device("cuda:1") == torch.device("cuda", 1)
+    assert not chosen, "who only asks makes no context"
+    distributed.choose_device("cuda:1", current=True)
+    assert chosen == [1]
+
+
 def test_torchrun_is_never_started_twice(monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")

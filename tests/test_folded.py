@@ -205,6 +205,22 @@ def test_on_a_gpu_bfloat16_is_within_a_few_levels_of_the_cpu(lookups):
     assert error.max() < 0.1
 
 
+def test_class_heads_stay_float32_among_half_precision(monkeypatch):
+    """As in training; the kernels would refuse a mixture."""
+    generator = make_generator(output="fused")
+    own = FoldedGenerator(generator, boundary=False, lookups=False).to(torch.bfloat16)
+    seen = []
+
+    def heads(features, labels, ignore, *weights):
+        seen.extend(weight.dtype for weight in weights)
+        return torch.zeros(len(labels), 3, *labels.shape[1:])
+
+    monkeypatch.setattr(folded, "class_specific_heads", heads)
+    with torch.inference_mode():
+        own.sample(own.share(make_labels(1), None), None)
+    assert seen == [torch.float32] * 4
+
+
 # Neighbourhoods
 
 

@@ -1,5 +1,6 @@
 """Seeds, styles, and the pass that makes the styles of a layout together."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -269,6 +270,16 @@ def test_a_network_that_cannot_be_compiled_is_told_with_the_way_out(sampler, mon
     monkeypatch.setattr(sampling, "RecordedPass", fail)
     with pytest.raises(UserError, match=r"\(Failed to find C compiler\.\).*compile=false"):
         sampler.make([layout(0)], draw(1, 1), 1)
+
+
+def test_on_a_gpu_neither_speed_nor_free_memory_chooses_an_algorithm(sampler, monkeypatch):
+    cudnn = torch.backends.cudnn
+    monkeypatch.setattr(cudnn, "benchmark", True)
+    monkeypatch.setattr(torch.cuda, "device", nullcontext)
+    monkeypatch.setattr(sampler, "device", torch.device("cuda"))
+    with sampler.same_sums():
+        assert (cudnn.deterministic, cudnn.benchmark) == (True, False)
+    assert (cudnn.deterministic, cudnn.benchmark) == (False, True)
 
 
 def test_a_pass_that_is_too_large_is_told_with_the_way_out(sampler, monkeypatch):

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 from torch._dynamo.exc import TorchDynamoException
 
-from ecgan import checkpoint, lock, losses, players, train
+from ecgan import averaged, checkpoint, lock, losses, players, train
 from ecgan.data.loader import batches, to_images
 from ecgan.errors import UserError
 from ecgan.labels import LabelClass, LabelSpace
@@ -632,6 +632,22 @@ def test_what_a_step_fails_of_is_told_with_the_way_out(
     monkeypatch.setattr(players, "step", fail)
     with pytest.raises(UserError, match=sentence):
         run(recipe("train.batch=2", *overrides), tmp_path / "run")
+
+
+def test_statistics_are_estimated_over_few_layouts_at_once(recipe, tmp_path, monkeypatch):
+    """One rank does it, in float32, and the batch is that of all ranks."""
+    sizes = []
+    monkeypatch.setattr(averaged, "LAYOUTS_AT_ONCE", 1)
+    measured = averaged.reestimate_statistics
+    monkeypatch.setattr(
+        averaged,
+        "reestimate_statistics",
+        lambda generator, batches: measured(
+            generator, (sizes.append(len(S)) or (S, z) for S, z in batches)
+        ),
+    )
+    assert run(recipe("train.images=4"), tmp_path / "run") == "done"
+    assert set(sizes) == {1}
 
 
 def test_checkpointing_may_change_on_the_way(recipe, tmp_path):

@@ -35,6 +35,7 @@ from ecgan.errors import UserError
 from ecgan.labels import Labels, LabelSpace
 from ecgan.looking import Samples
 from ecgan.metrics import ConfusionMatrix
+from ecgan.ops.transfers import uploaded
 from ecgan.placing import settle
 from ecgan.segmentation import (
     VOID,
@@ -234,10 +235,10 @@ class Teacher:
         losses: list[Tensor] = []
         with closing(self._batches(run)) as batches:
             for images, labels in islice(batches, settings.steps):
-                inputs = _normalised(images.to(device), normalisation)
+                inputs = _normalised(uploaded(images, device), normalisation)
                 with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
                     logits = network(pixel_values=inputs).logits
-                loss = pixel_loss(logits.float(), labels.to(device))
+                loss = pixel_loss(logits.float(), uploaded(labels, device))
                 descent.step(loss)
                 losses.append(loss.detach())
         final = float(torch.stack(losses[-max(1, settings.steps // 10) :]).mean())
@@ -344,7 +345,6 @@ def _by_rate(network: nn.Module, encoder: float, rest: float) -> dict[float, lis
 def _normalised(images: Tensor | None, normalisation: Normalisation) -> Tensor:
     """Bytes (B, 3, H, W) as a network expects them."""
     assert images is not None
-    mean, std = torch.tensor([normalisation.mean, normalisation.std], device=images.device).view(
-        2, 3, 1, 1
-    )
+    both = torch.tensor([normalisation.mean, normalisation.std])
+    mean, std = uploaded(both, images.device).view(2, 3, 1, 1)
     return ((to_images(images) + 1) / 2 - mean) / std

@@ -6,7 +6,7 @@ from typing import Any
 
 from ecgan import prepare
 from ecgan.data.codecs import Pixels
-from ecgan.errors import UserError
+from ecgan.errors import UserError, first_line
 from ecgan.ledger import Ledger
 from ecgan.making import ShardMaker
 from ecgan.plan import Plan
@@ -29,7 +29,7 @@ class CoarseImages:
         try:
             self._open(place, device)
         except (UserError, OSError, KeyError, TypeError, ValueError) as error:
-            self.reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            self.reason = first_line(error)
 
     def _open(self, place: str, device: str) -> None:
         ledger = Ledger(open_store(place))

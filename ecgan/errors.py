@@ -1,4 +1,4 @@
-"""The one exception that a user can mend."""
+"""The one exception that a user can mend, and what other errors say in short."""
 
 from collections.abc import Sequence
 
@@ -18,3 +18,8 @@ class UserError(Exception):
         self.title = title
         self.faults = tuple(faults)
         super().__init__("\n  ".join([f"{title}:" if self.faults else title, *self.faults]))
+
+
+def first_line(error: Exception) -> str:
+    """What an error of a library says, without the pages that may follow; else its type."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

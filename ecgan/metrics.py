@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from ecgan.errors import UserError
+from ecgan.errors import UserError, first_line
 
 Floats = npt.NDArray[np.floating[Any]]
 Counts = npt.NDArray[np.int64]
@@ -416,7 +416,7 @@ class InceptionFeatures(nn.Module):
         try:
             self.network = FeatureExtractorInceptionV3("inception", ["2048"], str(weights))
         except RuntimeError as error:
-            raise _bad_weights(Path(weights), str(error).splitlines()[0]) from None
+            raise _bad_weights(Path(weights), first_line(error)) from None
 
     def forward(self, images: Tensor) -> Tensor:
         """Images in [-1, 1], (B, 3, H, W) -> features, (B, 2048); rounded as in a file."""
@@ -516,7 +516,7 @@ def _check_weights(path: Path) -> None:
     except FileNotFoundError:
         raise _bad_weights(path, "no such file") from None
     except Exception as error:  # noqa: BLE001  torch has half a dozen kinds for foreign files
-        raise _bad_weights(path, str(error).splitlines()[0]) from None
+        raise _bad_weights(path, first_line(error)) from None
 
 
 def _bad_weights(path: Path, reason: str) -> UserError:

@@ -56,11 +56,6 @@ def compile_failures() -> tuple[type[Exception], ...]:
     return TorchDynamoException, InductorError
 
 
-def first_line(error: Exception) -> str:
-    """What an error of torch says, without the pages that follow."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 class RecordedPass:
     """The two parts of a pass on CUDA, as graphs: of the layouts, and of their styles.
 

@@ -29,20 +29,13 @@ from ecgan.checkpoint import load_generator
 from ecgan.data import datasets, transforms
 from ecgan.data.datasets import Item
 from ecgan.data.edges import canny_edges
-from ecgan.errors import UserError
+from ecgan.errors import UserError, first_line
 from ecgan.labels import Labels, LabelSpace
 from ecgan.models.folded import FoldedGenerator, Shared
 from ecgan.ops.onehot_conv import one_hot
 from ecgan.ops.transfers import downloading, uploaded
 from ecgan.recipe import Recipe
-from ecgan.recorded import (
-    Draw,
-    RecordedPass,
-    Share,
-    compile_failures,
-    compiled,
-    first_line,
-)
+from ecgan.recorded import Draw, RecordedPass, Share, compile_failures, compiled
 from ecgan.timings import Clock
 
 ARITHMETIC = 2

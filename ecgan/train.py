@@ -27,7 +27,7 @@ from ecgan.data import datasets
 from ecgan.data.loader import Batch, TripleDataset, batches, to_device, to_images
 from ecgan.data.transforms import Edges
 from ecgan.dry_run import describe, fitting_batch, free_bytes
-from ecgan.errors import UserError
+from ecgan.errors import UserError, first_line
 from ecgan.journal import Journal, Means
 from ecgan.labels import LabelSpace
 from ecgan.models.encoder import BLOCK_WIDTHS
@@ -36,7 +36,7 @@ from ecgan.objective import Inputs, Objective, modules, terms
 from ecgan.players import NonFiniteError, Player, Players, StepValues
 from ecgan.profiling import StepProfile, measured
 from ecgan.recipe import Recipe, label_space, load_recipe
-from ecgan.recorded import compile_failures, first_line
+from ecgan.recorded import compile_failures
 from ecgan.sampling import condition
 from ecgan.segmentation import (
     Normalisation,
@@ -516,7 +516,9 @@ class _Training:
                 f"{remedy} takes less, here too; in a new run also a lower train.batch, a higher "
                 "train.accumulate, or --batch auto, which takes what fits"
             ) from error
-        except compile_failures() as error:
+        except Exception as error:
+            if not train.compile or not isinstance(error, compile_failures()):
+                raise
             raise UserError(
                 f"{self.place.out}: train.compile: the networks cannot be compiled here "
                 f"({first_line(error)}); add --set train.compile=false"

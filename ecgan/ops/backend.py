@@ -18,7 +18,7 @@ from typing import Literal, TypeVar
 
 import torch
 
-from ecgan.errors import UserError
+from ecgan.errors import UserError, first_line
 
 _log = logging.getLogger(__name__)
 
@@ -79,8 +79,7 @@ def _attempt(operation: str, with_triton: Callable[[], Result]) -> Result | None
     except torch.OutOfMemoryError:
         raise
     except _failures() as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        _replace(operation, f"does not run here ({reason})")
+        _replace(operation, f"does not run here ({first_line(error)})")
         return None
 
 

@@ -19,7 +19,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from ecgan import _class_lists
+from ecgan import class_lists
 from ecgan.errors import UserError
 
 Labels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
@@ -187,16 +187,16 @@ def builtin(dataset: str) -> LabelSpace:
         case "cityscapes":
             return _cityscapes()
         case "ade20k":
-            return _named(_class_lists.ADE20K)
+            return _named(class_lists.ADE20K)
         case "coco_stuff":
-            return _named(_class_lists.COCO_STUFF)
+            return _named(class_lists.COCO_STUFF)
         case _:
             raise ValueError(f"no class list for {dataset!r}")
 
 
 def _cityscapes() -> LabelSpace:
     """35 raw ids, every pixel has one; 19 of them are scored."""
-    entries = _class_lists.CITYSCAPES
+    entries = class_lists.CITYSCAPES
     scored = {number: name for name, _, number in entries if number is not None}
     return LabelSpace(
         tuple(LabelClass(i, name, color) for i, (name, color, _) in enumerate(entries)),

@@ -11,7 +11,7 @@ from ecgan.errors import UserError
 from ecgan_cli.options import write_new
 
 if TYPE_CHECKING:
-    from ecgan.data.inspect import Inspection
+    from ecgan.data.survey import Inspection
     from ecgan.labels import LabelSpace
 
 _PIXELS = 256 * 512  # of a proposed size, at most: the paper's Cityscapes
@@ -40,7 +40,7 @@ def data() -> None:
 @click.option("--width", type=click.IntRange(min=16), default=256, show_default=True)
 def toy(out: Path, num: int, seed: int, height: int, width: int) -> None:
     """Draw street scenes with label maps: a data set with no licence to mind."""
-    from ecgan.data.toy import write_toy
+    from ecgan.demo.toy import write_toy
 
     write_toy(out, num, seed, height=height, width=width)
     click.echo(f"Wrote {num} scenes to {out}; train on them with --recipe demo --data {out}")
@@ -83,7 +83,7 @@ def inspect(
     write_recipe: Path | None,
 ) -> None:
     """Print what DIR holds, and propose a recipe for it."""
-    from ecgan.data import inspect as library
+    from ecgan.data import survey as library
 
     found = library.inspect(folder, dataset=dataset, num_files=files)
     proposed = None if found.space is not None else library.propose_classes(found)
@@ -114,7 +114,7 @@ def verify(place: str, *, as_json: bool, quiet: bool) -> None:
     """
     from dataclasses import asdict
 
-    from ecgan.data.verify import verify as library
+    from ecgan.shards.verify import verify as library
 
     found = library(place, quiet=quiet)
     if as_json:
@@ -147,7 +147,7 @@ def convert(
     quiet: bool,
 ) -> None:
     """Write a finished data set of ecgan in another format, the same samples byte for byte."""
-    from ecgan.convert import convert as library
+    from ecgan.shards.convert import convert as library
 
     count = library(source, out, data_format, samples_per_shard=samples_per_shard, quiet=quiet)
     click.echo(f"{count} samples in {out}")
@@ -241,8 +241,8 @@ def cache(
     """
     import os
 
-    from ecgan.data import cache as library
     from ecgan.data import datasets
+    from ecgan.data import resized_copy as library
     from ecgan.recipe import label_space, load_recipe
 
     if root is not None:

@@ -22,15 +22,15 @@ def demo(out: Path, overrides: tuple[str, ...], device: str, *, quiet: bool) -> 
     validation layout, evaluates them and writes the report. The same command again goes on where
     it stopped.
     """
-    from ecgan import demo as library
-    from ecgan import report
+    from ecgan.demo import run as library
+    from ecgan.evaluation.report import page
 
     outcome = library.run(out, device=device, overrides=overrides, quiet=quiet, say=click.echo)
     if outcome.state == "interrupted":
         click.echo(f"Interrupted; the same command goes on where it stopped ({out})", err=True)
         sys.exit(INTERRUPTED)
     click.echo()
-    click.echo(report.table(outcome.numbers))
+    click.echo(page.table(outcome.numbers))
     spent = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in outcome.seconds.items())
     click.echo(f"{spent}. A few minutes' training: expect recognisable streets, no photos.\n")
     click.echo("Where to look:")

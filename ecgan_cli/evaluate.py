@@ -117,8 +117,8 @@ def evaluate(
     """
     limits = [_limit(text) for text in fail_below]
     worth = _worth(options)
-    from ecgan import evaluate as library
-    from ecgan import report
+    from ecgan.evaluation import run as library
+    from ecgan.evaluation.report import page as report
 
     recipe = None if recipe_name is None else load_recipe(recipe_name, overrides)
     with terminable():
@@ -152,7 +152,7 @@ def _worth(options: dict[str, Any]) -> Any:  # noqa: ANN401  evaluate.Worth, imp
     unknown = options.pop("unknown_generator")
     if not options.pop("downstream"):
         return None
-    from ecgan import evaluate as library
+    from ecgan.evaluation import run as library
 
     faults: list[str] = []
     mixes: list[float | Literal["synthetic"]] = [_mix(word, faults) for word in mix.split(",")]
@@ -200,9 +200,10 @@ def _samples_of(
         return place
     if path.suffix != ".safetensors" and not path.is_dir():
         return place  # refused where it is read
-    from ecgan import generate, prepare
     from ecgan.checkpoint import load_generator, resolve_generator
     from ecgan.data import datasets
+    from ecgan.generation import planner
+    from ecgan.generation import run as generate
 
     run, file = (path, None) if path.is_dir() else (None, path)
     source = resolve_generator(run, file)
@@ -216,7 +217,7 @@ def _samples_of(
     out = Path("datasets") / f"{source.parent.name or source.stem}-{split}{styles}"
     where = ("device", "executor", "workers", "gpus_per_worker", "ray_address", "quiet")
     generate.run(
-        prepare.Request(
+        planner.Request(
             generator=source,
             out=out,
             root=Path(root),
@@ -230,7 +231,7 @@ def _samples_of(
 
 
 def _limit(text: str) -> tuple[str, float]:
-    from ecgan.report import MEANINGS
+    from ecgan.evaluation.report.page import MEANINGS
 
     name, _, number = text.partition("=")
     higher = [n for n, meaning in MEANINGS.items() if meaning.better == "higher"]
@@ -247,7 +248,7 @@ def _limit(text: str) -> tuple[str, float]:
 
 
 def _below(document: dict[str, Any], name: str, limit: float) -> list[str]:
-    from ecgan import report
+    from ecgan.evaluation.report import page as report
 
     found = [
         (one["samples"], one["metrics"].get(name, {"value": None})["value"])

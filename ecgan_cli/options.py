@@ -10,7 +10,7 @@ import click
 from ecgan.errors import UserError
 
 if TYPE_CHECKING:
-    from ecgan.generate import Outcome
+    from ecgan.generation.run import Outcome
 
 FAILED_SHARDS, INTERRUPTED = 3, 130  # exit codes
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -215,15 +215,16 @@ def make(
 ) -> None:
     """Make a data set and say what was done."""
     dry_run = options.pop("dry_run")
-    from ecgan import generate, prepare
     from ecgan.checkpoint import resolve_generator
+    from ecgan.generation import planner
+    from ecgan.generation import run as generate
 
     path = resolve_generator(run, checkpoint)
     if run is None and checkpoint is None:
         click.echo(f"Using the newest run, {path.parent}", err=True)
     if out is None:
         out = str(Path("datasets") / f"{path.parent.name or path.stem}-{suffix}")
-    request = prepare.Request(generator=path, out=out, **options)
+    request = planner.Request(generator=path, out=out, **options)
     if dry_run:
         click.echo(generate.describe(request))
         return

@@ -17,7 +17,7 @@ def report() -> None:
 @click.option("--markdown", is_flag=True, help="As Markdown, for a pull request.")
 def show(path: Path, *, markdown: bool) -> None:
     """Print the numbers of the report in PATH, a folder or a report.json."""
-    from ecgan import report as library
+    from ecgan.evaluation.report import page as library
 
     click.echo(library.table(library.load(path), markdown=markdown), nl=False)
 
@@ -43,7 +43,7 @@ def ablation(
     RUN is a run, for which the report of its generator is looked for, or a report. Reports of
     different protocols are refused.
     """
-    from ecgan import ablation as library
+    from ecgan.evaluation.report import ablation as library
 
     entries = library.read(places, reports or (Path("reports"),))
     if as_json:
@@ -83,7 +83,7 @@ def study(
     needs no network and exports its answers. OUT/assignment.json says whose image is whose: keep
     it.
     """
-    from ecgan import study as library
+    from ecgan.evaluation.report import study as library
 
     count = library.write(
         a,
@@ -108,7 +108,7 @@ def study_results(files: tuple[Path, ...], assignment: Path, *, as_json: bool) -
     """Count the answers that participants exported."""
     import json
 
-    from ecgan import study as library
+    from ecgan.evaluation.report import study as library
 
     results = library.read(files, assignment)
     if as_json:

@@ -56,15 +56,17 @@ def _again(of: str | None, key: str | None, style: int | None, options: dict[str
     """One sample of a data set, once more."""
     if key is None or style is None:
         raise UserError("--key K and --style S: one sample is named by both, --of names its set")
-    from ecgan import evaluate, generate, prepare
-    from ecgan.ledger import Ledger
-    from ecgan.storage import open_store
+    from ecgan.evaluation import run as evaluate
+    from ecgan.generation import planner
+    from ecgan.generation import run as generate
+    from ecgan.generation.state import Ledger
+    from ecgan.runtime.storage import open_store
 
     if of is None:
         of = str(evaluate.newest_samples(Path("datasets")))
         click.echo(f"Using the newest data set, {of}", err=True)
     kept = Ledger(open_store(of)).request()
-    request = prepare.Request.from_json({**kept, "out": of})
+    request = planner.Request.from_json({**kept, "out": of})
     out = Path(options["out"] or "samples")
     files = generate.recreate(request, key, style, out, save_styles=options["save_styles"])
     for path in files:

@@ -89,8 +89,8 @@ def train(  # noqa: C901  one branch for each thing that the command can do
     if init is not None and not init.is_file():
         raise UserError(f"--init {init}: no such file; give a generator.safetensors of a run")
 
-    from ecgan import distributed
-    from ecgan import train as library
+    from ecgan.runtime import distributed
+    from ecgan.training import run as library
 
     if batch == "auto":
         ranks = nproc_per_node or distributed.world_size()

@@ -26,8 +26,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ecgan.data import sets
-from tests.tiny import make_generator
+from ecgan.shards import dataset
+from tests.helpers.tiny import make_generator
 
 TARGETS = ("driver", "worker", "both")
 MOMENTS = ("any time", "while a shard is written", "after its rename", "while it is committed")
@@ -201,7 +201,7 @@ def torment(words, out, rng, executor, count):
 
 def check(out, undisturbed):
     """Raise where the finished data set differs in anything from an undisturbed one."""
-    keys = [sample.key for sample in sets.read(out)]
+    keys = [sample.key for sample in dataset.read(out)]
     expected = {f"{i}-s{k:03d}" for i in range(LAYOUTS) for k in range(STYLES)}
     assert len(keys) == len(expected), "duplicate or missing keys"
     assert set(keys) == expected

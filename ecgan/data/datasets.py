@@ -26,7 +26,7 @@ import PIL
 from tqdm import tqdm
 
 from ecgan import __version__
-from ecgan.data import checked, decode
+from ecgan.data import decode, label_cache
 from ecgan.errors import UserError
 from ecgan.labels import Labels, LabelSpace
 
@@ -365,7 +365,7 @@ def check_labels(
     """Read every file once and report all faults together, before anything is computed.
 
     Files that an earlier check found without fault, and that have the same size and time of change
-    as then, are not read again (:mod:`ecgan.data.checked`).
+    as then, are not read again (:mod:`ecgan.data.label_cache`).
 
     Args:
         items: what a run is about to use.
@@ -389,11 +389,11 @@ def check_labels(
     def inspect(some: Sequence[Item]) -> list["_Finding"]:
         return [_inspect(item, space, dataset, check_images=check_images) for item in some]
 
-    def findings(pool: ThreadPoolExecutor, store: checked.Store) -> Iterator["_Finding"]:
+    def findings(pool: ThreadPoolExecutor, store: label_cache.Store) -> Iterator["_Finding"]:
         for block in _parts(items, _BLOCK):
             now = time.time_ns()
             files = (_files(item, check_images=check_images) for item in block)
-            keys = [checked.key(those, context, now) for those in files]
+            keys = [label_cache.key(those, context, now) for those in files]
             yield from _known_or_read(
                 block,
                 keys,
@@ -403,7 +403,7 @@ def check_labels(
 
     with (
         ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool,
-        checked.open_store() as store,
+        label_cache.open_store() as store,
         tqdm(
             findings(pool, store),
             "Checking labels",
@@ -728,7 +728,7 @@ def _files(item: Item, *, check_images: bool) -> list[tuple[str, Path]]:
 def _known_or_read(
     items: Sequence[Item],
     keys: Sequence[bytes | None],
-    store: checked.Store,
+    store: label_cache.Store,
     read: Callable[[Sequence[Item]], Iterator[_Finding]],
 ) -> Iterator[_Finding]:
     """The finding of each item in turn; what is read and found clean is kept."""

@@ -317,7 +317,7 @@ def efficientnet_lite0() -> "EmbeddingNetwork":
 
 
 class EmbeddingNetwork(Frozen):
-    """``forward`` is :meth:`EfficientNetLite0.embed`: what ``ecgan.metrics`` takes."""
+    """``forward`` is :meth:`EfficientNetLite0.embed`: what ``ecgan.metrics.distribution`` takes."""
 
     dim = 1280
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from ecgan.ops import backend
 
 if TYPE_CHECKING:
-    from ecgan.ops.triton_class_conv import ClassBlocks
+    from ecgan.ops.triton.class_conv import ClassBlocks
 
 TAPS = 9  # of a 3 x 3 kernel
 SLOPE = 0.2  # of LeakyReLU
@@ -112,7 +112,7 @@ class Pixels:
 
     @cached_property
     def _unsorted(self) -> "ClassBlocks":
-        from ecgan.ops.triton_class_conv import ClassBlocks
+        from ecgan.ops.triton.class_conv import ClassBlocks
 
         return ClassBlocks(self.labels, self.ignore, self.num_classes)
 

@@ -113,9 +113,9 @@ def _forward(rows: Tensor, table: Tensor, dtype: torch.dtype) -> Tensor:
     """
 
     def with_triton() -> Tensor:
-        from ecgan.ops import triton_onehot
+        from ecgan.ops.triton import onehot
 
-        return triton_onehot.table_sum(rows, table, dtype)
+        return onehot.table_sum(rows, table, dtype)
 
     def with_torch() -> Tensor:
         R = table.shape[1]
@@ -132,9 +132,9 @@ def _backward(grad: Tensor, rows: Tensor, num_rows: int, dtype: torch.dtype) -> 
     """Gradient of the table, (9, R, O), from that of the sums, (B, H, W, O)."""
 
     def with_triton() -> Tensor:
-        from ecgan.ops import triton_onehot
+        from ecgan.ops.triton import onehot
 
-        return triton_onehot.table_gradient(grad, rows, num_rows, dtype)
+        return onehot.table_gradient(grad, rows, num_rows, dtype)
 
     def with_torch() -> Tensor:
         pixels = grad.flatten(0, 2).to(dtype)

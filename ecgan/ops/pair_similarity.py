@@ -61,9 +61,9 @@ class _PairSimilarity(torch.autograd.Function):
         with_gradient = ctx.needs_input_grad[0]
 
         def with_triton() -> tuple[Tensor, Tensor | None]:
-            from ecgan.ops import triton_similarity
+            from ecgan.ops.triton import similarity
 
-            return triton_similarity.losses_and_gradient(
+            return similarity.losses_and_gradient(
                 probabilities, labels, ignore, BOUND, with_gradient=with_gradient
             )
 

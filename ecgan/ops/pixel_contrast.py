@@ -152,10 +152,10 @@ class _PixelContrast(torch.autograd.Function):
             return sums._replace(gradient=gradient)
 
         def with_triton() -> _Sums:
-            from ecgan.ops import triton_contrast
+            from ecgan.ops.triton import contrast
 
-            keys = triton_contrast.lay_out(everything, classes, is_anchor, takes_part)
-            total, gradient = triton_contrast.loss_and_gradient(
+            keys = contrast.lay_out(everything, classes, is_anchor, takes_part)
+            total, gradient = contrast.loss_and_gradient(
                 everything, keys, temperature, num_embeddings, with_gradient=with_gradient
             )
             return _Sums(total, keys.num_anchors, gradient)

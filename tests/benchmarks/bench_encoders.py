@@ -2,10 +2,10 @@
 
     python -m tests.benchmarks.bench_encoders [--pictures 16] [--repeats 7]
 
-Photos are CamVid's where ECGAN_CAMVID names its folder, scenes of ``ecgan.data.toy`` elsewhere.
-The baseline is Pillow with its defaults, what ``ecgan.data.codecs`` replaced. Encoders take turns,
-and their time is the thread's CPU time, so that another program's load does little harm. simplejpeg
-and PyTurboJPEG are measured where they are installed; the project does not need them.
+Photos are CamVid's where ECGAN_CAMVID names its folder, scenes of ``ecgan.demo.toy`` elsewhere.
+The baseline is Pillow with its defaults, what ``ecgan.shards.codecs`` replaced. Encoders take
+turns, and their time is the thread's CPU time, so that another program's load does little harm.
+simplejpeg and PyTurboJPEG are measured where they are installed; the project does not need them.
 
 Two columns tell whether threads help: "2 thr" is the speed of two threads against one by the clock,
 which means something on idle cores only; "GIL" is whether the encoder releases it.
@@ -34,8 +34,9 @@ import torch
 import torchvision
 from PIL import Image
 
-from ecgan.data import codecs, toy
 from ecgan.data.edges import canny_edges
+from ecgan.demo import toy
+from ecgan.shards import codecs
 
 QUALITY = 95
 SIZES = [(192, 256), (256, 512), (512, 1024)]  # height, width

@@ -32,16 +32,16 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ecgan import prepare
-from ecgan.data import codecs
-from ecgan.data.shards import FilterTotals, Shard
-from ecgan.ledger import Ledger
-from ecgan.making import ShardMaker
-from ecgan.plan import Plan, Stage, commit_name, passes, whole_rows
-from ecgan.prepare import Request
-from ecgan.sampling import Made, Sampler
-from ecgan.storage import open_store
-from tests.tiny import make_generator
+from ecgan.generation import planner as prepare
+from ecgan.generation.plan import Plan, Stage, commit_name, passes, whole_rows
+from ecgan.generation.planner import Request
+from ecgan.generation.state import Ledger
+from ecgan.generation.worker import ShardMaker
+from ecgan.runtime.storage import open_store
+from ecgan.sampling.sampler import Made, Sampler
+from ecgan.shards import codecs
+from ecgan.shards.formats import FilterTotals, Shard
+from tests.helpers.tiny import make_generator
 
 SIZE = (256, 512)
 

@@ -19,7 +19,7 @@ clock starts. Seconds are those of the wall, since several processes work, so ot
 shows; "CPU ms", of all processes together, where Linux tells it, is nearly free of it. Files are in
 the system's cache after the first turn: "MB/s" is of files that are decoded, not of a disk.
 
-The photos are CamVid's where ECGAN_CAMVID names its folder, scenes of ``ecgan.data.toy`` elsewhere
+The photos are CamVid's where ECGAN_CAMVID names its folder, scenes of ``ecgan.demo.toy`` elsewhere
 or with ``--toy``.
 """
 
@@ -42,12 +42,13 @@ import numpy as np
 import PIL
 import torch
 
-from ecgan import train
-from ecgan.data import datasets, toy, transforms
-from ecgan.data.cache import Source, write_cache
+from ecgan.data import datasets, transforms
 from ecgan.data.loader import TripleDataset, _collate, batches
+from ecgan.data.resized_copy import Source, write_cache
 from ecgan.data.sample import Sample
+from ecgan.demo import toy
 from ecgan.recipe import label_space, load_recipe
+from ecgan.training import run as train
 from tests.benchmarks.bench_losses import machine
 
 SCENES = 40  # of a toy set

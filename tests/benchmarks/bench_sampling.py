@@ -15,7 +15,7 @@ below it:
 
 All take turns, and on a CPU their time is the thread's CPU time on one thread, so that another
 program's load does little harm. Layouts are CamVid's where ECGAN_CAMVID names its folder, scenes of
-``ecgan.data.toy`` elsewhere. Bytes are made, but not encoded or written.
+``ecgan.demo.toy`` elsewhere. Bytes are made, but not encoded or written.
 """
 
 import argparse
@@ -31,14 +31,15 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from ecgan.data import toy, transforms
-from ecgan.models.folded import FoldedGenerator
+from ecgan.data import transforms
+from ecgan.demo import toy
 from ecgan.models.generator import Generator
+from ecgan.models.inference import FoldedGenerator
 from ecgan.models.layers import channels_last
 from ecgan.ops.onehot_conv import one_hot
-from ecgan.recorded import RecordedPass, compiled
-from ecgan.sampling import _to_bytes
-from ecgan.timings import device_name, matrix_ceiling
+from ecgan.runtime.timings import device_name, matrix_ceiling
+from ecgan.sampling.cuda_graphs import RecordedPass, compiled
+from ecgan.sampling.sampler import _to_bytes
 
 
 @dataclass(frozen=True)

@@ -47,18 +47,22 @@ import torch
 import torch.nn.functional as F
 from torch.nn.utils.parametrizations import _SpectralNorm  # it has no other name
 
-from ecgan import losses, players, profiling, train
-from ecgan.data import toy, transforms
+from ecgan import losses
+from ecgan.data import transforms
 from ecgan.data.loader import _collate, to_device, to_images
 from ecgan.data.sample import Sample
-from ecgan.dry_run import free_bytes
+from ecgan.demo import toy
 from ecgan.models import class_specific
-from ecgan.objective import Inputs, Objective, pictures, terms
 from ecgan.ops.class_conv import SLOPE
 from ecgan.ops.pair_similarity import BOUND
 from ecgan.recipe import label_space, load_recipe
-from ecgan.sampling import condition
-from ecgan.timings import Clock, device_name, matrix_ceiling
+from ecgan.runtime import profiling
+from ecgan.runtime.timings import Clock, device_name, matrix_ceiling
+from ecgan.sampling.sampler import condition
+from ecgan.training import run
+from ecgan.training import step as players
+from ecgan.training.estimate import free_bytes
+from ecgan.training.objective import Inputs, Objective, pictures, terms
 from tests.benchmarks.bench_losses import machine, versions
 from tests.benchmarks.bench_sampling import flops, seconds
 
@@ -90,7 +94,7 @@ class Case:
                 f"train.precision={precision}", f"train.compile={compile}",
             ],
         )  # fmt: skip
-        return train.resolved(found, device)
+        return run.resolved(found, device)
 
 
 # The straightforward way
@@ -215,8 +219,8 @@ class Form:
             recipe,
             space,
             device,
-            train._untrained(recipe, space, device),
-            train._perceptual_network(recipe, device),
+            run._untrained(recipe, space, device),
+            run._perceptual_network(recipe, device),
         )
         both = players.build(recipe, space, device)
         inputs = to_inputs(pairs, space, device)

@@ -1,0 +1,152 @@
+"""A data set resized once, so that training only reads: what a loader does before it crops.
+
+Photos of 2048 x 1024 take longer to decode and to resize than a small network takes to learn from
+them. The copy is a data set in folder form, of PNG files. The split that is trained on has the size
+before the crop, the others that of the crop, and training and validation get the very tensors that
+the original gives. (Only layouts of the training split that are looked at without a crop, for the
+average's batch norms, are resized twice where there is a crop.)
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from ecgan.data import datasets, transforms
+from ecgan.data.datasets import Item
+from ecgan.errors import UserError
+from ecgan.labels import LabelSpace
+from ecgan.runtime.storage import Folder
+
+_ABOUT = "cache.json"  # of what, and how
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is copied.
+
+    Attributes:
+        dataset: its layout.
+        root: its folder.
+        space: its classes.
+        split: that is trained on.
+        size: height and width before the crop, of ``split``.
+        cropped: height and width of the crop, of the other splits.
+        instances: copy instance maps too.
+    """
+
+    dataset: str
+    root: Path
+    space: LabelSpace
+    split: str
+    size: tuple[int, int]
+    cropped: tuple[int, int]
+    instances: bool
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "version": _VERSION,
+            "dataset": self.dataset,
+            "root": str(self.root.resolve()),
+            "split": self.split,
+            "size": list(self.size),
+            "cropped": list(self.cropped),
+            "instances": self.instances,
+            "classes": self.space.to_json(),
+        }
+
+
+def write_cache(
+    source: Source, splits: Mapping[str, Sequence[Item]], out: Path, *, threads: int = 1
+) -> int:
+    """Write what is missing or older than its source.
+
+    Args:
+        source: what is copied.
+        splits: items of each split that the copy shall have.
+        out: folder of the copy; the same call again goes on.
+        threads: that read, resize and write.
+
+    Returns:
+        Number of items that were written now.
+
+    Raises:
+        UserError: the folder holds something else, or a file cannot be read or written.
+    """
+    _check_folder(source, out)
+    store = Folder(out)
+    classes = source.space.to_json() | {"ignore": source.space.ignore_index}
+    store.write("classes.json", json.dumps(classes, indent=1) + "\n")
+    store.write(_ABOUT, json.dumps(source.to_json(), indent=1) + "\n")
+    jobs = [(split, item) for split, items in splits.items() for item in items]
+    with ThreadPoolExecutor(threads) as pool:
+        written = sum(pool.map(lambda job: _write(source, store, *job), jobs))
+    store.sweep()
+    store.remove_folder(".ecgan")
+    return written
+
+
+def _check_folder(source: Source, out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: a file; give a folder")
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    try:
+        before = json.loads((out / _ABOUT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise UserError(f"--out {out}: not empty, and not a copy of ecgan data cache") from None
+    now = json.loads(json.dumps(source.to_json()))
+    differing = [name for name in now if before.get(name) != now[name]]
+    if differing:
+        name = differing[0]
+        raise UserError(
+            f"--out {out}: a copy with another {name} ({before.get(name)}, now {now[name]}); give "
+            "another folder"
+        )
+
+
+def _write(source: Source, store: Folder, split: str, item: Item) -> bool:
+    """Write the files of an item, unless they are newer than what they come from."""
+    kinds = ["labels", *(["images"] if item.image else [])]
+    kinds += ["instances"] if source.instances else []
+    names = {kind: f"{kind}/{split}/{item.key}.png" for kind in kinds}
+    origins = [item.label, *([item.image] if item.image else [])]
+    origins += [item.instances] if source.instances and item.instances else []
+    newest = max(path.stat().st_mtime_ns for path in origins)
+    targets = [store.path / name for name in names.values()]
+    if all(path.is_file() and path.stat().st_mtime_ns >= newest for path in targets):
+        return False
+    size = source.size if split == source.split else source.cropped
+    maps: dict[str, npt.NDArray[Any]] = {
+        "labels": transforms.resize_nearest(
+            datasets.read_label(item, source.space, source.dataset), size
+        )
+    }
+    if item.image:
+        image = transforms.resize_image(datasets.read_image(item), size)
+        maps["images"] = image[:, :, ::-1]  # OpenCV's order
+    if source.instances:
+        maps["instances"] = _numbered(
+            transforms.resize_nearest(datasets.read_instances(item), size), item.key
+        )
+    # The label last: where it is, the others are
+    for kind in sorted(names, key=lambda kind: kind == "labels"):
+        done, png = cv2.imencode(".png", np.ascontiguousarray(maps[kind]))
+        assert done
+        store.write(names[kind], png.tobytes())
+    return True
+
+
+def _numbered(instances: npt.NDArray[np.integer[Any]], key: str) -> npt.NDArray[np.uint16]:
+    """The same instances by small numbers: only their borders matter."""
+    known, numbers = np.unique(instances, return_inverse=True)
+    if len(known) > 65536:
+        raise UserError(f"{key}: {len(known)} instances, more than 65536")
+    return numbers.reshape(instances.shape).astype(np.uint16)

@@ -1,0 +1,1 @@
+"""Everything once, on toy scenes drawn by code."""

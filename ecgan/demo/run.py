@@ -1,0 +1,110 @@
+"""Everything once, small: toy scenes, training, samples, evaluation. Every step resumes."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ecgan.checkpoint import GENERATOR
+from ecgan.demo import toy
+from ecgan.errors import UserError
+from ecgan.evaluation import run as evaluate
+from ecgan.generation import run as generate
+from ecgan.recipe import load_recipe
+from ecgan.training import run as train
+
+NUM_SCENES, NUM_STYLES = 200, 5
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the demo has made.
+
+    Attributes:
+        state: ``interrupted`` when the training was; calling again goes on.
+        data: toy photos and label maps.
+        run: the training.
+        samples: shards.
+        report: folder of the report.
+        numbers: the report.
+        seconds: of each step, by name.
+    """
+
+    state: Literal["done", "interrupted"]
+    data: Path
+    run: Path
+    samples: Path
+    report: Path
+    numbers: dict[str, Any]
+    seconds: dict[str, float]
+
+
+def run(
+    out: Path,
+    *,
+    device: str = "auto",
+    overrides: tuple[str, ...] = (),
+    num_scenes: int = NUM_SCENES,
+    quiet: bool = False,
+    say: Callable[[str], object],
+) -> Outcome:
+    """Draw toy scenes, train the demo recipe, make 5 styles of each validation layout, evaluate.
+
+    Args:
+        out: folder of it all; what is there already is not made again.
+        device: auto, cpu, cuda or cuda:N.
+        overrides: of the demo recipe.
+        num_scenes: toy scenes, a tenth of them for validation.
+        quiet: no progress bars.
+        say: called with one line for each step.
+
+    Raises:
+        UserError: ``out`` is not empty and not a demo.
+    """
+    data, folder = out / "toy", out / "run"
+    samples, report = out / "samples", out / "report"
+    seconds: dict[str, float] = {}
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: a file; give a folder")
+    if out.exists() and any(out.iterdir()) and not data.is_dir():
+        raise UserError(f"--out {out}: not empty, and not a demo of ecgan; give another folder")
+    recipe = load_recipe("demo", (*overrides, f"data.root={json.dumps(str(data))}"))
+
+    start = time.monotonic()
+    if not (data / "classes.json").is_file():
+        say(f"1/4  Drawing {num_scenes} toy street scenes into {data}")
+        toy.write_toy(data, num_scenes, 0, height=recipe.data.height, width=recipe.data.width)
+    seconds["draw"] = time.monotonic() - start
+
+    start = time.monotonic()
+    say(f"2/4  Training the demo recipe, {recipe.train.images} images, into {folder}")
+    state = train.run(recipe, folder, device=device, quiet=quiet)
+    seconds["train"] = time.monotonic() - start
+    if state == "interrupted":
+        return Outcome(state, data, folder, samples, report, {}, seconds)
+
+    start = time.monotonic()
+    say(f"3/4  Making {NUM_STYLES} styles of each validation layout, into {samples}")
+    generate.run(
+        generate.Request(
+            generator=folder / GENERATOR,
+            out=samples,
+            labels=data / "labels" / "val",
+            n_styles=NUM_STYLES,
+            device=device,
+            quiet=quiet,
+        )
+    )
+    seconds["augment"] = time.monotonic() - start
+
+    start = time.monotonic()
+    say(f"4/4  Evaluating them against the validation photos, into {report}")
+    numbers, _ = evaluate.run(
+        evaluate.Request(
+            samples=(samples,), reference=data, split="val", out=report, device=device, quiet=quiet
+        )
+    )
+    seconds["evaluate"] = time.monotonic() - start
+    return Outcome(state, data, folder, samples, report, numbers, seconds)

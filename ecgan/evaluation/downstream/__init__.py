@@ -1,0 +1,1 @@
+"""What samples are worth to a segmenter that is trained with them."""

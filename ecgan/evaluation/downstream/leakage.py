@@ -1,0 +1,337 @@
+"""What samples may not teach: the pairs that segmenters are tested on, or more than a real part.
+
+A layout is known by its label map's digest where the data set kept it (``.ecgan/stages``), else by
+its key. A generator is known by the file that the manifest names by its hash, and is asked which
+layouts its training saw.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors
+
+from ecgan.checkpoint import sha256
+from ecgan.runtime.storage import HIDDEN, open_store
+from ecgan.segmentation.segmenter import Sources
+from ecgan.shards.dataset import SampleDataset, manifest
+
+ON_REQUEST = "taken on request"  # in the note of a set whose generator is not known
+UNKNOWN = "is not known"  # in the note of a set that may show more than its generator saw
+_DIGITS = 16  # of a label map's SHA-256 that a stage keeps
+
+Where = Literal["part", "train", "held", "unclear", "other"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """The real pairs of an experiment, and those that there are of them.
+
+    Attributes:
+        fraction: of the training split.
+        own: the pairs of that fraction.
+        train: the whole training split.
+        held: the splits that must not be learnt from, together.
+        held_splits: their names.
+        split: name of the training split.
+    """
+
+    fraction: float
+    own: Sources
+    train: Sources
+    held: Sources
+    held_splits: frozenset[str]
+    split: str
+
+    def where(self, key: str, digest: str | None) -> Where:
+        """Which pairs a layout is one of.
+
+        Args:
+            key: of the layout.
+            digest: the first digits of its label map's SHA-256, where they are known.
+        """
+        for name, labels in self._digests.items():
+            if digest is not None and digest in labels:
+                return name
+        in_train, in_held = key in self.train.keys, key in self.held.keys
+        if in_held:
+            return "unclear" if in_train else "held"
+        if key in self.own.keys:
+            return "part"
+        return "train" if in_train else "other"
+
+    @cached_property
+    def _digests(self) -> dict[Where, frozenset[str]]:
+        """In this order: a label map that two splits have in common is no secret."""
+        parts: dict[Where, Sources] = {"part": self.own, "train": self.train, "held": self.held}
+        return {
+            name: frozenset(digest[:_DIGITS] for digest in pairs.labels)
+            for name, pairs in parts.items()
+        }
+
+
+@dataclass
+class Findings:
+    """What speaks against sets of samples.
+
+    Attributes:
+        faults: why they are refused.
+        notes: what a reader of the result should know.
+    """
+
+    faults: list[str] = field(default_factory=list[str])
+    notes: list[str] = field(default_factory=list[str])
+
+
+class Generators:
+    """Generator files by their hash.
+
+    Args:
+        given: looked at first.
+        runs: folder of runs, whose generators are looked at too.
+    """
+
+    def __init__(self, given: Sequence[Path], runs: Path = Path("runs")) -> None:
+        self._given, self._runs = given, runs
+
+    @cached_property
+    def _files(self) -> dict[str, Path]:
+        found = [*self._given, *sorted(self._runs.glob("*/generator*.safetensors"))]
+        return {sha256(path): path for path in reversed(found)}
+
+    def seen(self, digest: str) -> frozenset[str]:
+        """Keys of the layouts that a generator's training saw; empty where they are not known."""
+        return frozenset(self._about(digest).get("seen_keys", ()))
+
+    def inherited(self, digest: str) -> list[dict[str, Any]]:
+        """What the generators saw that it started from; see :func:`checkpoint.inheritance`."""
+        return self._about(digest).get("inherited", [])
+
+    def _about(self, digest: str) -> dict[str, Any]:
+        path = self._files.get(digest)
+        if path is None:
+            return {}
+        with safetensors.safe_open(path, framework="pt") as file:
+            return json.loads((file.metadata() or {}).get("ecgan", "{}"))
+
+
+def check(
+    place: str, part: Part, generators: Generators, *, unknown_generator: bool = False
+) -> Findings:
+    """Look for what a set of samples would give away.
+
+    Args:
+        place: of the set.
+        part: the real pairs that it shall be added to.
+        generators: where generator files are.
+        unknown_generator: take a set whose generator is not there to be asked.
+
+    Raises:
+        UserError: the set cannot be read.
+    """
+    found, about = Findings(), manifest(place) or {}
+    _check_layouts(place, part, about, found)
+    _check_generator(place, part, about, generators, found, take_unknown=unknown_generator)
+    _note_segmenters(place, part, about, found)
+    return found
+
+
+def digests(place: str) -> dict[str, str]:
+    """First digits of the SHA-256 of label maps by layout, of a set that kept them."""
+    store = open_store(place)
+    names = sorted(name for name in store.sizes(f"{HIDDEN}/stages") if name.endswith(".json"))
+    found: dict[str, str] = {}
+    for name in names:  # as ecgan.generation.plan.stage_text writes them
+        stage = json.loads(store.read(f"{HIDDEN}/stages/{name}"))
+        found |= {k: d[:_DIGITS] for k, d in zip(stage["keys"], stage["digests"], strict=True)}
+    return found
+
+
+def layouts(place: str) -> dict[str, str | None]:
+    """Layouts of a set by key, each with its label map's digest where that is known."""
+    found: dict[str, str | None] = {**digests(place)}
+    if found:
+        return found
+    dataset = SampleDataset(place)
+    raws = (dataset.raw(index) for index in range(len(dataset)))
+    return {str(raw.record.get("source", raw.key)): None for raw in raws}
+
+
+def _check_layouts(place: str, part: Part, about: Mapping[str, Any], found: Findings) -> None:
+    known = layouts(place)
+    grouped: dict[str, list[str]] = {}
+    for key, digest in known.items():
+        grouped.setdefault(part.where(key, digest), []).append(key)
+
+    def some(where: str) -> str:
+        keys = grouped[where]
+        return f"{place}: {len(keys)} of {len(known)} layouts (first: {keys[0]})"
+
+    held = " and ".join(sorted(part.held_splits))
+    if "held" in grouped:
+        found.faults.append(
+            f"{some('held')} are of {held}, which nobody may learn from; sample layouts of the "
+            f"split {part.split}: ecgan sample --split {part.split} --num N"
+        )
+    if "unclear" in grouped:
+        found.faults.append(
+            f"{some('unclear')} have a key that the split {part.split} shares with {held}, and the "
+            "set does not say which label map it was made from; give the set with its folder "
+            f"{HIDDEN}, or give files of different splits different names"
+        )
+    outside = [where for where in ("train", "other") if where in grouped]
+    if part.fraction < 1:
+        found.faults += [
+            f"{some(where)} are not of the {part.fraction:g} of the real pairs that they shall be "
+            f"added to; sample with a generator of that part: {command(part.fraction)}"
+            for where in outside
+        ]
+    elif "other" in outside:
+        found.notes.append(f"{some('other')} are of label maps that are not in the real data set")
+    if "paste" in about.get("vary", ()) and not _is_whole_part(place, part, about):
+        found.notes.append(
+            f"{place}: --vary paste took objects from all layouts that the command was given, and "
+            "which these were is not known"
+        )
+
+
+def _is_whole_part(place: str, part: Part, about: Mapping[str, Any]) -> bool:
+    """Whether the layouts that the command was given are those of the part, one and all."""
+    known = layouts(place)
+    lines = [f"{key} {digest}" for key, digest in sorted(known.items())]
+    given = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    same = given == about.get("fingerprint", {}).get(
+        "labels"
+    )  # as ecgan.generation.planner writes it
+    return same and all(part.where(*layout) == "part" for layout in known.items())
+
+
+def _check_generator(
+    place: str,
+    part: Part,
+    about: Mapping[str, Any],
+    generators: Generators,
+    found: Findings,
+    *,
+    take_unknown: bool,
+) -> None:
+    data = about.get("recipe", {}).get("data", {})
+    trained_on, share = data.get("split", part.split), data.get("fraction", 1.0)
+    if trained_on in part.held_splits:
+        found.faults.append(f"{place}: its generator was trained on the split {trained_on}")
+        return
+    if about and share > part.fraction:
+        found.faults.append(
+            f"{place}: its generator was trained on {share:g} of the real pairs, more than the "
+            f"{part.fraction:g} that its samples shall be added to: {command(part.fraction)}"
+        )
+        return
+    digest = about.get("fingerprint", {}).get("checkpoint", "")
+    seen = frozenset(about.get("provenance", {}).get("seen", ())) or generators.seen(digest)
+    if seen:
+        _check_seen(place, part, seen, found, by_key=trained_on == part.split)
+        names = [one["name"] for one in about.get("classes", {}).get("classes", ())]
+        before = generators.inherited(digest)
+        _check_inherited(place, part, before, names, found, take_unknown=take_unknown)
+    elif take_unknown:
+        found.notes.append(
+            f"{place}: what its generator was trained on is not known; it may have seen the photos "
+            f"that segmenters are tested on ({ON_REQUEST})"
+        )
+    else:
+        named = f" (SHA-256 {digest[:12]}..., in no runs/*/)" if digest else ""
+        found.faults.append(
+            f"{place}: what its generator{named} was trained on is not known: it may have seen "
+            "what segmenters are tested on. Run where its run folder is in runs/, or take the set "
+            "all the same with --unknown-generator: the report says so then"
+        )
+
+
+def _check_seen(
+    place: str, part: Part, seen: frozenset[str], found: Findings, *, by_key: bool
+) -> None:
+    """Refuse a generator that saw what it should not have.
+
+    Args:
+        place: of the set.
+        part: the real pairs.
+        seen: keys of the layouts that training saw.
+        found: gets the fault.
+        by_key: the generator was trained on the same split, so a key of that split means its pair
+            also where another split shares it.
+    """
+    held = part.held.keys - part.train.keys if by_key else part.held.keys
+    wrong = seen & held if part.fraction == 1 else (seen & held) | (seen - part.own.keys)
+    if wrong:
+        what = (
+            f"the {part.fraction:g} of the real pairs that its samples shall be added to"
+            if part.fraction < 1
+            else f"what may be learnt from: they are of {' and '.join(sorted(part.held_splits))}"
+        )
+        found.faults.append(
+            f"{place}: its generator saw {len(wrong)} of its {len(seen)} layouts (first: "
+            f"{min(wrong)}) outside of {what}"
+        )
+
+
+def _check_inherited(
+    place: str,
+    part: Part,
+    inherited: Sequence[Mapping[str, Any]],
+    names: Sequence[str],
+    found: Findings,
+    *,
+    take_unknown: bool,
+) -> None:
+    """Refuse a generator that started (``--init``) from one that saw what it should not have.
+
+    One of other classes is of another data set, whose keys mean nothing here.
+    """
+    for one in inherited:
+        started = f"its generator started from another (SHA-256 {one['sha256'][:12]}...)"
+        if not one["keys"]:
+            what = f"{place}: {started}, and what that one was trained on is not known"
+            if take_unknown:
+                found.notes.append(f"{what} ({ON_REQUEST})")
+            else:
+                found.faults.append(f"{what}; take the set all the same with --unknown-generator")
+            continue
+        beyond = part.train.keys - part.own.keys if part.fraction < 1 else frozenset[str]()
+        wrong = frozenset(one["keys"]) & ((part.held.keys - part.train.keys) | beyond)
+        if wrong and one["classes"] == list(names):
+            found.faults.append(
+                f"{place}: {started} that saw {len(wrong)} layouts (first: {min(wrong)}) which "
+                f"segmenters are tested on, or outside of the {part.fraction:g} of the real pairs "
+                "that the samples shall be added to; train it without --init"
+            )
+
+
+def _note_segmenters(place: str, part: Part, about: Mapping[str, Any], found: Findings) -> None:
+    """Other networks that had a say in the samples, and may have learnt elsewhere."""
+    taught = about.get("recipe", {}).get("model", {}).get("label_generator", "off")
+    named = about.get("filter", {}).get("segmenter", "train")
+    for what, name in (("generator's label generator", taught), ("label filter", named)):
+        if name not in {"off", "train"}:
+            found.notes.append(
+                f"{place}: what its {what} ({name}) was trained on is not known; it may be more "
+                f"than the {part.fraction:g} of the real pairs"
+            )
+    styles = str(about.get("style_source", ""))
+    if styles in {"photos", "a style bank"} or styles.startswith("between"):
+        found.notes.append(
+            f"{place}: its styles ({styles}) may be of photos that segmenters are tested on: which "
+            f"ones they are of {UNKNOWN}"
+        )
+
+
+def command(fraction: float) -> str:
+    """Commands that make a set of samples for a fraction of the real pairs."""
+    share = "" if fraction == 1 else f" --set data.fraction={fraction:g}"
+    return (
+        f"ecgan train --recipe NAME{share} --out runs/NAME{'' if fraction == 1 else '-part'}, then "
+        f"ecgan sample --run runs/NAME{'' if fraction == 1 else '-part'} --num N --out DIR"
+    )

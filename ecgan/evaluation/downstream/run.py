@@ -1,0 +1,239 @@
+"""What samples are worth: segmenters trained with and without them, tested on real photos.
+
+    real pairs, samples --checked for leaks--> [runs that are not kept] --cluster--> results, kept
+    results --over seeds--> means, spreads, differences from real pairs only
+
+A condition is a fraction of the real pairs and a mix: r samples drawn for each real pair, or
+samples only. Each is trained with several seeds. A run's result lies in a file named by a hash of
+all that decides it, so that an interrupted experiment goes on with the runs that are missing.
+"""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ecgan.checkpoint import write_whole
+from ecgan.errors import UserError
+from ecgan.evaluation.downstream import leakage
+from ecgan.evaluation.downstream import student as students
+from ecgan.evaluation.downstream.experiment import Experiment, Request, check, match_samples
+from ecgan.evaluation.downstream.student import Run, Teacher
+from ecgan.metrics import statistics
+from ecgan.runtime import cluster
+from ecgan.runtime.cluster import Done
+
+__all__ = ["Request", "check", "match_samples", "run"]
+
+
+def run(request: Request) -> dict[str, Any]:
+    """Train what is missing, and compare.
+
+    Returns:
+        The report's section: protocol, rows, sentences, notes, failed.
+
+    Raises:
+        UserError: as :func:`check`, or no run came to its end.
+    """
+    experiment = check(request)
+    found, failed = _results(experiment)
+    if not found:
+        raise UserError("--downstream: no run came to its end", [*dict.fromkeys(failed)])
+    rows = _rows(experiment, found)
+    return {
+        "protocol": _protocol(experiment),
+        "rows": rows,
+        "sentences": [_sentence(row) for row in rows if row["against_real"] is not None],
+        "notes": experiment.notes + _missing(request),
+        "failed": failed,
+    }
+
+
+# Runs
+
+
+def _results(experiment: Experiment) -> tuple[dict[Run, dict[str, Any]], list[str]]:
+    """Results of all runs that came to their end, and what became of the others."""
+    request = experiment.request
+    paths = {run: experiment.path(run) for run in request.runs}
+    kept = {run: _kept(path) for run, path in paths.items()}
+    found = {run: result for run, result in kept.items() if result is not None}
+    failed: list[str] = []
+    # A training takes as long as it takes; a worker that dies is noticed all the same.
+    workers = replace(request.workers, timeout=None)
+    jobs = [run for run in paths if run not in found]
+    bar = tqdm(total=len(paths), initial=len(found), unit="run", disable=request.quiet or None)
+    make = partial(Teacher, experiment.settings)
+    with bar, closing(cluster.run_jobs(make, jobs, workers, on_event=_tell)) as outcomes:
+        for outcome in outcomes:
+            if isinstance(outcome, Done):
+                found[outcome.job] = outcome.result
+                about = {"condition": str(outcome.job), **outcome.result}
+                write_whole(paths[outcome.job], (json.dumps(about, indent=1) + "\n").encode())
+            else:
+                failed.append(f"{outcome.job}: {outcome.reason}")
+            bar.update()
+    return found, failed
+
+
+def _tell(text: str) -> None:
+    """A line about a worker, above the progress bar."""
+    tqdm.write(text, file=sys.stderr)
+
+
+def _kept(path: Path) -> dict[str, Any] | None:
+    """The result of an earlier call."""
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    names = {"miou", "accuracy", "iou"}
+    return result if isinstance(result, dict) and names <= result.keys() else None
+
+
+# What is written
+
+
+@dataclass
+class _Condition:
+    """The runs of a fraction and a mix that came to their end, by seed."""
+
+    run: Run
+    results: list[tuple[int, dict[str, Any]]] = field(default_factory=list[Any])
+
+    def values(self, name: str) -> list[float]:
+        return [result[name] for _, result in self.results]
+
+
+def _rows(experiment: Experiment, found: Mapping[Run, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    conditions: dict[tuple[float, float | None], _Condition] = {}
+    for run in experiment.request.runs:
+        if run in found:
+            condition = conditions.setdefault((run.fraction, run.mix), _Condition(run))
+            condition.results.append((run.seed, dict(found[run])))
+    return [
+        _row(experiment, condition, conditions.get((fraction, 0.0)) if mix != 0 else None)
+        for (fraction, mix), condition in conditions.items()
+    ]
+
+
+def _row(experiment: Experiment, condition: _Condition, real: _Condition | None) -> dict[str, Any]:
+    run, settings = condition.run, experiment.settings
+    names = settings.space.names_for_evaluation
+    sets = settings.samples[run.fraction] if run.mix != 0 else ()
+    return {
+        "name": run.name,
+        "real_fraction": run.fraction,
+        "mix": run.mix,
+        "real_images": 0 if run.mix is None else len(settings.parts[run.fraction]),
+        "synthetic_images": sum(map(len, sets)),
+        "runs": [
+            {"seed": seed, "miou": result["miou"], "accuracy": result["accuracy"]}
+            for seed, result in condition.results
+        ],
+        **{n: statistics.over_runs(condition.values(n))._asdict() for n in ("miou", "accuracy")},
+        "per_class": {
+            name: _of_class([result["iou"][c] for _, result in condition.results])
+            for c, name in enumerate(names)
+        },
+        "against_real": None if real is None else _against(real, condition),
+    }
+
+
+def _of_class(values: Sequence[float | None]) -> dict[str, float | None]:
+    """Over the seeds in which the class occurs or is read."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return {"mean": None, "std": None}
+    spread = statistics.over_runs(known)
+    return {"mean": spread.mean, "std": spread.std}
+
+
+def _against(real: _Condition, condition: _Condition) -> dict[str, Any]:
+    found = statistics.difference(real.values("miou"), condition.values("miou"))
+    return {
+        "difference": found.value,
+        "low": found.low,
+        "high": found.high,
+        "spread": found.spread,
+        "larger": found.is_larger,
+    }
+
+
+def _sentence(row: Mapping[str, Any]) -> str:
+    """What a row says against real pairs only."""
+    found, seeds = row["against_real"], len(row["runs"])
+    value = f"{found['difference']:+.3f} mIoU"
+    if found["spread"] is None:
+        return f"{row['name']}: {value}, of single runs: how far seeds spread is not known"
+    spread = f"the spread over {seeds} seeds ({found['spread']:.3f}"
+    interval = f"95 % interval {found['low']:+.3f} to {found['high']:+.3f})"
+    if found["larger"]:
+        return f"{row['name']}: {value}, larger than {spread}; {interval}"
+    return (
+        f"{row['name']}: no difference that {seeds} seeds could show ({value}, {spread[4:]}); "
+        f"{interval}"
+    )
+
+
+def _missing(request: Request) -> list[str]:
+    notes: list[str] = []
+    if 0 not in request.mixes:
+        notes.append("nothing is compared with real pairs only: --mix has no 0")
+    if request.seeds < 2:
+        notes.append("one seed: no spread, so no difference can be told from chance")
+    return notes
+
+
+def _generators(experiment: Experiment) -> str:
+    """What is known of the samples' generators."""
+    if not experiment.places:
+        return "none"
+    if any(leakage.ON_REQUEST in note for note in experiment.notes):
+        return "what some of them were trained on is not known; taken on request (see the notes)"
+    if any("its styles" in note and leakage.UNKNOWN in note for note in experiment.notes):
+        return "none saw a held-out pair in its training; its styles may (see the notes)"
+    return "none saw a held-out pair, or one outside of the real part"
+
+
+def _protocol(experiment: Experiment) -> dict[str, str]:
+    request, settings = experiment.request, experiment.settings
+    height, width = settings.real.size
+    student = (
+        f"SegFormer of width {settings.width}, from scratch"
+        if settings.segmenter is None
+        else f"{settings.segmenter}, fine-tuned, the same for all"
+    )
+    return {
+        "reference": str(request.root),
+        "samples": ", ".join(experiment.places) or "none",
+        "student": student,
+        "budget": f"{settings.steps} steps of {settings.batch} images for every condition, so real "
+        "pairs are seen less often where samples are mixed in",
+        "schedule": "AdamW, gradients clipped at 1, rate up over a tenth of the steps, then "
+        "linearly to 0; cross entropy over labelled pixels",
+        "augmentation": f"zoom of 1 to {students.MOST_ZOOM:g} into a random window"
+        + (", half mirrored" if settings.flip else "")
+        + "; the same for real pairs and samples",
+        "mix": "r x: a position shows a sample with probability r / (1 + r), by a hash of seed and "
+        "position",
+        "real_part": "chosen by a hash of the key; a smaller fraction is a part of a larger one",
+        "test": f"{len(settings.test)} real photos of split {request.test_split}",
+        "size": f"{height} x {width} (height x width); real photos bicubic with antialias, labels "
+        "nearest",
+        "classes": f"{settings.space.num_evaluation_classes} evaluation ids; the mean is over "
+        "those that occur or are read",
+        "seeds": ", ".join(map(str, range(request.seeds))),
+        "interval": "95 %: Student's t over seeds; of differences Welch's. It says how far other "
+        "seeds would go, not other photos or other generators",
+        "larger": "the interval of the difference leaves out 0",
+        "precision": "bfloat16 autocast in training on CUDA, else float32; tests float32",
+        "held_out": "samples of val and test layouts are refused",
+        "generators": _generators(experiment),
+    }

@@ -1,0 +1,351 @@
+"""Students: segmenters that learn from real pairs, from samples, or from both, and are tested.
+
+    position --hash--> real pair | sample --zoom, crop, mirror--> batch --> student --test--> mIoU
+
+All students of an experiment differ in nothing but the pairs that they see: the same network with
+the same first weights for a seed, the same number of steps, the same schedule, the same zoom, crop
+and mirroring at a position.
+
+Shape legend:
+    B  images in the batch      H, W  height and width      E  evaluation classes
+    T  images that a student sees in training
+"""
+
+import hashlib
+import math
+import time
+from collections import deque
+from collections.abc import Generator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
+from threading import Lock
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from ecgan.data import transforms
+from ecgan.data.loader import TripleDataset, ordered_batches, to_device, to_images
+from ecgan.data.sample import Sample
+from ecgan.errors import UserError
+from ecgan.evaluation.measure import Samples
+from ecgan.labels import Labels, LabelSpace
+from ecgan.metrics.distribution import ConfusionMatrix
+from ecgan.runtime.placing import settle
+from ecgan.runtime.transfers import uploaded
+from ecgan.segmentation.segmenter import (
+    VOID,
+    Descent,
+    Normalisation,
+    load_beginner,
+    pixel_loss,
+    scratch_rate,
+    segformer,
+)
+from ecgan.shards import formats
+
+MOST_ZOOM = 1.5  # a random window of 1/zoom of each side fills the picture
+_KIND, _CUT = 2, 3  # streams of random numbers
+_TEST_BATCH = 16
+_AHEAD = 4  # batches that are prepared while one is learnt from
+# Of fine-tuning: the encoder's, as SegFormer was (arXiv:2105.15203, Sec. 4.1); ten times that for
+# the rest, which may start anew.
+_FINE_RATES = 6e-5, 6e-4
+
+
+@dataclass(frozen=True)
+class Run:
+    """A job: train and test one student.
+
+    Attributes:
+        fraction: of the real pairs.
+        mix: samples for each real pair; None: samples only.
+        seed: of the weights and of all draws.
+    """
+
+    fraction: float
+    mix: float | None
+    seed: int
+
+    @property
+    def share(self) -> float:
+        """Of the samples among what the student sees, r / (1 + r)."""
+        return 1.0 if self.mix is None else self.mix / (1 + self.mix)
+
+    @property
+    def name(self) -> str:
+        """What the student learns from."""
+        part = "" if self.fraction == 1 else f" ({self.fraction * 100:g} %)"
+        if self.mix is None:
+            return f"synthetic only{part}"
+        return f"real{part} + {self.mix:g}x synthetic" if self.mix else f"real only{part}"
+
+    def __str__(self) -> str:
+        return f"{self.name}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is the same for all students of an experiment; small enough for another machine.
+
+    Attributes:
+        real: the training split, whole pictures at the size of the samples.
+        parts: numbers of its pairs in each fraction.
+        samples: sets of samples for each fraction.
+        test: what students are tested on.
+        space: the classes.
+        width: channels of the first stage of a SegFormer from scratch.
+        segmenter: to fine-tune, by path or name; None: a SegFormer from scratch.
+        images: T.
+        batch: B in training.
+        flip: mirror half of what is seen.
+        devices: of the workers, in turn.
+        threads: of torch in each worker; None: as they are.
+        loaders: threads of each worker that prepare pairs.
+    """
+
+    real: TripleDataset
+    parts: Mapping[float, tuple[int, ...]]
+    samples: Mapping[float, tuple[Samples, ...]]
+    test: TripleDataset
+    space: LabelSpace
+    width: int
+    segmenter: str | None
+    images: int
+    batch: int
+    flip: bool
+    devices: tuple[str, ...]
+    threads: int | None = None
+    loaders: int = 1
+
+    @property
+    def steps(self) -> int:
+        """Of training."""
+        return max(1, self.images // self.batch)
+
+
+class Pair(NamedTuple):
+    """What a student sees at once."""
+
+    image: npt.NDArray[np.uint8]  # (H, W, 3)
+    label: Labels  # (H, W), evaluation ids
+
+
+class Draws(NamedTuple):
+    """What a student sees, position by position."""
+
+    synthetic: npt.NDArray[np.bool_]  # (T,): a sample, not a real pair
+    indices: npt.NDArray[np.int64]  # (T,): which one
+
+
+def draws(seed: int, share: float, num_real: int, num_synthetic: int, total: int) -> Draws:
+    """Draw real pairs and samples.
+
+    Position p shows a sample if the first 64 bits of SHA-256 of "seed p", as a fraction of 2^64,
+    are below ``share``: so a student that sees more samples sees them in place of real pairs, and
+    all else stays where it was. The k-th real pair is ``permutation(k // n)[k % n]`` of n, every
+    epoch with a permutation of its own; samples likewise.
+
+    Args:
+        seed: of the student.
+        share: of samples, 0 to 1.
+        num_real: real pairs that there are.
+        num_synthetic: samples that there are.
+        total: T.
+    """
+    chance = [
+        int.from_bytes(hashlib.sha256(f"{seed} {p}".encode()).digest()[:8], "big") / 2**64
+        for p in range(total)
+    ]
+    synthetic = np.asarray(chance) < share
+    indices = np.empty(total, np.int64)
+    for kind, count in ((False, num_real), (True, num_synthetic)):
+        where = np.flatnonzero(synthetic == kind)
+        epochs = [
+            np.random.default_rng((seed, _KIND, int(kind), epoch)).permutation(count)
+            for epoch in range(-(-len(where) // count) if len(where) else 0)
+        ]
+        indices[where] = np.concatenate([*epochs, np.zeros(0, np.int64)])[: len(where)]
+    return Draws(synthetic, indices)
+
+
+def augment(pair: Pair, rng: np.random.Generator, *, flip: bool) -> Pair:
+    """Zoom into a random window, by up to MOST_ZOOM, and mirror every other picture.
+
+    Args:
+        pair: of one size; so is what comes out.
+        rng: of the draws.
+        flip: mirror at all.
+    """
+    size = pair.label.shape[0], pair.label.shape[1]
+    zoom = rng.uniform(1, MOST_ZOOM)
+    window = round(size[0] / zoom), round(size[1] / zoom)
+    sample = Sample("pair", pair.label, pair.image)
+    seen = transforms.resize(transforms.cut(sample, window, flip=flip, edges="none", rng=rng), size)
+    assert seen.image is not None
+    return Pair(seen.image, seen.label)
+
+
+class Teacher:
+    """Trains and tests students, one after the other, on one device.
+
+    Args:
+        settings: what is the same for all.
+        index: number of this worker; it decides the device.
+    """
+
+    def __init__(self, settings: Settings, index: int = 0) -> None:
+        self.settings = settings
+        self.device = settle(index, settings.devices, settings.threads)
+        self._lock = Lock()  # readers of shards are for one thread
+        settings.real.keep_in_memory()
+        settings.test.keep_in_memory()
+
+    def __call__(self, run: Run) -> dict[str, Any]:
+        """Train and test a student.
+
+        Returns:
+            miou, accuracy, iou of each class (None for one that neither occurs nor is read), the
+            training loss over the last tenth of the steps, and seconds.
+
+        Raises:
+            UserError: a pair cannot be read, or the training diverged.
+        """
+        started = time.monotonic()
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(run.seed)  # dropout of a network that has any
+            network, normalisation, loss = self._train(run)
+        confusion = self._test(network, normalisation)
+        return {
+            "miou": confusion.miou(),
+            "accuracy": confusion.accuracy(),
+            "iou": [x if math.isfinite(x) else None for x in confusion.iou().tolist()],
+            "train_loss": loss,
+            "seconds": round(time.monotonic() - started, 1),
+        }
+
+    def _train(self, run: Run) -> tuple[nn.Module, Normalisation, float]:
+        settings, device = self.settings, self.device
+        network, normalisation, rates = self._beginner(run.seed)
+        network = network.to(device).train()
+        descent = Descent(_by_rate(network, *rates), settings.steps)
+        losses: list[Tensor] = []
+        with closing(self._batches(run)) as batches:
+            for images, labels in islice(batches, settings.steps):
+                inputs = _normalised(uploaded(images, device), normalisation)
+                with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                    logits = network(pixel_values=inputs).logits
+                loss = pixel_loss(logits.float(), uploaded(labels, device))
+                descent.step(loss)
+                losses.append(loss.detach())
+        final = float(torch.stack(losses[-max(1, settings.steps // 10) :]).mean())
+        if not math.isfinite(final):
+            raise UserError(f"{run}: the training diverged (loss {final})")
+        return network.eval(), normalisation, final
+
+    def _beginner(self, seed: int) -> tuple[nn.Module, Normalisation, tuple[float, float]]:
+        """A student that has seen nothing yet, and its rates: of the encoder, of the rest."""
+        settings = self.settings
+        names = settings.space.names_for_evaluation
+        if settings.segmenter is None:
+            rate = scratch_rate(settings.width)
+            return segformer(settings.width, names, seed), Normalisation(), (rate, rate)
+        return *load_beginner(settings.segmenter, names, seed), _FINE_RATES
+
+    # What it learns from
+
+    def _batches(self, run: Run) -> Generator[tuple[Tensor, Tensor], None, None]:
+        """Bytes (B, 3, H, W) and labels (B, H, W) of each step, prepared ahead by threads."""
+        settings, batch = self.settings, self.settings.batch
+        total = settings.steps * batch
+        sets = settings.samples.get(run.fraction, ())
+        own = settings.parts[run.fraction]
+        plan = draws(run.seed, run.share, len(own), sum(map(len, sets)), total)
+
+        def prepare(position: int) -> tuple[Tensor, Tensor]:
+            index = int(plan.indices[position])
+            pair = self._sample(sets, index) if plan.synthetic[position] else self._real(own[index])
+            rng = np.random.default_rng((run.seed, _CUT, position))
+            image, label = augment(pair, rng, flip=settings.flip)
+            known = label < settings.space.num_evaluation_classes
+            learnt = np.where(known, label.astype(np.int64), VOID)
+            return torch.from_numpy(image.copy()), torch.from_numpy(learnt)  # maybe a mirrored view
+
+        pool = ThreadPoolExecutor(settings.loaders)
+        try:
+            due: deque[Future[tuple[Tensor, Tensor]]] = deque()
+            positions = iter(range(total))
+            for _ in range(settings.steps):
+                due.extend(
+                    pool.submit(prepare, position)
+                    for position in islice(positions, batch * _AHEAD - len(due))
+                )
+                pairs = [due.popleft().result() for _ in range(batch)]
+                images, labels = (torch.stack(part) for part in zip(*pairs, strict=True))
+                yield images.permute(0, 3, 1, 2), labels
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _real(self, index: int) -> Pair:
+        sample = self.settings.real.load_plain(index)
+        assert sample.image is not None
+        return Pair(sample.image, self.settings.space.to_evaluation(sample.label))
+
+    def _sample(self, sets: tuple[Samples, ...], index: int) -> Pair:
+        for samples in sets:
+            if index < len(samples):
+                with self._lock:
+                    raw = samples.dataset.raw(index)
+                sample = formats.decoded(raw, samples.place)
+                if sample.label.shape != samples.size or sample.image.shape[:2] != samples.size:
+                    raise UserError(
+                        f"{samples.place}: {sample.key} is not of {samples.size[0]} x "
+                        f"{samples.size[1]}, as the first sample is; all must be of one size"
+                    )
+                return Pair(sample.image, samples.label_of(sample))
+            index -= len(samples)
+        raise AssertionError(index)
+
+    # What it is tested on
+
+    @torch.inference_mode()
+    def _test(self, network: nn.Module, normalisation: Normalisation) -> ConfusionMatrix:
+        """Readings of the real photos, float32, at the size of the samples."""
+        settings = self.settings
+        confusion = ConfusionMatrix(settings.space.num_evaluation_classes)
+        for batch in ordered_batches(settings.test, _TEST_BATCH):
+            assert batch.images is not None
+            labels = batch.labels.numpy()
+            known = labels.astype(np.uint8 if settings.space.ignore_index == 255 else np.uint16)
+            inputs = _normalised(to_device(batch, self.device).images, normalisation)
+            logits = network(pixel_values=inputs).logits
+            logits = nn.functional.interpolate(
+                logits, labels.shape[1:], mode="bilinear", align_corners=False
+            )
+            confusion.update(
+                settings.space.to_evaluation(cast(Labels, known)), logits.argmax(dim=1).cpu()
+            )
+        return confusion
+
+
+def _by_rate(network: nn.Module, encoder: float, rest: float) -> dict[float, list[nn.Parameter]]:
+    """What is trained, by its rate."""
+    if encoder == rest:
+        return {rest: list(network.parameters())}
+    inner = getattr(network, "backbone", None) or getattr(network, "encoder", None)
+    inner = inner or getattr(network, "base_model", network)
+    own = {id(parameter) for parameter in inner.parameters()}
+    others = [p for p in network.parameters() if id(p) not in own]
+    return {encoder: list(inner.parameters())} | ({rest: others} if others else {})
+
+
+def _normalised(images: Tensor | None, normalisation: Normalisation) -> Tensor:
+    """Bytes (B, 3, H, W) as a network expects them."""
+    assert images is not None
+    both = torch.tensor([normalisation.mean, normalisation.std])
+    mean, std = uploaded(both, images.device).view(2, 3, 1, 1)
+    return ((to_images(images) + 1) / 2 - mean) / std

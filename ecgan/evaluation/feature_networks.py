@@ -1,0 +1,233 @@
+"""Networks whose features are compared: one module for each name of ``evaluate.features``.
+
+All are frozen, take images in [-1, 1], (B, 3, H, W), and give (B, d). ``hash`` says which weights
+and which preparation a cache of features belongs to. Nothing is ever downloaded.
+
+Shape legend:
+    B  images in the batch      H, W  height and width      d  features      C  channels of a map
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import transformers
+from PIL import Image
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ecgan.errors import UserError
+from ecgan.metrics.distribution import InceptionFeatures
+from ecgan.models.pretrained import EfficientNetLite0, Frozen
+
+_VERSION = 2  # of how images are prepared
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+METRICS = {  # what is missing without a network
+    "inception": ("fid", "kid", "precision_inception", "recall_inception"),
+    "inception_clean": (
+        "fid_clean",
+        "kid_clean",
+        "precision_inception_clean",
+        "recall_inception_clean",
+    ),
+    "dinov2": ("fd_dinov2", "precision_dinov2", "recall_dinov2"),
+}
+_NO_INCEPTION = "evaluate.inception_weights is not set: give pt_inception-2015-12-05 (.pth)"
+_MISSING = {
+    "inception": _NO_INCEPTION,
+    "inception_clean": _NO_INCEPTION,
+    "dinov2": "evaluate.dinov2 is not set: give the folder of a DINOv2 of transformers",
+}
+
+
+class FeatureNetwork(Protocol):
+    """What the networks here have in common."""
+
+    dim: int
+    hash: str
+
+    def __call__(self, images: Tensor) -> Tensor: ...
+
+
+class _Hashed(Frozen):
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 of the weights, the class and the version of the preparation."""
+        digest = hashlib.sha256(f"{type(self).__name__} {_VERSION}".encode())
+        for name, value in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+
+class LiteFeatures(_Hashed):
+    """EfficientNet-Lite0's pooled features, (B, 1280)."""
+
+    dim = 1280
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = EfficientNetLite0()
+        self.freeze()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network.embed(images)
+
+
+class Inception(_Hashed):
+    """Inception with TensorFlow's resize, as pytorch-fid and torch-fidelity have it, (B, 2048)."""
+
+    dim = 2048
+
+    def __init__(self, weights: str | Path) -> None:
+        super().__init__()
+        self.network = InceptionFeatures(weights)
+        self.freeze()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images)
+
+
+class InceptionClean(_Hashed):
+    """The same network on images that were resized as clean-fid does, (B, 2048).
+
+    See :func:`clean_resize`; torch-fidelity's own resize is left out.
+    """
+
+    dim = 2048
+
+    def __init__(self, weights: str | Path) -> None:
+        super().__init__()
+        self.network = InceptionFeatures(weights)
+        self.freeze()
+
+    def forward(self, images: Tensor) -> Tensor:
+        pixels = ((images.float() + 1) * 127.5).round().clamp(0, 255).cpu().numpy()
+        resized = np.stack([[clean_resize(channel) for channel in image] for image in pixels])
+        return self.network.forward_resized(torch.from_numpy(resized).to(images.device))
+
+
+def clean_resize(channel: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """A channel as clean-fid 0.1.35 resizes it, (H, W) in 0..255 -> (299, 299).
+
+    Pillow's bicubic filter on float32, which antialiases; what it overshoots is cut off, nothing is
+    rounded.
+    """
+    resized = Image.fromarray(channel).resize((299, 299), Image.Resampling.BICUBIC)
+    return np.asarray(resized).clip(0, 255)
+
+
+class Dinov2(_Hashed):
+    """DINOv2's class token after the last norm (Stein et al. 2023), (B, d).
+
+    Args:
+        folder: of a Dinov2 model of transformers.
+
+    Raises:
+        UserError: no such folder, another model, or weights are missing in it.
+    """
+
+    side = 224
+    _scale: Tensor
+    _shift: Tensor
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__()
+        self.network = _dinov2(Path(folder))
+        self.dim = int(cast(Any, self.network).config.hidden_size)
+        mean, std = torch.tensor([_IMAGENET_MEAN, _IMAGENET_STD]).view(2, 1, 3, 1, 1)
+        self.register_buffer("_scale", 0.5 / std, persistent=False)
+        self.register_buffer("_shift", (0.5 - mean) / std, persistent=False)
+        self.freeze()
+
+    def forward(self, images: Tensor) -> Tensor:
+        size = (self.side, self.side)
+        resized = F.interpolate(images.float(), size, mode="bicubic", antialias=True)
+        output = self.network(pixel_values=resized.clamp(-1, 1) * self._scale + self._shift)
+        return output.last_hidden_state[:, 0]
+
+
+class StageFeatures(_Hashed):
+    """EfficientNet-Lite0's maps for perceptual distances, each pixel's channels of length 1.
+
+    LPIPS (Zhang et al. 2018, Eq. 1) without its learned weights.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = EfficientNetLite0()
+        self.freeze()
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) -> maps of five stages, each (B, C, h, w)."""
+        return [F.normalize(x, dim=1, eps=1e-10) for x in self.network(images)]
+
+
+def feature_networks(
+    wanted: Sequence[str],
+    *,
+    inception_weights: str | None,
+    dinov2: str | None,
+    device: torch.device,
+) -> tuple[dict[str, nn.Module], dict[str, str]]:
+    """The networks of ``evaluate.features`` that there are weights for.
+
+    Args:
+        wanted: names.
+        inception_weights: path of Inception's.
+        dinov2: folder of a DINOv2.
+        device: where they go.
+
+    Returns:
+        Networks by name, and for each metric that cannot be measured the reason.
+
+    Raises:
+        UserError: weights that were named are not there, or do not fit.
+    """
+    makers: dict[str, tuple[Callable[[str], nn.Module], str | None]] = {
+        "efficientnet_lite0": (lambda _: LiteFeatures(), ""),
+        "inception": (Inception, inception_weights),
+        "inception_clean": (InceptionClean, inception_weights),
+        "dinov2": (Dinov2, dinov2),
+    }
+    networks: dict[str, nn.Module] = {}
+    skipped: dict[str, str] = {}
+    for name in wanted:
+        make, source = makers[name]
+        if source is None:
+            skipped |= dict.fromkeys(METRICS[name], _MISSING[name])
+        else:
+            networks[name] = make(source)
+    return {name: network.to(device) for name, network in networks.items()}, skipped
+
+
+def _dinov2(folder: Path) -> nn.Module:
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"evaluate.dinov2: {folder}: no config.json there; give the folder of a DINOv2 that "
+            "transformers saved (facebook/dinov2-large is the usual one), or leave dinov2 out of "
+            "evaluate.features"
+        )
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        if config.model_type != "dinov2":
+            raise UserError(f"evaluate.dinov2: {folder}: a {config.model_type}, not a dinov2")
+        network, info = transformers.AutoModel.from_pretrained(
+            folder, local_files_only=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"evaluate.dinov2: {folder}: cannot be loaded: {error}") from None
+    if info["missing_keys"]:  # transformers makes up random ones and goes on
+        first = min(info["missing_keys"])
+        raise UserError(
+            f"evaluate.dinov2: {folder}: {len(info['missing_keys'])} weights are missing, {first} "
+            "the first of them"
+        )
+    return cast(nn.Module, network).float()

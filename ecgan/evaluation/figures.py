@@ -1,0 +1,163 @@
+"""What a report shows beside the numbers: layouts with their pictures, curves of the training."""
+
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ecgan import checkpoint
+from ecgan.data.loader import TripleDataset
+from ecgan.evaluation.judge import Judge
+from ecgan.evaluation.measure import Samples
+from ecgan.evaluation.report import page
+from ecgan.metrics import segmentation as scoring
+from ecgan.metrics.segmentation import Scene, Tally
+from ecgan.shards import formats
+from ecgan.shards.codecs import Pixels
+from ecgan.visualization import colorize
+
+_ROWS, _EXTREMES = 6, 4
+_COLUMNS = ("layout", "edge", "coarse", "image", "real photo", "judge's reading")
+
+Coarse = Callable[[Mapping[str, Any]], Pixels | None]
+"""I' of the sample that a record is of."""
+_CURVES = (
+    "discriminator",
+    "adversarial",
+    "similarity",
+    "contrastive",
+    "perceptual",
+    "miou",
+    "fd_efficientnet_lite0",
+)
+
+
+def extremes(tally: Tally) -> tuple[list[int], list[int]]:
+    """The best and the worst samples by consistency, one of each layout."""
+    scores = tally.consistencies()
+    if not np.isfinite(scores).any():
+        scores = tally.accuracies()
+    order = np.argsort(scores, kind="stable")  # NaN, where nothing is labelled, comes last
+    known = order[np.isfinite(scores[order])]
+    return _first_of_layouts(tally, known[::-1]), _first_of_layouts(tally, known)
+
+
+def _first_of_layouts(tally: Tally, order: npt.NDArray[np.intp]) -> list[int]:
+    first: dict[str, int] = {}
+    for index in order.tolist():
+        first.setdefault(tally.layouts[index], index)
+    return list(first.values())[:_EXTREMES]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What the rows of a gallery are from.
+
+    Attributes:
+        samples: the set.
+        tally: what the judge read in it.
+        judge: the judge.
+        reference: the photos.
+        photos: layouts of the set that have one there.
+        coarse: I' of a sample.
+        device: where the judge is.
+    """
+
+    samples: Samples
+    tally: Tally
+    judge: Judge
+    reference: TripleDataset
+    photos: Collection[str]
+    coarse: Coarse
+    device: torch.device
+
+    @cached_property
+    def _accuracies(self) -> npt.NDArray[np.float64]:
+        return self.tally.accuracies()
+
+    @cached_property
+    def _consistencies(self) -> npt.NDArray[np.float64]:
+        return self.tally.consistencies()
+
+    def row(self, index: int) -> page.Row:
+        """A sample with its layout, its photo and the judge's reading."""
+        sample = self.samples.dataset.sample(index)
+        label, key = self.samples.label_of(sample), sample.key
+        palette = self.samples.space.evaluation_palette
+        scene = Scene(key, sample.source, sample.image, label)
+        images = scoring.images_of([scene], self.device)
+        reading = self.judge.segmenter.predict(images)[0].cpu().numpy()
+        coarse = self.coarse(self.samples.dataset.raw(index).record)
+        cells = [
+            page.Picture(colorize(label, palette), f"layout of {key}", exact=True),
+            None if sample.edge is None else page.Picture(sample.edge, f"edges of {key}"),
+            None if coarse is None else page.Picture(coarse, f"coarse image of {key}"),
+            page.Picture(sample.image, f"image {key}"),
+            self._photo(sample),
+            page.Picture(colorize(reading, palette), f"judge's reading of {key}", exact=True),
+        ]
+        text = (
+            f"{self._accuracies[index]:.1%} of the labelled pixels read as meant, consistency "
+            f"{self._consistencies[index]:.3f}"
+        )
+        return page.Row(key, text, cells)
+
+    def _photo(self, sample: formats.ShardSample) -> page.Picture | None:
+        if sample.source not in self.photos:
+            return None
+        photo = self.reference.load_plain(self.reference.keys.index(sample.source)).image
+        assert photo is not None
+        return page.Picture(photo, f"real photo of {sample.source}")
+
+
+def galleries(rows: Rows) -> list[page.Gallery]:
+    """Samples spread over the set, the best and the worst."""
+    num = len(rows.tally)
+    spread = np.linspace(0, num - 1, min(_ROWS, num)).round().astype(int).tolist()
+    best, worst = extremes(rows.tally)
+    picked = (
+        ("Samples", "Evenly spread over the set, in its order.", spread),
+        ("Best", "Where the judge gives the layout's classes the highest probability.", best),
+        ("Worst", "Where it gives them the lowest.", worst),
+    )
+    return [
+        page.Gallery(title, text, _COLUMNS, [rows.row(index) for index in indices])
+        for title, text, indices in picked
+    ]
+
+
+def curves(manifest: Mapping[str, Any] | None, near: Path) -> list[page.Curve]:
+    """Training curves of the run whose generator made a set, where it is still at hand.
+
+    Args:
+        manifest: of the set.
+        near: folder beside which runs may lie, as below ``runs/``.
+    """
+    made_by = (manifest or {}).get("fingerprint", {}).get("checkpoint")
+    for folder in [*Path("runs").glob("*"), *near.glob("*")]:
+        log = folder / "metrics.jsonl"
+        try:
+            generators = sorted(folder.glob("generator*.safetensors")) if log.is_file() else []
+            if made_by in {checkpoint.sha256(path) for path in generators}:
+                return _curves(log.read_text(encoding="utf-8").splitlines())
+        except OSError:  # a neighbour that is not ours to read
+            continue
+    return []
+
+
+def _curves(lines: Sequence[str]) -> list[page.Curve]:
+    # A run that was killed may have left half a line.
+    whole = [line for line in lines if line.startswith("{") and line.endswith("}")]
+    records = [json.loads(line) for line in whole]
+    found: list[page.Curve] = []
+    for name in _CURVES:
+        points = [(float(r["images"]), float(r[name])) for r in records if name in r]
+        if len(points) > 1:
+            found.append(page.Curve(name, points))
+    return found

@@ -1,0 +1,1 @@
+"""Reports: the page, the ablation table, the user study."""

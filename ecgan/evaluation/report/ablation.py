@@ -1,0 +1,231 @@
+"""The paper's Table 3: what each part of the model is worth, from reports of several runs."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ecgan import checkpoint
+from ecgan.errors import UserError
+from ecgan.evaluation.report import page
+from ecgan.recipe import Recipe, parse_recipe
+from ecgan.shards import dataset
+from ecgan.training import objective
+
+_FID = ("fid", "fid_clean", "fd_dinov2", "fd_efficientnet_lite0")  # the first of the most frequent
+_SAME = ("judge_hash", "size", "split", "reference_images", "layouts")  # of comparable protocols
+_NOTED = ("label_filter", "codec", "resizing", "distances", "ecgan", "torch")  # may move a number
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of the table.
+
+    Attributes:
+        place: run or report, as it was named.
+        setup: parts that the generator was trained with, as the paper writes them; the samples'
+            name where that is not known.
+        images: seen in training; None where that is not known.
+        numbers: the set's part of its report.
+    """
+
+    place: str
+    setup: str
+    images: int | None
+    numbers: Mapping[str, Any]
+
+
+def setup_of(recipe: Recipe) -> str:
+    """Parts of a run as in Table 3: ``E+Gi+Ge+Gt+Gs+Gl+Gc``.
+
+    The paper's last part is contrastive learning and class-specific generation; one alone is named.
+    """
+    parts = objective.modules(recipe)
+    last = [name for name in ("Gc", "class_specific") if name in parts]
+    names = [name for name in ("E", "Gi", "Ge", "Gt", "Gs", "Gl") if name in parts]
+    if len(last) == 1:
+        alone = "contrastive" if last == ["Gc"] else "class-specific"
+        names.append(f"Gc ({alone} alone)")
+    return "+".join([*names, *(["Gc"] if len(last) == 2 else [])])
+
+
+def read(places: Sequence[Path], reports: Sequence[Path] = (Path("reports"),)) -> list[Entry]:
+    """The numbers of each place: a run, the folder of a report, or a ``report.json``.
+
+    A report with several sets of samples gives as many rows.
+
+    Args:
+        places: in the order of the table.
+        reports: where those of runs are looked for: reports, or folders of reports.
+
+    Raises:
+        UserError: places without a report, or reports that cannot be compared; all at once.
+    """
+    faults: list[str] = []
+    entries: list[Entry] = []
+    known = _by_checkpoint(reports)
+    for place in places:
+        try:
+            entries += _entries(place, known)
+        except UserError as error:
+            faults.append(str(error))
+    if faults:
+        raise UserError("there is no report to read", faults)
+    faults = _differences(entries)
+    if faults:
+        raise UserError("these reports cannot stand in one table", faults)
+    return entries
+
+
+def _by_checkpoint(folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    """Every set that was evaluated, by the hash of its generator; of several, the last one."""
+    paths = {path for place in folders for path in _report_files(place)}
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted(paths, key=lambda p: (p.stat().st_mtime, p)):
+        try:
+            parts = page.sets(page.load(path))
+        except UserError:  # another program's, or of another version
+            continue
+        found |= {one["protocol"].get("checkpoint", ""): one for one in parts if one["metrics"]}
+    return found
+
+
+def _report_files(place: Path) -> list[Path]:
+    own = [place, place / "report.json", *place.glob("*/report.json")]
+    return [path for path in own if path.is_file()]
+
+
+def _entries(place: Path, known: Mapping[str, Mapping[str, Any]]) -> list[Entry]:
+    generator = place / checkpoint.GENERATOR
+    if not generator.is_file():
+        if (place / "recipe.yaml").is_file():
+            raise UserError(f"{place}: its training is not finished; run the same command again")
+        return [_of_report(place, one) for one in page.sets(page.load(place))]
+    numbers = known.get(checkpoint.sha256(generator))
+    if numbers is None:
+        raise UserError(f"{place}: no report of this generator; ecgan evaluate --samples {place}")
+    file = checkpoint.read_metadata(generator)
+    recipe = parse_recipe(file["recipe"], f"{generator}: its recipe")
+    return [Entry(str(place), setup_of(recipe), int(file["images_seen"]), numbers)]
+
+
+def _of_report(place: Path, one: Mapping[str, Any]) -> Entry:
+    """A set of a report, with what its samples say of their generator, where they still are."""
+    samples = Path(one["samples"])
+    about = dataset.manifest(samples) if (samples / "manifest.json").is_file() else None
+    made_by = one["protocol"].get("checkpoint")
+    if about is None or about.get("fingerprint", {}).get("checkpoint", "") != made_by:
+        return Entry(str(place), str(one["samples"]), None, one)
+    recipe = parse_recipe(about["recipe"], f"{samples}/manifest.json: recipe")
+    images = about.get("provenance", {}).get("checkpoint", {}).get("images_seen")
+    return Entry(str(place), setup_of(recipe), images, one)
+
+
+def _differences(entries: Sequence[Entry]) -> list[str]:
+    """What keeps reports from being compared: no mIoU, or protocols other than the first one's."""
+    faults = [
+        f"{entry.place}: no judge scored {entry.numbers['samples']}, so it has no mIoU"
+        for entry in entries
+        if "miou" not in entry.numbers["metrics"]
+    ]
+    scored = [entry for entry in entries if "miou" in entry.numbers["metrics"]]
+    for entry in scored[1:]:
+        own, wanted = _comparable(entry), _comparable(scored[0])
+        faults += [
+            f"{entry.place}: {name} is {own[name]}, of {scored[0].place} {wanted[name]}"
+            for name in own
+            if own[name] != wanted[name]
+        ]
+    return faults
+
+
+def _comparable(entry: Entry) -> dict[str, Any]:
+    protocol = {name: entry.numbers["protocol"].get(name) for name in _SAME}
+    return protocol | {"number of images": entry.numbers["metrics"]["miou"]["n"]}
+
+
+def to_json(entries: Sequence[Entry]) -> dict[str, Any]:
+    """The table for machines."""
+    distance = _distance(entries)
+    names = ("miou", "accuracy", *([distance] if distance else []))
+    rows = [
+        {
+            "setup": entry.setup,
+            "place": entry.place,
+            "images": entry.images,
+            "marks": list(entry.numbers.get("marks", ())),
+            **{name: entry.numbers["metrics"].get(name) for name in names},
+        }
+        for entry in entries
+    ]
+    return {"rows": rows, "distance": distance, "notes": _notes(entries)}
+
+
+def table(entries: Sequence[Entry], *, markdown: bool = False) -> str:
+    """The table as the paper prints it: mIoU and Acc in per cent, FID."""
+    distance = _distance(entries)
+    far = [] if distance is None else [f"{page.MEANINGS[distance].title} ↓"]
+    rows = [("setup", "mIoU ↑", "Acc ↑", *far, "images seen")]
+    for entry in entries:
+        metrics = entry.numbers["metrics"]
+        if distance is not None:
+            far = [f"{metrics[distance]['value']:.1f}" if distance in metrics else "-"]
+        rows.append(
+            (
+                entry.setup,
+                f"{100 * metrics['miou']['value']:.1f}",
+                f"{100 * metrics['accuracy']['value']:.1f}",
+                *far,
+                "not known" if entry.images is None else f"{entry.images:,}",
+            )
+        )
+    lines = [*page.lines_of(rows, markdown=markdown)]
+    notes = _notes(entries)
+    if notes:
+        lines += ["", *(f"{'- ' if markdown else ''}note: {note}" for note in notes)]
+    return "\n".join(lines) + "\n"
+
+
+def dumps(entries: Sequence[Entry]) -> str:
+    """:func:`to_json` as text."""
+    return json.dumps(to_json(entries), indent=2)
+
+
+def _distance(entries: Sequence[Entry]) -> str | None:
+    """The distance that most reports have, of equally many FID; None where no report has any."""
+    counts = {name: sum(name in e.numbers["metrics"] for e in entries) for name in _FID}
+    name = max(_FID, key=counts.__getitem__)
+    return name if counts[name] else None
+
+
+def _notes(entries: Sequence[Entry]) -> list[str]:
+    notes = [
+        f"real photos, same judge: mIoU {100 * metrics['miou']['real']:.1f}, Acc "
+        f"{100 * metrics['accuracy']['real']:.1f}"
+        for metrics in [entries[0].numbers["metrics"]]
+        if metrics["miou"]["real"]
+    ]
+    lengths = {entry.images for entry in entries if entry.images is not None}
+    if len(lengths) > 1:
+        listed = ", ".join(f"{n:,}" for n in sorted(lengths))
+        notes.append(f"the runs were not trained equally long: {listed} images")
+    distance = _distance(entries)
+    if distance is None:
+        notes.append("no report has a Fréchet distance, so there is no column of it")
+    else:
+        if distance != "fid":
+            notes.append("not the paper's FID: other features, named above")
+        without = [entry.place for entry in entries if distance not in entry.numbers["metrics"]]
+        if without:
+            title = page.MEANINGS[distance].title
+            notes.append(f"reports without {title}: {', '.join(without)}; evaluate them again")
+    for name in _NOTED:
+        found = {str(entry.numbers["protocol"].get(name, "not known")) for entry in entries}
+        if len(found) > 1:
+            listed = "; ".join(sorted(found))
+            notes.append(f"the protocols differ in {name.replace('_', ' ')}: {listed}")
+    marked = [entry.place for entry in entries if entry.numbers.get("marks")]
+    if marked:
+        notes.append(f"reports with marks: {', '.join(marked)}; read them first")
+    return notes

@@ -1,0 +1,1 @@
+"""Label maps to a data set: plan, shards, resumption, workers."""

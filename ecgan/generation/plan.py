@@ -1,0 +1,382 @@
+"""The plan of a data set: which samples there are, in which shards, made together with which.
+
+It is fixed before the first sample is made. A **row** is a layout, or a varied form of it, with a
+range of its styles; samples are ordered by row, then style, and cut into shards of equal length. A
+data set that was extended has several **stages**, each with rows and shards of its own, so that the
+shards of earlier ones stay as they are.
+
+Memory grows with the layouts, not with the samples: a shard's job is made when it is asked for.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ecgan.data.datasets import Item
+from ecgan.errors import UserError
+from ecgan.runtime.storage import HIDDEN
+
+Counts = npt.NDArray[np.int64]
+SPLIT = "train"  # what the samples are for
+NUM_DONORS = 8  # layouts that objects for one varied layout may come from
+
+
+@dataclass(frozen=True)
+class Group:
+    """Styles of one row that lie in one shard.
+
+    Attributes:
+        item: the layout's files.
+        key: of the row; that of the layout, with ``-vN`` for its N-th varied form.
+        source: key of the layout itself.
+        variant: N; 0 for the layout as it is.
+        first: number of the first style.
+        count: how many styles.
+        fold: which of the filter's segmenters may judge it.
+        donors: layouts whose objects may be pasted into it.
+    """
+
+    item: Item
+    key: str
+    source: str
+    variant: int
+    first: int
+    count: int
+    fold: int = 0
+    donors: tuple[Item, ...] = ()
+
+
+@dataclass(frozen=True)
+class Job:
+    """A shard to make; all that a worker needs beside what is the same for all shards.
+
+    Attributes:
+        number: of the shard in the data set.
+        groups: in order.
+        plan: the stage that it belongs to.
+    """
+
+    number: int
+    groups: tuple[Group, ...]
+    plan: str
+
+    @property
+    def samples(self) -> int:
+        return sum(group.count for group in self.groups)
+
+    def __str__(self) -> str:
+        return f"shard {self.number}"
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Rows of a stage, as columns: R rows.
+
+    Attributes:
+        layouts: number of each row's layout among the items, (R,).
+        variants: 0 for the layout itself, N for its N-th varied form, (R,).
+        firsts: number of the first style, (R,); above 0 where an earlier stage has the others.
+        counts: number of styles, at least 1, (R,).
+    """
+
+    layouts: Counts
+    variants: Counts
+    firsts: Counts
+    counts: Counts
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """Samples that were planned together.
+
+    Attributes:
+        items: layouts, sorted by key.
+        rows: which of them, how often.
+        first_shard: number of its first shard in the data set.
+        samples_per_shard: all shards but the last have so many.
+        folds: number of the filter's segmenter for each layout, (layouts,); None without a filter.
+        paste: whether varied layouts may get objects of others.
+        plan: hash of everything that decides its samples' bytes.
+    """
+
+    items: Sequence[Item]
+    rows: Rows
+    first_shard: int
+    samples_per_shard: int
+    folds: npt.NDArray[np.int8] | None = None
+    paste: bool = False
+    plan: str = ""
+
+    @cached_property
+    def _starts(self) -> Counts:
+        """Number of the first sample of each row, and of all samples."""
+        return np.concatenate([[0], np.cumsum(self.rows.counts)])
+
+    @property
+    def num_samples(self) -> int:
+        return int(self._starts[-1])
+
+    @property
+    def num_shards(self) -> int:
+        return -(-self.num_samples // self.samples_per_shard)
+
+    @property
+    def numbers(self) -> range:
+        """Of its shards."""
+        return range(self.first_shard, self.first_shard + self.num_shards)
+
+    def samples_in(self, number: int) -> int:
+        """Samples of a shard, before a filter drops any."""
+        first = (number - self.first_shard) * self.samples_per_shard
+        return min(self.samples_per_shard, self.num_samples - first)
+
+    def key(self, row: int) -> str:
+        """Key of a row."""
+        return row_key(self.items[self.rows.layouts[row]].key, int(self.rows.variants[row]))
+
+    def job(self, number: int) -> Job:
+        """What a worker has to make for a shard."""
+        first = (number - self.first_shard) * self.samples_per_shard
+        last = first + self.samples_in(number)
+        row = int(np.searchsorted(self._starts, first, side="right")) - 1
+        groups: list[Group] = []
+        while first < last:
+            stop = min(last, int(self._starts[row + 1]))
+            skipped = first - int(self._starts[row])
+            groups.append(self._group(row, skipped, stop - first))
+            first, row = stop, row + 1
+        return Job(number, tuple(groups), self.plan)
+
+    def find(self, key: str, style: int) -> int | None:
+        """Number of the shard that holds a style of a row; None where none does."""
+        for row in range(len(self.rows)):
+            offset = style - int(self.rows.firsts[row])
+            if 0 <= offset < self.rows.counts[row] and self.key(row) == key:
+                sample = int(self._starts[row]) + offset
+                return self.first_shard + sample // self.samples_per_shard
+        return None
+
+    def _group(self, row: int, skipped: int, count: int) -> Group:
+        layout, variant = int(self.rows.layouts[row]), int(self.rows.variants[row])
+        item = self.items[layout]
+        return Group(
+            item,
+            row_key(item.key, variant),
+            item.key,
+            variant,
+            int(self.rows.firsts[row]) + skipped,
+            count,
+            0 if self.folds is None else int(self.folds[layout]),
+            self._donors(layout, variant) if self.paste and variant else (),
+        )
+
+    def _donors(self, layout: int, variant: int) -> tuple[Item, ...]:
+        """Other layouts, drawn by the names of layout and variant alone.
+
+        With a filter, of the same fold: what is pasted must not come from a pair that the layout's
+        judge learnt from.
+        """
+        rng = np.random.default_rng(variation_seed(0, self.items[layout].key, variant))
+        drawn = rng.integers(len(self.items), size=4 * NUM_DONORS)
+        others = dict.fromkeys(
+            int(i)
+            for i in drawn
+            if i != layout and (self.folds is None or self.folds[i] == self.folds[layout])
+        )
+        return tuple(self.items[i] for i in list(others)[:NUM_DONORS])
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """All stages of a data set; the last is the one that the user asked for now."""
+
+    stages: tuple[Stage, ...]
+
+    @property
+    def num_shards(self) -> int:
+        return sum(stage.num_shards for stage in self.stages)
+
+    @property
+    def num_samples(self) -> int:
+        """Before a filter drops any."""
+        return sum(stage.num_samples for stage in self.stages)
+
+    def stage_of(self, number: int) -> Stage:
+        return next(stage for stage in self.stages if number in stage.numbers)
+
+    def samples_in(self, number: int) -> int:
+        return self.stage_of(number).samples_in(number)
+
+    def job(self, number: int) -> Job:
+        return self.stage_of(number).job(number)
+
+
+def commit_name(number: int) -> str:
+    """The file whose presence commits a shard."""
+    return f"{HIDDEN}/shards/{number:06d}.json"
+
+
+def row_key(source: str, variant: int) -> str:
+    """Key of a layout, or of its varied form."""
+    return f"{source}-v{variant}" if variant else source
+
+
+def variation_seed(run_seed: int, source: str, variant: int) -> int:
+    """Seed of what is done to a layout for its N-th varied form."""
+    digest = hashlib.sha256(f"variation\n{run_seed}\n{source}\n{variant}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 11
+
+
+def whole_rows(counts: Counts) -> Rows:
+    """Rows of a first stage: every layout, then its varied forms.
+
+    Args:
+        counts: styles of each layout and of each of its varied forms, (layouts, 1 + variants);
+            where there are none, there is no row.
+    """
+    layouts, variants = np.nonzero(counts)
+    return Rows(layouts, variants, np.zeros(len(layouts), np.int64), counts[layouts, variants])
+
+
+def spread(total: int, num_rows: int) -> Counts:
+    """Samples of each of so many rows: evenly, the first rows take the rest."""
+    each, rest = divmod(total, num_rows)
+    counts = np.full(num_rows, each, np.int64)
+    counts[:rest] += 1
+    return counts
+
+
+def extension(wanted: Stage, earlier: Sequence[Stage]) -> Rows:
+    """Rows that a data set lacks: further styles of old rows, and new rows.
+
+    Args:
+        wanted: the whole of what is asked for.
+        earlier: stages that are there; rows that they have beyond that stay.
+    """
+    there: dict[str, int] = {}
+    for stage in earlier:
+        for row in range(len(stage.rows)):
+            key = stage.key(row)
+            last = int(stage.rows.firsts[row] + stage.rows.counts[row])
+            there[key] = max(there.get(key, 0), last)
+    firsts = np.array([there.get(wanted.key(row), 0) for row in range(len(wanted.rows))], np.int64)
+    counts = wanted.rows.counts - firsts
+    missing = counts > 0
+    rows = wanted.rows
+    return Rows(rows.layouts[missing], rows.variants[missing], firsts[missing], counts[missing])
+
+
+def stage_text(stage: Stage, digests: Sequence[str]) -> str:
+    """A stage as it is kept on the disk.
+
+    Args:
+        stage: to keep.
+        digests: what each layout's files held, (layouts,).
+    """
+    used = np.unique(stage.rows.layouts)
+    places = np.full(len(stage.items), -1, np.int64)
+    places[used] = np.arange(len(used))
+    value = {
+        "first_shard": stage.first_shard,
+        "samples_per_shard": stage.samples_per_shard,
+        "plan": stage.plan,
+        "keys": [stage.items[i].key for i in used],
+        "digests": [digests[i] for i in used],
+        "folds": None if stage.folds is None else stage.folds[used].tolist(),
+        "layouts": places[stage.rows.layouts].tolist(),
+        "variants": stage.rows.variants.tolist(),
+        "firsts": stage.rows.firsts.tolist(),
+        "counts": stage.rows.counts.tolist(),
+    }
+    return json.dumps(value, separators=(",", ":")) + "\n"
+
+
+class KeptStage(NamedTuple):
+    """A stage read back, and what its layouts' files held then."""
+
+    stage: Stage
+    digests: dict[str, str]  # of its layouts, by key
+
+
+def stage_from_text(
+    text: bytes, items: Sequence[Item], numbers: Mapping[str, int], *, paste: bool, place: str
+) -> KeptStage:
+    """A stage of an earlier call, with the layouts that are there now.
+
+    Args:
+        text: of :func:`stage_text`.
+        items: layouts that are there now, sorted by key.
+        numbers: key of each -> its number.
+        paste: as in the stage.
+        place: of the text, for messages.
+
+    Raises:
+        UserError: layouts are gone.
+    """
+    value: dict[str, Any] = json.loads(text)
+    gone = [key for key in value["keys"] if key not in numbers]
+    if gone:
+        raise UserError(
+            f"{place}: {len(gone)} layouts that the data set was made from are not there any more "
+            f"(first: {gone[0]}); bring them back, or use another --out"
+        )
+    own = np.array([numbers[key] for key in value["keys"]], np.int64)
+    folds = None
+    if value["folds"] is not None:
+        folds = np.zeros(len(items), np.int8)
+        folds[own] = value["folds"]
+    columns = (np.array(value[name], np.int64) for name in ("variants", "firsts", "counts"))
+    rows = Rows(own[np.array(value["layouts"], np.int64)], *columns)
+    stage = Stage(
+        items,
+        rows,
+        value["first_shard"],
+        value["samples_per_shard"],
+        folds,
+        paste,
+        value["plan"],
+    )
+    return KeptStage(stage, dict(zip(value["keys"], value["digests"], strict=True)))
+
+
+def passes(groups: Sequence[Group], batch: int) -> Iterator[list[Group]]:
+    """Groups that go through the network together: equally many styles of each, as one block.
+
+    Args:
+        groups: of one shard, in order.
+        batch: samples of a pass; the styles of one row stay together even if they are more.
+    """
+    block: list[Group] = []
+    for group in groups:
+        if block and (group.count != block[0].count or (len(block) + 1) * group.count > batch):
+            yield block
+            block = []
+        block.append(group)
+    if block:
+        yield block
+
+
+def refuse_colliding_keys(stage: Stage) -> None:
+    """Check that varied forms do not take the names of other layouts.
+
+    Raises:
+        UserError: one does.
+    """
+    if not stage.rows.variants.any():
+        return
+    keys = {item.key for item in stage.items}
+    for row in np.flatnonzero(stage.rows.variants):
+        if (key := stage.key(int(row))) in keys:
+            raise UserError(
+                f"--vary: {key} would be the name of a varied form of another layout; rename the "
+                "label map"
+            )

@@ -1,0 +1,721 @@
+"""From the options of ``sample`` and ``augment`` to a plan.
+
+Everything that can be refused is refused here, before a network is built or a file is written.
+"""
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+import ecgan
+from ecgan import checkpoint
+from ecgan.checkpoint import GeneratorFile
+from ecgan.data import datasets
+from ecgan.data.datasets import Item
+from ecgan.errors import UserError
+from ecgan.generation import balance, layout_augmentation
+from ecgan.generation.plan import Counts, Stage, refuse_colliding_keys, spread, whole_rows
+from ecgan.generation.state import Wanted, plan_id
+from ecgan.generation.worker import OnInconsistent, Output, Settings, Variation
+from ecgan.labels import LabelSpace
+from ecgan.recipe import Recipe, parse_recipe
+from ecgan.runtime import distributed
+from ecgan.runtime.cluster import Workers
+from ecgan.runtime.placing import Executor, Wish, place_workers
+from ecgan.runtime.storage import open_store
+from ecgan.sampling import styles
+from ecgan.sampling.sampler import ARITHMETIC, Sampler, compiles
+from ecgan.sampling.styles import Bank, Styles
+from ecgan.segmentation import label_filter as consistency
+from ecgan.shards import codecs
+from ecgan.shards import formats as shards
+from ecgan.shards.codecs import ImageFormat
+from ecgan.shards.formats import Format
+
+LabelSpaceName = Literal["input", "evaluation"]
+Balance = Literal["none", "hardness", "target"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for.
+
+    Attributes:
+        generator: path of a ``generator.safetensors``.
+        out: folder of the data set, or its address: ``s3://``, ``gs://``.
+        labels: folder of label maps; None takes the layouts of the recipe's own data.
+        split: of the recipe's data, where ``labels`` is None; None: the one of training.
+        root: replaces the recipe's data.root: layouts where ``labels`` is None, and the real pairs
+            of the label filter.
+        instances: folder of instance maps beside ``labels``.
+        n_styles: styles of each layout; None: 1, or one for each shared style.
+        num: number of samples, spread over the layouts; replaces ``n_styles``.
+        seed: of the styles, each sample its own; None: 0.
+        style_images: folder of photos to take styles from.
+        style_seed: the same styles for all layouts, drawn from this seed.
+        style_bank: file of saved styles.
+        interpolate: ``A:B``, names of two shared styles: styles on the way between them.
+        save_styles: file to keep the shared styles in.
+        label_filter: train, or a segmenter by path or name; None: no filter.
+        on_inconsistent: what becomes of a sample of which the filter keeps too little.
+        spread: how samples are spread over the layouts.
+        targets: NAME=SHARE of the labelled pixels, for ``spread: target``.
+        changes: kinds of variation of layouts.
+        n_variants: varied forms of each layout, beside itself.
+        data_format: of the data set.
+        image_format: of images; None: the recipe's sampling.image_format.
+        samples_per_shard: None: the recipe's.
+        batch: samples of one pass; None: the recipe's sampling.batch.
+        label_space: ids of the labels that are written.
+        provenance: mark images and records as synthetic, and name the generator.
+        overrides: ``sampling.key=value`` of the recipe.
+        overwrite: remove a data set of ours that is there.
+        extend: add further styles and layouts to the data set that is there.
+        verify: check the bytes of committed shards, not their sizes alone.
+        executor: where shards are made.
+        workers: how many; None: one for each GPU, or one.
+        gpus_per_worker: share of a GPU; None: 1 on CUDA.
+        ray_address: of a Ray cluster.
+        shard_timeout: seconds after which the worker of a shard is taken for stalled.
+        device: auto, cpu, cuda or cuda:N.
+        quiet: no progress bar.
+        profile: measure where the time goes.
+    """
+
+    generator: Path
+    out: str | Path
+    labels: Path | None = None
+    split: str | None = None
+    root: Path | None = None
+    instances: Path | None = None
+    n_styles: int | None = None
+    num: int | None = None
+    seed: int | None = None
+    style_images: Path | None = None
+    style_seed: int | None = None
+    style_bank: Path | None = None
+    interpolate: str | None = None
+    save_styles: Path | None = None
+    label_filter: str | None = None
+    on_inconsistent: OnInconsistent = "ignore"
+    spread: Balance = "none"
+    targets: tuple[str, ...] = ()
+    changes: tuple[layout_augmentation.Change, ...] = ()
+    n_variants: int | None = None
+    data_format: Format = "webdataset"
+    image_format: ImageFormat | None = None
+    samples_per_shard: int | None = None
+    batch: int | None = None
+    label_space: LabelSpaceName = "input"
+    provenance: bool = True
+    overrides: tuple[str, ...] = ()
+    overwrite: bool = False
+    extend: bool = False
+    verify: bool = False
+    executor: Executor = "auto"
+    workers: int | None = None
+    gpus_per_worker: float | None = None
+    ray_address: str | None = None
+    shard_timeout: float | None = None
+    device: str = "auto"
+    quiet: bool = False
+    profile: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """What decides the samples, as :meth:`from_json` reads it back; paths are absolute."""
+        where = {"executor", "workers", "gpus_per_worker", "ray_address", "shard_timeout"}
+        how = {"overwrite", "extend", "verify", "save_styles", "quiet", "profile"}
+        value = {k: v for k, v in asdict(self).items() if k not in where | how}
+        for name, one in value.items():
+            if isinstance(one, Path):
+                value[name] = str(one.absolute())
+        value["out"] = str(self.out)
+        return value
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Request":
+        paths = ("generator", "labels", "root", "instances", "style_images", "style_bank")
+        named = {k: Path(value[k]) for k in paths if value[k] is not None}
+        tuples = {k: tuple(value[k]) for k in ("targets", "changes", "overrides")}
+        return cls(**{**value, **named, **tuples})
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A plan, and what is needed to carry it out.
+
+    Attributes:
+        file: the generator.
+        recipe: its recipe, with the request's overrides.
+        wanted: rows and fingerprint.
+        settings: for the workers.
+        workers: how many there shall be, and where.
+        samples_per_shard: of the request, or the recipe.
+        shares: of the classes among the labelled pixels, without and with balance, (N,) each.
+        notes: what the user should know before the work begins.
+    """
+
+    file: GeneratorFile
+    recipe: Recipe
+    wanted: Wanted
+    settings: Settings
+    workers: Workers
+    samples_per_shard: int
+    shares: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def space(self) -> LabelSpace:
+        return self.file.space
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of samples."""
+        return self.recipe.data.height, self.recipe.data.width
+
+
+class _SharedStyles(NamedTuple):
+    """Styles that are the same for all layouts, and what made them."""
+
+    bank: Bank | None
+    digest: str | None  # of photos or bank
+
+
+def prepare(request: Request) -> Prepared:
+    """Check everything that can be refused, and plan.
+
+    Raises:
+        UserError: the options contradict each other or the generator; the labels have faults.
+    """
+    _check_options(request)
+    device = distributed.choose_device(request.device)
+    wish = Wish(
+        request.device,
+        request.executor,
+        request.workers,
+        request.gpus_per_worker,
+        request.ray_address,
+        request.shard_timeout,
+    )
+    workers, devices = place_workers(wish, device)
+    file = checkpoint.load_generator(request.generator)
+    recipe = _recipe(request, file)
+    _check_against_generator(request, recipe)
+    things = _things(request, recipe, file.space)
+    items = _items(request, recipe)
+    shared, notes = _shared_styles(request, file)
+    counts = _even_counts(request, len(items), shared)
+    _check_style_count(request, recipe, int(counts.max()), len(items))
+    check = datasets.check_labels(
+        items, file.space, recipe.data.dataset, check_images=False, progress=not request.quiet
+    )
+    digests = _digests(check)
+    judged = _judged(request, recipe, file.space, items, check)
+    even = counts
+    most = recipe.sampling.balance_max_styles
+    pixels = _sample_pixels(check, recipe.data.height * recipe.data.width)
+    counts = _balanced(request, file.space, even, pixels, most, judged)
+    stage = Stage(
+        items,
+        whole_rows(counts),
+        0,
+        request.samples_per_shard or recipe.sampling.samples_per_shard,
+        None if judged is None or request.label_filter is None else judged.folds,
+        "paste" in request.changes,
+    )
+    refuse_colliding_keys(stage)
+    output = _output(request, recipe, file)
+    on_cuda = device.type == "cuda" or request.gpus_per_worker is not None
+    compiled = compiles(recipe, stage.num_samples, on_cuda=on_cuda)
+    fingerprint = _fingerprint(request, recipe, file, output, device) | {
+        "--style-images or --styles": shared.digest,
+        "--filter": None if request.label_filter is None or judged is None else judged.spec.hash,
+        "--balance": request.spread
+        if request.spread != "hardness" or judged is None
+        else f"hardness {judged.spec.hash[:12]}",
+        "labels": _hash([f"{i.key} {d}" for i, d in zip(items, digests, strict=True)]),
+        "layouts": len(np.unique(stage.rows.layouts)),
+        "styles of a layout": f"{stage.rows.counts.min()} to {stage.rows.counts.max()}",
+        "samples": stage.num_samples,
+        "sampling.compile": compiled,
+    }
+    stage = replace(stage, plan=plan_id(fingerprint))
+    settings = Settings(
+        generator=request.generator.absolute(),
+        devices=devices,
+        out=_absolute(request.out),
+        output=output,
+        styles=_styles(request, shared),
+        variation=Variation(request.changes, things, request.seed or 0),
+        filter=None if judged is None or request.label_filter is None else judged.spec,
+        on_inconsistent=request.on_inconsistent,
+        retries=recipe.sampling.filter_retries,
+        encoders=_encoders(workers),
+        compiled=compiled,
+        profile=request.profile,
+    )
+    if request.save_styles is not None:
+        _save_styles(request, shared, settings.styles, file, int(counts.max()))
+    return Prepared(
+        file,
+        recipe,
+        Wanted(stage, digests, fingerprint, request.to_json()),
+        settings,
+        workers,
+        stage.samples_per_shard,
+        (balance.shares(pixels, even.sum(axis=1)), balance.shares(pixels, counts.sum(axis=1))),
+        tuple(notes),
+    )
+
+
+# Checks
+
+
+def _check_options(request: Request) -> None:
+    faults = [
+        f"{name} {value}: must be at least 1"
+        for name, value in (
+            ("--n-styles", request.n_styles),
+            ("--num", request.num),
+            ("--samples-per-shard", request.samples_per_shard),
+            ("--batch", request.batch),
+            ("--workers", request.workers),
+            ("--n-variants", request.n_variants),
+        )
+        if value is not None and value < 1
+    ]
+    for name, value in (
+        ("--gpus-per-worker", request.gpus_per_worker),
+        ("--shard-timeout", request.shard_timeout),
+    ):
+        if value is not None and value <= 0:
+            faults.append(f"{name} {value:g}: must be above 0")
+    for check in (_source_faults, _style_faults, _filter_faults, _place_faults):
+        faults += check(request)
+    if len(faults) == 1:
+        raise UserError(faults[0])
+    if faults:
+        raise UserError("options", faults)
+
+
+def _source_faults(request: Request) -> list[str]:
+    faults: list[str] = []
+    if request.num is not None and request.n_styles is not None:
+        faults.append("--num and --n-styles: give one of them")
+    if request.labels is not None and request.split is not None:
+        faults.append("--split names layouts of the recipe's data, --labels others")
+    if request.labels is not None and request.root is not None and request.label_filter is None:
+        faults.append("--data names layouts of the recipe's data, --labels others")
+    if request.labels is None and request.instances is not None:
+        faults.append("--instances belongs to --labels; the recipe's data has its own")
+    if request.n_variants is not None and not request.changes:
+        faults.append("--n-variants: says how many; say what with --vary flip,crop,paste")
+    return faults
+
+
+def _style_faults(request: Request) -> list[str]:
+    sources = {
+        "--seed": request.seed,
+        "--style-seed": request.style_seed,
+        "--style-images": request.style_images,
+        "--styles": request.style_bank,
+    }
+    given = [name for name, value in sources.items() if value is not None]
+    faults: list[str] = []
+    if len(given) > 1:
+        faults.append(f"{' and '.join(given)}: each says where styles come from; give one of them")
+    shared = [name for name in given if name != "--seed"]
+    for name, value in (
+        ("--interpolate", request.interpolate),
+        ("--save-styles", request.save_styles),
+    ):
+        if value is not None and not shared:
+            faults.append(
+                f"{name}: needs styles that all layouts share; add --style-seed, --style-images or "
+                "--styles"
+            )
+    if request.interpolate is not None:
+        if len(request.interpolate.split(":")) != 2:
+            faults.append(f"--interpolate {request.interpolate}: expected A:B, names of two styles")
+        if (request.n_styles or 2) < 2 or request.num is not None:
+            faults.append("--interpolate: needs --n-styles of at least 2; the ends are among them")
+    if request.on_inconsistent == "retry" and shared:
+        faults.append(
+            f"--on-inconsistent retry: draws another style, but {shared[0]} gives all layouts the "
+            "same; use ignore or drop"
+        )
+    return faults
+
+
+def _filter_faults(request: Request) -> list[str]:
+    faults: list[str] = []
+    if request.on_inconsistent != "ignore" and request.label_filter is None:
+        faults.append(
+            f"--on-inconsistent {request.on_inconsistent}: says what the filter does; add --filter"
+        )
+    if request.targets and request.spread != "target":
+        faults.append("--target: belongs to --balance target")
+    if request.spread == "target" and not request.targets:
+        faults.append(
+            "--balance target: needs the shares that classes shall have, e.g. --target "
+            "pedestrian=0.02 (may be repeated)"
+        )
+    bad = [text for text in request.overrides if not text.startswith("sampling.")]
+    if bad:
+        faults.append(f"--set {bad[0]}: a trained generator's recipe is fixed but for sampling.*")
+    return faults
+
+
+def _place_faults(request: Request) -> list[str]:
+    faults: list[str] = []
+    if request.overwrite and request.extend:
+        faults.append("--overwrite and --extend: give one of them")
+    if request.ray_address is not None and request.executor == "local":
+        faults.append("--ray-address: belongs to --executor ray")
+    if open_store(request.out).is_private and (
+        request.executor == "ray" or request.ray_address is not None or (request.workers or 1) > 1
+    ):
+        faults.append(f"--out {request.out}: other processes cannot see it; use one local worker")
+    return faults
+
+
+def _check_against_generator(request: Request, recipe: Recipe) -> None:
+    if request.instances is not None and not recipe.data.instances:
+        raise UserError(
+            "--instances: this run takes no instance boundaries (data.instances is false)"
+        )
+    if recipe.model.style:
+        return
+    for name, value in (
+        ("--style-images", request.style_images),
+        ("--style-seed", request.style_seed),
+        ("--styles", request.style_bank),
+        ("--on-inconsistent retry", request.on_inconsistent == "retry" or None),
+    ):
+        if value is not None:
+            raise UserError(
+                f"{name}: this run has no style encoder; train one with model.style=true"
+            )
+
+
+def _check_style_count(request: Request, recipe: Recipe, most: int, num_layouts: int) -> None:
+    if recipe.model.style or most <= 1:
+        return
+    asked = f"--num {request.num}" if request.num is not None else f"--n-styles {most}"
+    raise UserError(
+        f"{asked}: this run has no style encoder, so one layout has one image "
+        f"({num_layouts} here); train with model.style=true, or ask for one style"
+    )
+
+
+# Workers
+
+
+def _encoders(workers: Workers) -> int:
+    """Threads that encode, of each worker."""
+    cores = os.cpu_count() or 1
+    return max(1, min(8, cores // (1 if workers.executor == "ray" else workers.count)))
+
+
+# Recipe, layouts
+
+
+def _recipe(request: Request, file: GeneratorFile) -> Recipe:
+    if not request.overrides:
+        return file.recipe
+    document = file.recipe.model_dump(mode="json")
+    return parse_recipe(document, f"recipe of {request.generator}", request.overrides)
+
+
+def _things(request: Request, recipe: Recipe, space: LabelSpace) -> frozenset[int]:
+    if "paste" not in request.changes:
+        return frozenset()
+    return layout_augmentation.thing_classes(space, recipe.sampling.things)
+
+
+def _items(request: Request, recipe: Recipe) -> list[Item]:
+    data = recipe.data
+    if request.labels is not None:
+        items = datasets.index_labels(data.dataset, request.labels.absolute())
+        if request.instances is None:
+            return items
+        return _with_instances(items, data.dataset, request.instances.absolute())
+    return datasets.items_for(
+        data.dataset,
+        _root(request, recipe),
+        request.split or data.split,
+        train_split=data.split,
+        fraction=data.fraction,
+        instances=data.instances,
+        need_images=False,
+    )
+
+
+def _root(request: Request, recipe: Recipe) -> Path:
+    root = request.root or (None if recipe.data.root is None else Path(recipe.data.root))
+    if root is None:
+        raise UserError("the recipe has no data.root: give the data set with --data DIR")
+    return root.absolute()
+
+
+def _with_instances(items: Sequence[Item], dataset: str, folder: Path) -> list[Item]:
+    found = datasets.index_labels(dataset, folder, "instances")
+    maps = {item.key: item.label for item in found}
+    missing = [item.key for item in items if item.key not in maps]
+    if missing:
+        raise UserError(
+            f"--instances {folder}: {len(missing)} label maps have no instance map of the same "
+            f"name (first: {missing[0]}); leave the option out to take boundaries between classes"
+        )
+    return [Item(item.key, item.label, instances=maps[item.key]) for item in items]
+
+
+def _digests(check: datasets.LabelCheck) -> list[str]:
+    """What each layout's files hold: 16 hexadecimal digits, 32 with an instance map."""
+    own = [bytes(row[:8]).hex() for row in check.digests]
+    if check.instance_digests is None:
+        return own
+    others = [bytes(row[:8]).hex() for row in check.instance_digests]
+    return [a + b for a, b in zip(own, others, strict=True)]
+
+
+# Styles
+
+
+def _shared_styles(request: Request, file: GeneratorFile) -> tuple[_SharedStyles, list[str]]:
+    """Styles of photos or of a bank, or drawn for an interpolation; and what to say of them."""
+    notes: list[str] = []
+    bank, digest = None, None
+    if request.style_images is not None:
+        photos = _style_photos(request.style_images)
+        sampler = Sampler(request.generator, torch.device("cpu"))
+        vectors = sampler.encode_styles(photos).numpy()
+        bank = styles.named_bank([path.stem for path in photos], vectors, file.sha256)
+        digest = bank.hash()
+    elif request.style_bank is not None:
+        bank = styles.load_bank(request.style_bank)
+        digest = bank.hash()
+        if bank.checkpoint != file.sha256:
+            notes.append(
+                f"--styles {request.style_bank}: made for another checkpoint; styles may look "
+                "different here"
+            )
+    if request.interpolate is not None:
+        first, _, second = request.interpolate.partition(":")
+        bank = bank or _drawn_ends(request, (first, second), file)
+        bank = bank.between(first, second, request.n_styles or 2)
+        digest = bank.hash()
+    return _SharedStyles(bank, digest), notes
+
+
+def _drawn_ends(request: Request, names: Sequence[str], file: GeneratorFile) -> Bank:
+    """The two styles of --style-seed that --interpolate names by their numbers."""
+    if not all(name.isdecimal() for name in names):
+        raise UserError(
+            f"--interpolate {request.interpolate}: with --style-seed, styles are named by their "
+            "numbers, e.g. 0:1"
+        )
+    drawn = Styles(shared_seed=request.style_seed)
+    vectors = np.stack([drawn.draw("", int(name)).numpy() for name in names])
+    return Bank(tuple(names), vectors, file.sha256)
+
+
+def _styles(request: Request, shared: _SharedStyles) -> Styles:
+    vectors = None if shared.bank is None else shared.bank.vectors
+    return Styles(request.seed or 0, request.style_seed, vectors)
+
+
+def _save_styles(
+    request: Request, shared: _SharedStyles, own: Styles, file: GeneratorFile, count: int
+) -> None:
+    assert request.save_styles is not None
+    bank = shared.bank or styles.drawn_bank(own, count, file.sha256)
+    styles.save_bank(request.save_styles, bank)
+
+
+def _style_photos(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise UserError(f"--style-images {folder}: no such folder")
+    photos = sorted(
+        p for p in folder.rglob("*") if p.suffix.lower() in datasets.IMAGE_SUFFIXES and p.is_file()
+    )
+    if not photos:
+        raise UserError(f"--style-images {folder}: no photos below it")
+    return photos
+
+
+# Counts
+
+
+def _even_counts(request: Request, num_layouts: int, shared: _SharedStyles) -> Counts:
+    """Styles of each layout and of each of its varied forms, (layouts, 1 + variants)."""
+    forms = 1 + (request.n_variants or 1 if request.changes else 0)
+    if request.num is not None:
+        return spread(request.num, num_layouts * forms).reshape(num_layouts, forms)
+    default = 1 if shared.bank is None else len(shared.bank.names)
+    return np.full((num_layouts, forms), request.n_styles or default, np.int64)
+
+
+class _Judged(NamedTuple):
+    """What the label filter's segmenters give to the plan."""
+
+    spec: consistency.FilterSpec
+    folds: npt.NDArray[np.int8]
+    losses: npt.NDArray[np.float64]  # mean of each class on real pairs, (N,)
+
+
+def _judged(
+    request: Request,
+    recipe: Recipe,
+    space: LabelSpace,
+    items: Sequence[Item],
+    check: datasets.LabelCheck,
+) -> _Judged | None:
+    """The filter's segmenters, calibrated; None where nothing needs them."""
+    if request.label_filter is None and request.spread != "hardness":
+        return None
+    sampling = recipe.sampling
+    thresholds = consistency.Thresholds(
+        sampling.filter_tolerance, sampling.filter_min_kept, sampling.filter_min_class_kept
+    )
+    digests = {i.key: bytes(d).hex() for i, d in zip(items, check.digests, strict=True)}
+    spec, folds = consistency.prepare_filter(
+        request.label_filter or "train",
+        recipe,
+        space,
+        layouts=digests,
+        root=_root(request, recipe),
+        cache=request.generator.absolute().parent / "segmenters",
+        device=distributed.choose_device(request.device),
+        thresholds=thresholds,
+        progress=not request.quiet,
+    )
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()  # the workers need it: segmenters were trained in this process
+    numbers = [folds.fold(key, digest) for key, digest in digests.items()]
+    return _Judged(spec, np.array(numbers, np.int8), spec.pooled_losses())
+
+
+def _sample_pixels(check: datasets.LabelCheck, size: int) -> npt.NDArray[np.int64]:
+    """Pixels of each class in a sample of each layout, (L, N): layouts may differ in size."""
+    counts = check.counts.astype(np.int64)
+    whole = counts.sum(axis=1) + check.unlabelled
+    return counts * size // whole[:, None]
+
+
+def _balanced(
+    request: Request,
+    space: LabelSpace,
+    counts: Counts,
+    class_pixels: npt.NDArray[np.int64],
+    most: int,
+    judged: _Judged | None,
+) -> Counts:
+    """Counts of the same sum, spread as --balance says; ``most`` of one row."""
+    if request.spread == "none":
+        return counts
+    pixels = np.repeat(class_pixels, counts.shape[1], axis=0)
+    total = int(counts.sum())
+    if request.spread == "hardness":
+        assert judged is not None
+        hardness = balance.hardness(pixels, judged.losses)
+        return balance.hardness_counts(hardness, total, most).reshape(counts.shape)
+    targets = balance.parse_targets(request.targets, space.names)
+    return balance.target_counts(pixels, targets, total, most).reshape(counts.shape)
+
+
+# What decides the bytes
+
+
+def _output(request: Request, recipe: Recipe, file: GeneratorFile) -> Output:
+    sampling = recipe.sampling
+    evaluation = request.label_space == "evaluation"
+    space = file.space
+    mark = b""
+    if request.provenance:
+        mark = codecs.synthetic_mark(
+            tool=f"ecgan {ecgan.__version__}", license=sampling.license, checkpoint=file.sha256
+        )
+    return Output(
+        data_format=request.data_format,
+        image_format=request.image_format or sampling.image_format,
+        quality=sampling.quality,
+        batch=request.batch or sampling.batch,
+        evaluation=evaluation,
+        num_classes=space.num_evaluation_classes if evaluation else space.num_classes,
+        mark=mark,
+        digital_source_type=shards.DIGITAL_SOURCE if request.provenance else "",
+    )
+
+
+def _fingerprint(
+    request: Request, recipe: Recipe, file: GeneratorFile, output: Output, device: torch.device
+) -> dict[str, Any]:
+    """Everything that decides the bytes; names are what a refusal says."""
+    cpu = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    on_cuda = device.type == "cuda" or request.gpus_per_worker is not None
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else "cuda"
+    sampling = recipe.sampling
+    found: dict[str, Any] = {
+        "checkpoint": file.sha256,
+        "recipe": recipe_hash(recipe),
+        "--seed": request.seed or 0,
+        "--style-seed": request.style_seed,
+        "--interpolate": request.interpolate,
+        "--format": output.data_format,
+        "--image-format": output.image_format,
+        "sampling.quality": output.quality,
+        "--samples-per-shard": request.samples_per_shard or sampling.samples_per_shard,
+        "--batch": output.batch,
+        "--label-space": request.label_space,
+        "--provenance": request.provenance,
+        "sampling.license": sampling.license if request.provenance else None,
+        "--on-inconsistent": request.on_inconsistent,
+        "--target": sorted(request.targets) or None,
+        "--vary": ",".join(request.changes) or None,
+        "--n-variants": (request.n_variants or 1) if request.changes else 0,
+        "device": gpu if on_cuda else cpu,
+        "threads": 1,
+        "order of sums": ARITHMETIC,
+        **{f"version of {name}": version for name, version in versions().items()},
+    }
+    keys: list[str] = []
+    if request.label_filter is not None:
+        keys += ["filter_tolerance", "filter_min_kept", "filter_min_class_kept", "filter_retries"]
+    if request.spread != "none":
+        keys.append("balance_max_styles")
+    if "paste" in request.changes:
+        keys.append("things")
+    return found | {f"sampling.{key}": getattr(sampling, key) for key in keys}
+
+
+def recipe_hash(recipe: Recipe) -> str:
+    """SHA-256 of what a recipe says of the generator; not of evaluation and sampling."""
+    document = recipe.model_dump(mode="json", exclude={"evaluate", "sampling"})
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Of the programs that decide the bytes."""
+    own = {"ecgan": ecgan.__version__}
+    return own | {n: metadata.version(n) for n in ("torch", "numpy", "pyarrow")} | codecs.versions()
+
+
+def _hash(lines: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _absolute(out: str | Path) -> str:
+    """The place as other processes find it too."""
+    text = str(out)
+    return text if "://" in text else str(Path(text).absolute())

@@ -1,0 +1,417 @@
+"""Make a data set of samples: plan, shards, manifest. Stands behind ``sample`` and ``augment``.
+
+    layouts --checked--> plan --> [shards that are not committed] --workers--> shards, records
+                                  [all committed] --> card, preview, manifest
+
+A shard is the unit of work and of resumption: a worker writes it whole and commits it, and calling
+the same command again makes what is not committed. The finished data set is the same to the byte,
+whatever happened on the way and wherever the shards were made.
+"""
+
+import errno
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from ecgan.errors import UserError
+from ecgan.generation import planner as prepare
+from ecgan.generation.plan import SPLIT, Job, Plan
+from ecgan.generation.planner import Prepared, Request
+from ecgan.generation.state import FAILURES, LOG, Committed, Ledger
+from ecgan.generation.worker import MadeShard, ShardMaker
+from ecgan.runtime import cluster
+from ecgan.runtime.cluster import Done, Failed, StopRun
+from ecgan.runtime.storage import Store, open_store
+from ecgan.runtime.timings import STAGES, Spent
+from ecgan.sampling import styles
+from ecgan.shards import dataset, formats
+from ecgan.shards.finalize import finish
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_BYTES_PER_PIXEL = {"jpg": 0.5, "png": 1.9, "webp": 0.35}  # of images; seen on street scenes
+_MAP_BYTES_PER_PIXEL = 0.4  # label and edge map together
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a call has done.
+
+    Attributes:
+        out: the data set.
+        num_samples: in it now.
+        made: samples made by this call.
+        seconds: that they took.
+        bytes: of all shards.
+        made_bytes: of the shards made by this call.
+        failed: what could not be made, one sentence for each shard; empty when all is there.
+        spent: where the time went.
+        filtered: what the label filter did, in words; empty without one.
+        notes: what the user should know.
+    """
+
+    out: str
+    num_samples: int
+    made: int
+    seconds: float
+    bytes: int
+    made_bytes: int = 0
+    failed: tuple[str, ...] = ()
+    spent: Spent = field(default_factory=Spent)
+    filtered: str = ""
+    notes: tuple[str, ...] = ()
+
+
+def describe(request: Request) -> str:
+    """What ``run`` would make, how large it would be, and which classes it would hold."""
+    ledger = Ledger(open_store(request.out))
+    ledger.check_place()
+    prepared = prepare.prepare(request)
+    plan = Plan((prepared.wanted.stage,))
+    if not request.overwrite:
+        plan, _ = ledger.resolve(prepared.wanted, extend=request.extend)
+    height, width = prepared.size
+    stage = prepared.wanted.stage
+    size = plan.num_samples * _estimated_bytes(prepared)
+    layouts = len(np.unique(stage.rows.layouts))
+    varied = int((stage.rows.variants > 0).sum())
+    forms = f"{layouts} layouts" + (f" and {varied} varied forms" if varied else "")
+    counts = stage.rows.counts
+    text = (
+        f"{plan.num_samples} samples of {height} x {width} ({forms}, {counts.min()} to "
+        f"{counts.max()} styles each) in {plan.num_shards} shards ({request.data_format}), about "
+        f"{size / 1e6:.1f} MB, in {request.out}"
+    )
+    before, after = prepared.shares
+    rows = [
+        f"  {name:<20} {a:8.2%} {b:8.2%}"
+        for name, a, b in zip(prepared.space.names, before, after, strict=True)
+        if a or b
+    ]
+    head = f"  {'class':<20} {'evenly':>8} {'planned':>8}   share of the labelled pixels"
+    return "\n".join([text, *prepared.notes, head, *rows])
+
+
+def run(request: Request) -> Outcome:
+    """Make the data set, or what is missing of it; nothing where it is complete.
+
+    Returns:
+        What was done; ``failed`` names shards that could not be made, the others are kept.
+
+    Raises:
+        UserError: whatever the user can mend; what is committed stays.
+    """
+    store = open_store(request.out)
+    ledger = Ledger(store)
+    ledger.check_place()
+    prepared = prepare.prepare(request)
+    cluster.require(prepared.workers)
+    start = time.monotonic()
+    with _writable(store, prepared, ledger), store.held():
+        if request.overwrite and ledger.is_ours():
+            ledger.remove()
+        plan, is_new = ledger.resolve(prepared.wanted, extend=request.extend)
+        store.sweep()  # what dead writers left
+        if is_new:
+            ledger.record_stage(plan, prepared.wanted)
+        making = _Making(request, prepared, ledger, plan)
+        making.run()
+        if not making.failed and store.size("manifest.json") is None:
+            finish(store, _manifest(request, prepared, making))
+        store.sweep()
+    done = making.committed
+    return Outcome(
+        out=str(request.out),
+        num_samples=done.samples,
+        made=making.made,
+        seconds=time.monotonic() - start,
+        bytes=done.bytes,
+        made_bytes=making.made_bytes,
+        failed=tuple(making.failed),
+        spent=making.spent,
+        filtered=_filtered(prepared, done),
+        notes=prepared.notes,
+    )
+
+
+def recreate(
+    request: Request, key: str, style: int, out: Path, *, save_styles: Path | None = None
+) -> list[Path]:
+    """Make one sample again, with the very bytes that it has in its shard.
+
+    Args:
+        request: that the data set was made with; see :meth:`Ledger.request`.
+        key: of the layout, or of its varied form.
+        style: number of the style.
+        out: folder for its files.
+        save_styles: style bank to add its style to.
+
+    Returns:
+        The files.
+
+    Raises:
+        UserError: the data set has no such sample, or the filter drops it.
+    """
+    ledger = Ledger(open_store(request.out))
+    prepared = prepare.prepare(replace(request, quiet=True))
+    plan = Plan((prepared.wanted.stage,))
+    if ledger.is_ours():
+        plan, _ = ledger.resolve(prepared.wanted, extend=False)
+    found = [(stage, stage.find(key, style)) for stage in plan.stages]
+    job = next((stage.job(number) for stage, number in found if number is not None), None)
+    if job is None:
+        raise UserError(f"--key {key} --style {style}: {request.out} has no such sample")
+    again = ShardMaker(prepared.settings).recreate(job, key, style)
+    if again is None:
+        raise UserError(f"--key {key} --style {style}: the label filter drops this sample")
+    encoded, z = again
+    name, output = encoded.record.key, prepared.settings.output
+    files = {
+        f"{name}.{output.image_format}": encoded.image,
+        f"{name}.seg.png": encoded.label,
+        f"{name}.edge.png": encoded.edge,
+        f"{name}.json": json.dumps(encoded.record.to_json()).encode(),
+    }
+    target = open_store(out)
+    target.write_many(files.items())
+    target.sweep()
+    target.remove_folder(formats.HIDDEN)
+    if save_styles is not None:
+        vector = z.numpy()
+        bank = styles.Bank((name,), vector[None], prepared.file.sha256)
+        if save_styles.is_file():
+            bank = styles.load_bank(save_styles).with_style(name, vector)
+        styles.save_bank(save_styles, bank)
+    return [out / file for file in files]
+
+
+class _Making:
+    """Makes the shards that are missing, and keeps count."""
+
+    def __init__(self, request: Request, prepared: Prepared, ledger: Ledger, plan: Plan) -> None:
+        self.request, self.prepared, self.ledger, self.plan = request, prepared, ledger, plan
+        self.committed = ledger.committed(plan, verify=request.verify)
+        self.failed: list[str] = []
+        self._failures: list[str] = []  # lines of failures.jsonl
+        self.made, self.made_bytes = 0, 0
+        settings = prepared.settings
+        self.spent = Spent(settings.encoders, prepared.workers.count)
+
+    def run(self) -> None:
+        """Make them; failures are kept in mind and on the disk, and the others are made."""
+        store, plan = self.ledger.store, self.plan
+        missing = [n for n in range(plan.num_shards) if n not in self.committed.shards]
+        store.remove([FAILURES])
+        if not missing:
+            return
+        # From here on the data set is not complete, whatever happens
+        store.remove(["manifest.json", LOG])
+        self.ledger.uncommit(missing)
+        total = sum(map(plan.samples_in, missing))
+        jobs = (plan.job(number) for number in missing)
+        make_worker = partial(make_shards, self.prepared.settings)
+        bar = tqdm(total=total, unit="sample", disable=self.request.quiet or None, desc=str(store))
+        with bar:
+            workers = self.prepared.workers
+            with closing(cluster.run_jobs(make_worker, jobs, workers, on_event=_tell)) as outcomes:
+                for outcome in outcomes:
+                    self._note(outcome, bar)
+        self._log()
+
+    def _note(self, outcome: "Done[Job, MadeShard] | Failed[Job]", bar: "tqdm[Any]") -> None:
+        job = outcome.job
+        bar.update(job.samples)
+        if isinstance(outcome, Done):
+            made = outcome.result
+            self.committed.add(job.number, made.shard)
+            self.made += made.shard.samples
+            self.made_bytes += made.shard.bytes
+            self.spent.add(made.seconds, made.elapsed, made.shard.samples, made.profile)
+            return
+        self.failed.append(f"{job}: {outcome.reason}")
+        line = {"shard": job.number, "attempts": outcome.attempts, "reason": outcome.reason}
+        self._failures.append(json.dumps(line) + "\n")
+        self.ledger.store.write(FAILURES, "".join(self._failures))
+
+    def _log(self) -> None:
+        line = {
+            "made": self.made,
+            "bytes": self.made_bytes,
+            "workers": self.spent.workers,
+            "encoders": self.spent.encoders,
+            "elapsed": round(self.spent.elapsed, 3),
+            "seconds": {name: round(self.spent.seconds[name], 3) for name in STAGES},
+        }
+        self.ledger.store.write(LOG, json.dumps(line) + "\n")
+
+
+class _MakeShards:
+    """A shard's job on a worker; a full disk stops the whole run."""
+
+    def __init__(self, maker: ShardMaker) -> None:
+        self.maker = maker
+
+    def __call__(self, job: Job) -> MadeShard:
+        try:
+            return self.maker(job)
+        except OSError as error:
+            if error.errno in _FULL:
+                raise StopRun(f"{error.errno}") from error
+            raise
+
+
+def _tell(text: str) -> None:
+    """A line about a worker, above the progress bar."""
+    tqdm.write(text, file=sys.stderr)
+
+
+def make_shards(settings: prepare.Settings, index: int) -> _MakeShards:
+    """Build a worker; what :func:`ecgan.runtime.cluster.run_jobs` calls in each of them."""
+    return _MakeShards(ShardMaker(settings, index))
+
+
+@contextmanager
+def _writable(store: Store, prepared: Prepared, ledger: Ledger) -> Iterator[None]:
+    """Turn what keeps us from writing into a sentence.
+
+    A full disk says what was kept and how much room is needed.
+    """
+    try:
+        yield
+    except (OSError, StopRun) as error:
+        number = int(str(error)) if isinstance(error, StopRun) else error.errno
+        if number not in _FULL or isinstance(error, FileNotFoundError):
+            if isinstance(error, FileNotFoundError | StopRun):
+                raise
+            raise UserError(f"--out {store}: cannot write: {error.strerror}") from error
+        plan = Plan((prepared.wanted.stage,))
+        if ledger.is_ours():
+            plan, _ = ledger.resolve(prepared.wanted, extend=False)
+        committed = ledger.committed(plan)
+        kept, count = committed.samples, len(committed.shards)
+        each = committed.bytes / kept if kept else _estimated_bytes(prepared)
+        needed = (plan.num_samples - kept) * each / 1e6
+        store.sweep()
+        raise UserError(
+            f"{store}: the disk is full ({os.strerror(number)}). {count} of {plan.num_shards} "
+            f"shards are kept; about {needed:.1f} MB more are needed. Make room, then run the same "
+            "command again"
+        ) from error
+
+
+def _estimated_bytes(prepared: Prepared) -> float:
+    """Of a sample."""
+    height, width = prepared.size
+    per_pixel = _BYTES_PER_PIXEL[prepared.settings.output.image_format] + _MAP_BYTES_PER_PIXEL
+    return height * width * per_pixel + len(prepared.settings.output.mark)
+
+
+def _filtered(prepared: Prepared, committed: Committed) -> str:
+    """What the label filter did, in words."""
+    if prepared.settings.filter is None:
+        return ""
+    totals, count = committed.filter, max(1, committed.samples)
+    return (
+        f"filter: {totals.kept / count:.1%} of the labelled pixels kept, consistency "
+        f"{totals.consistency / count:.3f}; {totals.inconsistent} inconsistent samples kept, "
+        f"{totals.dropped} dropped, {totals.retried} made again"
+    )
+
+
+# The manifest
+
+
+def _manifest(request: Request, prepared: Prepared, making: _Making) -> dict[str, Any]:
+    """All there is to know of the data set; no time, so that the same set has the same bytes."""
+    recipe, output, plan = prepared.recipe, prepared.settings.output, making.plan
+    committed, file, space = making.committed, prepared.file, prepared.space
+    keys = {stage.items[i].key for stage in plan.stages for i in np.unique(stage.rows.layouts)}
+    about: dict[str, Any] = {
+        "schema": dataset.SCHEMA,
+        "versions": prepare.versions(),
+        "format": output.data_format,
+        "split": SPLIT,
+        "samples": committed.samples,
+        "layouts": len(keys),
+        "seen_layouts": len(keys & file.seen_keys),  # by key: those that training saw
+        "varied_layouts": sum(int((stage.rows.variants > 0).sum()) for stage in plan.stages),
+        "size": list(prepared.size),
+        "image_format": output.image_format,
+        "quality": output.quality,
+        "jpeg_subsampling": "4:4:4",
+        "label_space": request.label_space,
+        "ignore_index": space.ignore_index,
+        "edge_source": "generator" if recipe.model.edge_generator else "canny of the image",
+        "boundary_source": _boundary_source(request, prepared),
+        "style_source": _style_source(request, prepared),
+        "seed": request.seed or 0,
+        "balance": request.spread,
+        "vary": list(request.changes),
+        "license": recipe.sampling.license,
+        "filter": _filter_entry(request, prepared, committed),
+        "label_generator": file.label_generator,
+        "recipe": recipe.model_dump(mode="json"),
+        "fingerprint": dict(prepared.wanted.fingerprint),
+        "classes": space.to_json(),
+        "names": list(space.names_for_evaluation if output.evaluation else space.names),
+        "class_pixels": committed.class_pixels.tolist(),
+        "shards": [shard.to_json() for shard in committed.in_order()],
+    }
+    if request.provenance:
+        about["provenance"] = {
+            "digital_source_type": formats.DIGITAL_SOURCE,
+            "checkpoint": {"sha256": file.sha256, "images_seen": file.images_seen},
+            "recipe_hash": prepare.recipe_hash(recipe),
+        }
+    return about
+
+
+def _filter_entry(request: Request, prepared: Prepared, committed: Committed) -> dict[str, Any]:
+    spec = prepared.settings.filter
+    if spec is None:
+        return {"kind": "none"}
+    count = max(1, committed.samples)
+    totals = committed.filter
+    return {
+        "kind": "consistency",
+        "segmenter": request.label_filter,
+        "weights": list(spec.weights),
+        "independent": spec.independent,
+        "on_inconsistent": request.on_inconsistent,
+        "thresholds": asdict(spec.thresholds),
+        "consistency": totals.consistency / count,
+        "kept_fraction": totals.kept / count,
+        "inconsistent": totals.inconsistent,
+        "dropped": totals.dropped,
+        "retried": totals.retried,
+    }
+
+
+def _boundary_source(request: Request, prepared: Prepared) -> str:
+    if not prepared.recipe.data.instances:
+        return "none"
+    from_files = request.labels is None or request.instances is not None
+    return "instance ids" if from_files else "boundaries between classes"
+
+
+def _style_source(request: Request, prepared: Prepared) -> str:
+    if not prepared.recipe.model.style:
+        return "none"
+    if request.interpolate is not None:
+        return f"between the styles {request.interpolate.replace(':', ' and ')}"
+    if request.style_images is not None:
+        return "photos"
+    if request.style_bank is not None:
+        return "a style bank"
+    if request.style_seed is not None:
+        return f"style seed {request.style_seed}, the same for all layouts"
+    return f"seed {request.seed or 0}"

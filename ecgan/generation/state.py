@@ -1,0 +1,343 @@
+"""The book that a data set keeps in ``.ecgan``: what was planned, what is committed, what failed.
+
+    request.json        the options of the last call that added a stage
+    plan.json           the fingerprint of each stage: everything that decides its bytes
+    stages/000.json     the rows of a stage: layouts, styles
+    shards/000000.json  commits a shard: sums and counts of what lies under its name
+    failures.jsonl      shards that failed for good, with the reason
+    log.jsonl           seconds of each shard that the last call made, by stage
+
+Readers and later calls trust committed shards only.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ecgan.data.datasets import Item
+from ecgan.errors import UserError
+from ecgan.generation.plan import (
+    SPLIT,
+    Plan,
+    Stage,
+    commit_name,
+    extension,
+    stage_from_text,
+    stage_text,
+)
+from ecgan.runtime.storage import HIDDEN, Store, matching
+from ecgan.shards import formats as shards
+from ecgan.shards.formats import FilterTotals, Listed, Shard
+
+SCHEMA = 2  # of plan.json
+PLAN = f"{HIDDEN}/plan.json"
+REQUEST = f"{HIDDEN}/request.json"
+FAILURES = f"{HIDDEN}/failures.jsonl"
+LOG = f"{HIDDEN}/log.jsonl"
+
+# What --extend may change: further layouts and styles.
+_EXTENDABLE = frozenset(
+    {"labels", "--instances", "layouts", "styles of a layout", "samples", "--n-variants"}
+)
+# What we write in a data set beside .ecgan: all that --overwrite removes.
+_SIDECARS = (
+    *("README.md", "id2label.json", "manifest.json", "index.json", "preview.png", "metadata.jsonl"),
+    *("dataset.yaml", "mmseg_dataset.py", "dataset_meta.json"),
+)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a call asks for.
+
+    Attributes:
+        stage: the whole of it, as if nothing were there.
+        digests: what each layout's files hold, (layouts,).
+        fingerprint: everything that decides the bytes, by the name that a refusal says.
+        request: the options, so that one sample can be made again later.
+    """
+
+    stage: Stage
+    digests: Sequence[str]
+    fingerprint: Mapping[str, Any]
+    request: Mapping[str, Any]
+
+
+@dataclass
+class Committed:
+    """Shards that are whole, and sums over them.
+
+    Attributes:
+        shards: by number.
+        class_pixels: of all labels, (classes,).
+        filter: what the label filter did.
+    """
+
+    shards: dict[int, Listed] = field(default_factory=dict[int, Listed])
+    class_pixels: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    filter: FilterTotals = field(default_factory=FilterTotals)
+
+    def add(self, number: int, shard: Shard) -> None:
+        self.shards[number] = shard.listed()
+        own = np.array(shard.class_pixels, np.int64)
+        self.class_pixels = own if not len(self.class_pixels) else self.class_pixels + own
+        self.filter += shard.filter
+
+    @property
+    def samples(self) -> int:
+        return sum(shard.samples for shard in self.shards.values())
+
+    @property
+    def bytes(self) -> int:
+        return sum(shard.bytes for shard in self.shards.values())
+
+    def in_order(self) -> list[Listed]:
+        return [shard for _, shard in sorted(self.shards.items())]
+
+
+class Ledger:
+    """The book of one data set."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def is_ours(self) -> bool:
+        """Whether there is a data set of ours, finished or not."""
+        return self.store.size(PLAN) is not None
+
+    def check_place(self) -> None:
+        """Refuse a place that holds something else.
+
+        Raises:
+            UserError: it is a file, cannot be used, or is not empty and not ours.
+        """
+        if not self.store.holds_anything() or self.is_ours():
+            return
+        if any(name != HIDDEN for name in self.store.names()):
+            raise UserError(
+                f"--out {self.store}: not empty, and not a data set of ecgan; give another folder "
+                "(nothing in it was touched)"
+            )
+
+    def remove(self) -> None:
+        """Remove what we wrote; by plan.json, which goes last, the place is known to be ours."""
+        store = self.store
+        names = list(_SIDECARS)
+        endings = (".tar", ".parquet")
+        names += matching(store, "data", lambda n: n.startswith(SPLIT) and n.endswith(endings))
+        for listing in matching(store, f"{HIDDEN}/records", lambda n: n.endswith(".jsonl")):
+            shard = listing.rpartition("/")[2].removesuffix(".jsonl")
+            names += [n for n in shards.files_of(store, shard) if not n.startswith(HIDDEN)]
+        store.remove(names)
+        for folder in ("shards", "records", "stages"):
+            store.remove_folder(f"{HIDDEN}/{folder}")
+        store.sweep()
+        store.remove([FAILURES, LOG, REQUEST])
+        store.remove([PLAN])
+
+    def resolve(self, wanted: Wanted, *, extend: bool) -> tuple[Plan, bool]:
+        """What is there and what is asked for, as one plan.
+
+        Args:
+            wanted: of this call.
+            extend: add what is asked for beyond what is there.
+
+        Returns:
+            The plan, and whether its last stage is new.
+
+        Raises:
+            UserError: what is there was made with other settings; ``--extend`` has nothing to add.
+        """
+        if not self.is_ours():
+            return Plan((wanted.stage,)), True
+        book = self._book()
+        before = book["stages"][-1]["fingerprint"]
+        fingerprint = json.loads(json.dumps(wanted.fingerprint))
+        differing = [n for n in {**before, **fingerprint} if before.get(n) != fingerprint.get(n)]
+        if not extend or set(differing) - _EXTENDABLE:
+            _refuse(self.store, before, fingerprint, differing, extend=extend)
+        kept, digests = self._kept_stages(book, wanted)
+        if not differing:
+            return Plan(kept), False
+        self._check_extension(wanted, digests)
+        rows = extension(wanted.stage, kept)
+        if not len(rows):
+            raise UserError(
+                f"--extend: {self.store} has all of that already; ask for more styles or layouts"
+            )
+        last = kept[-1]
+        whole = wanted.stage
+        added = Stage(
+            whole.items,
+            rows,
+            last.first_shard + last.num_shards,
+            whole.samples_per_shard,
+            whole.folds,
+            whole.paste,
+            whole.plan,
+        )
+        return Plan((*kept, added)), True
+
+    def record_stage(self, plan: Plan, wanted: Wanted) -> None:
+        """Keep the last stage of a plan; plan.json is what makes it count."""
+        store, number, stage = self.store, len(plan.stages) - 1, plan.stages[-1]
+        store.write(_stage_name(number), stage_text(stage, wanted.digests))
+        stages = self._book()["stages"] if number else []
+        own = {
+            "fingerprint": wanted.fingerprint,
+            "plan": stage.plan,
+            "first_shard": stage.first_shard,
+            "num_shards": stage.num_shards,
+            "num_samples": stage.num_samples,
+        }
+        store.write(REQUEST, json.dumps(wanted.request, indent=2) + "\n")
+        book = {"schema": SCHEMA, "stages": [*stages, own]}
+        store.remove(["manifest.json"])  # it tells of what was there before
+        store.write(PLAN, json.dumps(book, indent=2) + "\n")
+
+    def request(self) -> dict[str, Any]:
+        """The options that the data set was made with.
+
+        Raises:
+            UserError: there is no data set of ours.
+        """
+        try:
+            return json.loads(self.store.read(REQUEST))
+        except FileNotFoundError:
+            raise UserError(f"{self.store}: not a data set of ecgan (no {REQUEST})") from None
+
+    def committed(self, plan: Plan, *, verify: bool = False) -> Committed:
+        """Shards with a record of this plan whose files have the recorded size.
+
+        Args:
+            plan: of the data set.
+            verify: their bytes too.
+        """
+        store, found = self.store, Committed()
+        numbers = sorted(
+            int(name.removesuffix(".json"))
+            for name in store.sizes(f"{HIDDEN}/shards")
+            if name.endswith(".json")
+        )
+        numbers = [number for number in numbers if number < plan.num_shards]
+        sizes = store.sizes("data") if numbers else {}
+        texts = store.read_many([commit_name(number) for number in numbers])
+        stages = iter(plan.stages)
+        stage = next(stages)
+        for number, text in zip(numbers, texts, strict=True):
+            while number not in stage.numbers:
+                stage = next(stages)
+            shard = _parsed(text)
+            if shard is None or shard.plan != stage.plan:
+                continue
+            if _size(store, shard, sizes) != shard.bytes:
+                continue
+            if verify and not shards.is_intact(store, shard):
+                continue
+            found.add(number, shard)
+        return found
+
+    def uncommit(self, numbers: Sequence[int]) -> None:
+        """Forget records of shards that will be made again."""
+        there = self.store.sizes(f"{HIDDEN}/shards")
+        names = (commit_name(number) for number in numbers)
+        self.store.remove([name for name in names if name.rpartition("/")[2] in there])
+
+    def _book(self) -> dict[str, Any]:
+        book = json.loads(self.store.read(PLAN))
+        if book.get("schema") != SCHEMA:
+            raise UserError(
+                f"{self.store} was made by another version of ecgan, which this one cannot go on "
+                "with; use another --out, or --overwrite to make it anew"
+            )
+        return book
+
+    def _kept_stages(
+        self, book: dict[str, Any], wanted: Wanted
+    ) -> tuple[tuple[Stage, ...], dict[str, str]]:
+        items = wanted.stage.items
+        numbers = {item.key: number for number, item in enumerate(items)}
+        stages: list[Stage] = []
+        digests: dict[str, str] = {}
+        for number in range(len(book["stages"])):
+            kept = stage_from_text(
+                self.store.read(_stage_name(number)),
+                items,
+                numbers,
+                paste=wanted.stage.paste,
+                place=str(self.store),
+            )
+            stages.append(kept.stage)
+            digests |= kept.digests
+        return tuple(stages), digests
+
+    def _check_extension(self, wanted: Wanted, digests: Mapping[str, str]) -> None:
+        items: Sequence[Item] = wanted.stage.items
+        now = {item.key: digest for item, digest in zip(items, wanted.digests, strict=True)}
+        changed = [key for key, digest in digests.items() if now[key] != digest]
+        if changed:
+            raise UserError(
+                f"--extend: {len(changed)} label maps have changed since {self.store} was made "
+                f"(first: {changed[0]}); give changed maps another name, or use another --out"
+            )
+        if wanted.stage.paste and len(now) != len(digests):
+            raise UserError(
+                "--extend: with --vary paste, objects come from all layouts, so further layouts "
+                "would change what is there; make another data set of them, with another --out"
+            )
+
+
+def plan_id(fingerprint: Mapping[str, Any]) -> str:
+    """Short hash of everything that decides a stage's bytes."""
+    text = json.dumps(fingerprint, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _stage_name(number: int) -> str:
+    return f"{HIDDEN}/stages/{number:03d}.json"
+
+
+def _parsed(text: bytes | None) -> Shard | None:
+    try:
+        return None if text is None else Shard.from_commit(text)
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _size(store: Store, shard: Listed, sizes: Mapping[str, int]) -> int | None:
+    if shard.name.startswith("data/"):
+        return sizes.get(shard.name.removeprefix("data/"))
+    return shards.measured_size(store, shard.name)
+
+
+def _refuse(
+    store: Store,
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    differing: Sequence[str],
+    *,
+    extend: bool,
+) -> None:
+    """Say which settings differ, if any do."""
+    if not differing:
+        return
+
+    def shown(value: object) -> str:
+        if value is None:
+            return "none"
+        return value[:12] if isinstance(value, str) and len(value) == 64 else str(value)
+
+    if extend:
+        differing = [name for name in differing if name not in _EXTENDABLE]
+    changes = ", ".join(
+        f"{name} ({shown(before.get(name))}, now {shown(now.get(name))})" for name in differing
+    )
+    remedy = "Use another --out, or --overwrite to make it anew"
+    if not set(differing) - _EXTENDABLE:
+        remedy += ", or --extend to add to it"
+    raise UserError(f"{store} was made with other settings; they differ in {changes}. {remedy}")

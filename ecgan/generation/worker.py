@@ -1,0 +1,527 @@
+"""The worker: a shard's job in, the shard in its place and its commit record out.
+
+    read layouts -> vary -> generate -> judge -> [encode, in threads] -> write -> commit
+
+Generation, encoding and writing overlap: one thread makes samples, a pool encodes them, and the
+calling thread writes them, in order. The same function runs in the calling process, in processes
+of this machine and in actors of a Ray cluster, and gives the same bytes.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Generic, Literal, NamedTuple, TypeVar, cast
+
+import cv2
+import numpy as np
+import torch
+
+from ecgan.errors import UserError
+from ecgan.generation import layout_augmentation
+from ecgan.generation.plan import SPLIT, Group, Job, commit_name, passes, variation_seed
+from ecgan.labels import Labels
+from ecgan.runtime.storage import open_store
+from ecgan.runtime.timings import Profile, Timings, device_name, matrix_ceiling, peak_memory
+from ecgan.sampling.sampler import Layout, Made, Pending, Sampler
+from ecgan.sampling.styles import Styles
+from ecgan.segmentation.label_filter import Filter, FilterSpec, Judgement
+from ecgan.shards import codecs
+from ecgan.shards import formats as shards
+from ecgan.shards.codecs import ImageFormat, Pixels
+from ecgan.shards.formats import Encoded, FilterTotals, Format, Record, Shard
+
+T = TypeVar("T")
+OnInconsistent = Literal["ignore", "drop", "retry"]
+
+
+@dataclass(frozen=True)
+class Output:
+    """How samples are written.
+
+    Attributes:
+        data_format: of the data set.
+        image_format: of images.
+        quality: of jpg and webp.
+        batch: samples of one pass.
+        evaluation: labels are written in evaluation ids.
+        num_classes: of the ids that are written.
+        mark: XMP packet in every image; empty without provenance.
+        digital_source_type: of every record; empty without provenance.
+    """
+
+    data_format: Format
+    image_format: ImageFormat
+    quality: int
+    batch: int
+    evaluation: bool
+    num_classes: int
+    mark: bytes = b""
+    digital_source_type: str = ""
+
+
+@dataclass(frozen=True)
+class Variation:
+    """How varied forms of layouts are made.
+
+    Attributes:
+        changes: which kinds.
+        things: classes whose objects may be pasted.
+        seed: of every draw.
+    """
+
+    changes: tuple[layout_augmentation.Change, ...] = ()
+    things: frozenset[int] = frozenset()
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is the same for all shards; small, and it can be sent to another machine.
+
+    Attributes:
+        generator: path of a ``generator.safetensors``.
+        devices: of the workers, in turn.
+        out: folder or address of the data set.
+        output: how samples are written.
+        styles: where styles come from.
+        variation: how layouts are varied.
+        filter: the label filter; None without one.
+        on_inconsistent: what becomes of a sample of which the filter keeps too little.
+        retries: bound of ``retry``.
+        encoders: threads that encode.
+        compiled: compile the network for full passes.
+        profile: measure the device, and count the arithmetic of a sample.
+    """
+
+    generator: Path
+    devices: tuple[str, ...]
+    out: str
+    output: Output
+    styles: Styles
+    variation: Variation = Variation()
+    filter: FilterSpec | None = None
+    on_inconsistent: OnInconsistent = "ignore"
+    retries: int = 3
+    encoders: int = 1
+    compiled: bool = False
+    profile: bool = False
+
+
+class MadeShard(NamedTuple):
+    """What came of a job."""
+
+    shard: Shard
+    seconds: dict[str, float]  # of each stage
+    elapsed: float
+    profile: Profile | None = None  # of the device, where it was asked for
+
+
+class Sample(NamedTuple):
+    """A generated pair with its label, before it is encoded."""
+
+    group: Group
+    style: int  # its number
+    attempt: int  # which of the filter's retries it is
+    retries: int  # how many there were
+    layout: Layout
+    variation: str
+    made: Made
+    judgement: Judgement | None
+
+
+class ShardMaker:
+    """Makes shards, one after the other, on one device.
+
+    Args:
+        settings: what is the same for all shards.
+        index: number of this worker; it decides the device.
+        sampler: in place of the one that the settings name, for benchmarks.
+    """
+
+    def __init__(self, settings: Settings, index: int = 0, sampler: Sampler | None = None) -> None:
+        cv2.setNumThreads(1)  # encoding has threads of its own
+        device = torch.device(settings.devices[index % len(settings.devices)])
+        self.settings = settings
+        if sampler is None:
+            sampler = Sampler(settings.generator, device, compiled=settings.compiled)
+        self.sampler = sampler
+        self.store = open_store(settings.out)
+        self.filter = None
+        if settings.filter is not None:
+            self.filter = Filter(settings.filter, self.sampler.space, device)
+        self._profile: Profile | None = None
+
+    def __call__(self, job: Job) -> MadeShard:
+        """Make a shard and commit it.
+
+        Raises:
+            UserError: a label map cannot be read, or the filter left nothing.
+            OSError: the shard cannot be written.
+        """
+        profile = self._measured(job) if self.settings.profile else None
+        timings, start = Timings(), time.perf_counter()
+        counted = _Counted()
+        output = self.settings.output
+        with closing(self._samples(job, timings, counted)) as samples:
+            shard = shards.write_shard(
+                self.store,
+                shards.shard_name(output.data_format, SPLIT, job.number),
+                _timed(samples, timings),
+                data_format=output.data_format,
+                image_format=output.image_format,
+                num_classes=output.num_classes,
+            )
+        shard = replace(shard, filter=shard.filter + counted.totals(), plan=job.plan)
+        with timings.measured("write"):
+            self.store.write(commit_name(job.number), shard.commit_text())
+        elapsed = time.perf_counter() - start
+        if profile is not None:
+            profile = profile._replace(peak_bytes=peak_memory(self.sampler.device))
+        return MadeShard(shard, timings.seconds, elapsed, profile)
+
+    def _measured(self, job: Job) -> Profile:
+        """What the device can do, and what a sample asks of it: measured once, on a first pass."""
+        if self._profile is None:
+            sampler, part = self.sampler, next(passes(job.groups, self.settings.output.batch))
+            with sampler.same_sums():
+                ceiling = matrix_ceiling(sampler.device, sampler.dtype)
+            layouts = [self._layout(group)[0] for group in part]
+            z = self._styles(part, [range(g.first, g.first + g.count) for g in part])
+            self._profile = Profile(
+                device_name(sampler.device),
+                str(sampler.dtype).removeprefix("torch."),
+                ceiling,
+                sampler.flops(layouts, z) / sum(group.count for group in part),
+                0,
+            )
+        return self._profile
+
+    def _samples(
+        self, job: Job, timings: Timings, counted: "_Counted"
+    ) -> Generator[Encoded, None, None]:
+        """Encoded samples in order, made ahead in other threads as far as a queue holds."""
+        limit = max(8, 2 * self.settings.output.batch)
+        with ThreadPoolExecutor(self.settings.encoders, "encode") as pool:
+            futures = (
+                future
+                for samples in self._passes(job, timings)
+                for future in self._encoded(samples, pool, timings, counted)
+            )
+            made = _Ahead(futures, limit)
+            with closing(made):
+                for future in made:
+                    yield future.result()
+        if counted.dropped == job.samples:
+            raise UserError(
+                f"--on-inconsistent drop left none of the {job.samples} samples of {job}; lower "
+                "sampling.filter_min_kept, raise sampling.filter_tolerance, make shards larger, or "
+                "use --on-inconsistent ignore"
+            )
+
+    def _passes(self, job: Job, timings: Timings) -> Iterator[list[Sample]]:
+        """Samples of each pass; the next one is begun before one is waited for."""
+        begun: _Begun | None = None
+        for part in passes(job.groups, self.settings.output.batch):
+            following = self._begin(part, timings)
+            if begun is not None:
+                yield self._finish(begun, timings)
+            begun = following
+        if begun is not None:
+            yield self._finish(begun, timings)
+
+    def _encoded(
+        self,
+        samples: Sequence[Sample],
+        pool: ThreadPoolExecutor,
+        timings: Timings,
+        counted: "_Counted",
+    ) -> Iterator["Future[Encoded]"]:
+        label: Future[tuple[Labels, bytes]] | None = None
+        previous: Labels | None = None
+        for sample in samples:
+            if not counted.keeps(sample, self.settings.on_inconsistent):
+                continue
+            own = sample.layout.label if sample.judgement is None else sample.judgement.label
+            if label is None or own is not previous:  # once for all styles of a layout
+                label, previous = pool.submit(self._label, own, timings), own
+            yield pool.submit(self.encode, sample, label, timings)
+
+    def make_pass(self, part: Sequence[Group], timings: Timings) -> list[Sample]:
+        """Samples of the groups of one pass, each with equally many styles; judged and retried."""
+        return self._finish(self._begin(part, timings), timings)
+
+    def _begin(self, part: Sequence[Group], timings: Timings) -> "_Begun":
+        with timings.measured("read"):
+            read = [self._layout(group) for group in part]
+        styles = [range(group.first, group.first + group.count) for group in part]
+        layouts = [layout for layout, _ in read]
+        z = self._styles(part, styles)
+        pending = self.sampler.start(layouts, z, self.settings.output.batch)
+        return _Begun(part, read, styles, pending)
+
+    def _finish(self, begun: "_Begun", timings: Timings) -> list[Sample]:
+        made = begun.pending.result()
+        timings.add(begun.pending.seconds())
+        samples: list[Sample] = []
+        parts = zip(begun.part, begun.read, begun.styles, made, strict=True)
+        for group, (layout, done), numbers, pairs in parts:
+            of_group = [
+                Sample(group, number, 0, 0, layout, done, pair, None)
+                for number, pair in zip(numbers, pairs, strict=True)
+            ]
+            if self.filter is not None:
+                of_group = self._judged(self.filter, of_group, timings)
+                if self.settings.on_inconsistent == "retry":
+                    of_group = self._retried(self.filter, of_group, timings)
+            samples += of_group
+        return samples
+
+    def encode(
+        self, sample: Sample, label: "Future[tuple[Labels, bytes]]", timings: Timings
+    ) -> Encoded:
+        """A sample in the bytes of its files."""
+        values, encoded_label = label.result()
+        output, group, judgement = self.settings.output, sample.group, sample.judgement
+        with timings.measured("encode"):
+            record = Record(
+                key=shards.sample_key(group.key, sample.style),
+                source=group.source,
+                style=sample.style,
+                seed=self.settings.styles.seed_of(group.key, sample.style, sample.attempt),
+                width=values.shape[1],
+                height=values.shape[0],
+                class_pixels=shards.count_classes(values, output.num_classes),
+                consistency=-1.0 if judgement is None else judgement.consistency,
+                kept_fraction=1.0 if judgement is None else judgement.kept_fraction,
+                variation=sample.variation,
+                digital_source_type=output.digital_source_type,
+            )
+            made = sample.made
+            image = codecs.encode_image(
+                made.image, output.image_format, output.quality, output.mark
+            )
+            return Encoded(record, image, encoded_label, codecs.encode_map(made.edge))
+
+    def recreate(self, job: Job, key: str, style: int) -> tuple[Encoded, torch.Tensor] | None:
+        """One sample of a shard, and its style: the very bytes that the shard holds.
+
+        The whole pass that it belongs to is made, since floating-point sums depend on what goes
+        through the network together.
+
+        Args:
+            job: the shard's.
+            key: of the row.
+            style: number of the style.
+
+        Returns:
+            None where the filter drops it.
+        """
+        timings = Timings()
+        for part in passes(job.groups, self.settings.output.batch):
+            if not any(g.key == key and g.first <= style < g.first + g.count for g in part):
+                continue
+            for sample in self.make_pass(part, timings):
+                if (sample.group.key, sample.style) != (key, style):
+                    continue
+                if not _Counted().keeps(sample, self.settings.on_inconsistent):
+                    return None
+                own = sample.layout.label if sample.judgement is None else sample.judgement.label
+                label: Future[tuple[Labels, bytes]] = Future()
+                label.set_result(self._label(own, timings))
+                z = self.settings.styles.draw(key, style, sample.attempt)
+                return self.encode(sample, label, timings), z
+        raise AssertionError(f"{job} does not hold style {style} of {key}")
+
+    def coarse(self, group: Group, style: int) -> Pixels:
+        """The coarse image I' of a style of a row, (H, W, 3)."""
+        layout, _ = self._layout(group)
+        return self.sampler.coarse(layout, self._styles([group], [[style]]))
+
+    def _label(self, own: Labels, timings: Timings) -> tuple[Labels, bytes]:
+        with timings.measured("encode"):
+            values = own
+            if self.settings.output.evaluation:
+                values = self.sampler.space.to_evaluation(own)
+            return values, codecs.encode_map(values)
+
+    def _layout(self, group: Group) -> tuple[Layout, str]:
+        """A layout at the generator's size, and what was done to it."""
+        label, instances = self.sampler.read_maps(group.item)
+        done = ""
+        if group.variant:
+            variation = self.settings.variation
+            varied = layout_augmentation.vary(
+                layout_augmentation.Scene(group.source, label, instances),
+                [
+                    layout_augmentation.Scene(i.key, *self.sampler.read_maps(i))
+                    for i in group.donors
+                ],
+                variation.changes,
+                self.sampler.space,
+                things=variation.things,
+                seed=variation_seed(variation.seed, group.source, group.variant),
+            )
+            label, instances, done = varied.label, varied.instances, varied.done
+        return self.sampler.layout(group.key, label, instances), done
+
+    def _styles(
+        self, part: Sequence[Group], styles: Sequence[Sequence[int]], attempt: int = 0
+    ) -> torch.Tensor | None:
+        """Styles of each group, (L, K, 256)."""
+        if not self.sampler.has_style:
+            return None
+        drawn = [
+            self.settings.styles.draw(group.key, number, attempt)
+            for group, numbers in zip(part, styles, strict=True)
+            for number in numbers
+        ]
+        return torch.stack(drawn).unflatten(0, (len(part), -1))
+
+    def _judged(self, judge: Filter, samples: list[Sample], timings: Timings) -> list[Sample]:
+        """The samples of one layout with what the filter says of them."""
+        with timings.measured("judge"):
+            images = np.stack([sample.made.image for sample in samples])
+            labels = cast("Labels", np.stack([sample.layout.label for sample in samples]))
+            found = judge.judge_batch(images, labels, samples[0].group.fold)
+        return [
+            sample._replace(judgement=judgement)
+            for sample, judgement in zip(samples, found, strict=True)
+        ]
+
+    def _retried(self, judge: Filter, samples: list[Sample], timings: Timings) -> list[Sample]:
+        """Inconsistent samples made again from the next seeds; of all attempts the best is kept."""
+        best = [*samples]
+        for attempt in range(1, self.settings.retries + 1):
+            failing = [i for i, sample in enumerate(best) if not _is_consistent(sample)]
+            if not failing:
+                break
+            group, layout = samples[0].group, samples[0].layout
+            numbers = [best[i].style for i in failing]
+            z = self._styles([group], [numbers], attempt)
+            pending = self.sampler.start([layout], z, self.settings.output.batch)
+            (pairs,) = pending.result()
+            timings.add(pending.seconds())
+            again = self._judged(
+                judge,
+                [
+                    best[i]._replace(attempt=attempt, made=pair)
+                    for i, pair in zip(failing, pairs, strict=True)
+                ],
+                timings,
+            )
+            for i, sample in zip(failing, again, strict=True):
+                better = sample if _kept(sample) > _kept(best[i]) else best[i]
+                best[i] = better._replace(retries=attempt)
+        return best
+
+
+class _Begun(NamedTuple):
+    """A pass that the device may still be at."""
+
+    part: Sequence[Group]
+    read: list[tuple[Layout, str]]  # and what was done to it
+    styles: list[range]
+    pending: Pending
+
+
+@dataclass
+class _Counted:
+    """What the filter did in one shard, beside the sums over its samples."""
+
+    inconsistent: int = 0
+    dropped: int = 0
+    retried: int = 0
+
+    def keeps(self, sample: Sample, on_inconsistent: OnInconsistent) -> bool:
+        """Whether a sample is written; counts it."""
+        self.retried += sample.retries
+        if _is_consistent(sample):
+            return True
+        if on_inconsistent == "drop":
+            self.dropped += 1
+            return False
+        self.inconsistent += 1
+        return True
+
+    def totals(self) -> FilterTotals:
+        return FilterTotals(0.0, 0.0, self.inconsistent, self.dropped, self.retried)
+
+
+def _is_consistent(sample: Sample) -> bool:
+    return sample.judgement is None or sample.judgement.is_consistent
+
+
+def _kept(sample: Sample) -> float:
+    return cast(Judgement, sample.judgement).kept_fraction
+
+
+class _Ahead(Generic[T]):
+    """Values of an iterator that runs in a thread of its own, up to ``limit`` ahead.
+
+    No daemon: an interpreter that is torn down while a thread is inside torch ends with SIGABRT. An
+    interrupt may strike anywhere, even before ``close`` can join, so the thread also stops by
+    itself when the one that made it has ended, and Python waits for that.
+    """
+
+    def __init__(self, values: Iterator[T], limit: int) -> None:
+        self._values = values
+        self._ready: queue.Queue[T | _End] = queue.Queue(limit)
+        self._stopped = threading.Event()
+        self._owner = threading.current_thread()
+        self._thread = threading.Thread(target=self._work, name="generate", daemon=False)
+
+    def __iter__(self) -> Iterator[T]:
+        self._thread.start()
+        while True:
+            value = self._ready.get()
+            if not isinstance(value, _End):
+                yield value
+                continue
+            if value.error is not None:
+                raise value.error
+            return
+
+    def close(self) -> None:
+        """Stop the thread, whether or not all values were taken."""
+        self._stopped.set()
+        with suppress(RuntimeError):  # not started, or an interrupt came while it was
+            self._thread.join()
+
+    def _work(self) -> None:
+        try:
+            for value in self._values:
+                self._put(value)
+                if self._is_unwanted():
+                    return
+            self._put(_End(None))
+        except BaseException as error:  # noqa: BLE001  raised again where the values are taken
+            self._put(_End(error))
+
+    def _put(self, value: "T | _End") -> None:
+        while not self._is_unwanted():
+            with suppress(queue.Full):
+                self._ready.put(value, timeout=0.1)
+                return
+
+    def _is_unwanted(self) -> bool:
+        return self._stopped.is_set() or not self._owner.is_alive()
+
+
+@dataclass(frozen=True)
+class _End:
+    """After the last value: nothing, or what was raised."""
+
+    error: BaseException | None
+
+
+def _timed(samples: Iterator[Encoded], timings: Timings) -> Iterator[Encoded]:
+    """Samples as they come; what passes between two of them is the writing."""
+    for sample in samples:
+        start = time.perf_counter()
+        yield sample
+        timings.seconds["write"] += time.perf_counter() - start

@@ -1,0 +1,1 @@
+"""Processes, devices, storage: what the other packages run on."""

@@ -1,0 +1,387 @@
+"""Where a data set lies: a folder, or a prefix of an object store that fsspec knows.
+
+Both keep one promise: a file appears under its name when it is complete, with all of its bytes. A
+folder does it by a temporary name, fsync and a rename; an object store by one upload. Names are
+relative, with ``/``, whatever the system.
+"""
+
+import os
+import shutil
+import tempfile
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from ecgan.errors import UserError
+from ecgan.runtime import lock
+
+HIDDEN = ".ecgan"  # readers skip hidden folders; ours holds what is not part of the data
+_PARTIAL = f"{HIDDEN}/tmp"  # noqa: S108  of the data set itself
+_LOCK = f"{HIDDEN}/lock"
+_AT_ONCE = 1000  # files of an object store that are asked for together
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
+
+
+class Store(ABC):
+    """A data set's place."""
+
+    url: str  # as the user named it
+
+    def __str__(self) -> str:
+        return self.url
+
+    @property
+    def is_private(self) -> bool:
+        """Whether other processes cannot see it."""
+        return False
+
+    @abstractmethod
+    def open(self, name: str) -> BinaryIO:
+        """Open a file to read; FileNotFoundError where there is none."""
+
+    @abstractmethod
+    def writing(self, name: str) -> AbstractContextManager[BinaryIO]:
+        """A file that appears under its name when the block ends without an error."""
+
+    @abstractmethod
+    def write_many(self, files: Iterable[tuple[str, bytes]]) -> None:
+        """Write files, each whole or not at all; after an error in ``files`` none is there."""
+
+    @abstractmethod
+    def size(self, name: str) -> int | None:
+        """Bytes of a file; None where there is none."""
+
+    @abstractmethod
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Files directly in a folder with their bytes; empty where there is no such folder."""
+
+    @abstractmethod
+    def names(self) -> list[str]:
+        """Files and folders at the top, sorted."""
+
+    @abstractmethod
+    def remove(self, names: Iterable[str]) -> None:
+        """Remove files, as far as they are there, and folders that are empty then."""
+
+    @abstractmethod
+    def remove_folder(self, folder: str) -> None:
+        """Remove a folder with everything in it."""
+
+    @abstractmethod
+    def sweep(self) -> None:
+        """Remove what dead writers left unfinished."""
+
+    @abstractmethod
+    def held(self) -> AbstractContextManager[None]:
+        """Keep other drivers out; UserError where one is at work."""
+
+    @abstractmethod
+    def holds_anything(self) -> bool:
+        """Whether there is any file or folder here.
+
+        Raises:
+            UserError: it cannot be used: a file, no rights, no such bucket.
+        """
+
+    def read(self, name: str) -> bytes:
+        """Bytes of a file; FileNotFoundError where there is none."""
+        with self.open(name) as file:
+            return file.read()
+
+    def read_many(self, names: Sequence[str]) -> Iterator[bytes | None]:
+        """Bytes of files, in order; None where there is none."""
+        for name in names:
+            try:
+                yield self.read(name)
+            except FileNotFoundError:
+                yield None
+
+    def write(self, name: str, data: bytes | str) -> None:
+        """Write a file, whole or not at all."""
+        with self.writing(name) as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+
+
+def open_store(where: "str | Path | Store") -> Store:
+    """The place that a path or an address such as ``s3://bucket/prefix`` means.
+
+    Raises:
+        UserError: fsspec does not know the protocol, or what it needs is not installed.
+    """
+    if isinstance(where, Store):
+        return where
+    text = str(where)
+    protocol, separator, _ = text.partition("://")
+    if not separator:
+        return Folder(Path(text))
+    if protocol == "file":
+        return Folder(Path(text.removeprefix("file://")))
+    return ObjectStore(text)
+
+
+class Folder(Store):
+    """A folder of the file system."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.url = str(path)
+
+    def open(self, name: str) -> BinaryIO:
+        return (self.path / name).open("rb")
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[BinaryIO]:
+        target = self.path / name
+        partial = self._temporary(target.name)
+        try:
+            with partial.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial.replace(target)
+            _sync_folder(target.parent)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def write_many(self, files: Iterable[tuple[str, bytes]]) -> None:
+        partial = self._temporary("files")
+        partial.mkdir()
+        try:
+            names: list[str] = []
+            for name, data in files:
+                (partial / name).parent.mkdir(parents=True, exist_ok=True)
+                (partial / name).write_bytes(data)
+                names.append(name)
+            os.sync()  # once for all of them
+            for name in names:
+                target = self.path / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                (partial / name).replace(target)
+            for folder in sorted({(self.path / name).parent for name in names}):
+                _sync_folder(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+    def size(self, name: str) -> int | None:
+        try:
+            return (self.path / name).stat().st_size
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        try:
+            with os.scandir(self.path / folder) as entries:
+                return {e.name: e.stat().st_size for e in entries if e.is_file()}
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+
+    def names(self) -> list[str]:
+        return sorted(p.name for p in self.path.iterdir()) if self.path.is_dir() else []
+
+    def remove(self, names: Iterable[str]) -> None:
+        folders: set[Path] = set()
+        for name in names:
+            path = self.path / name
+            path.unlink(missing_ok=True)
+            folders |= {p for p in path.parents if p != self.path and self.path in p.parents}
+        for folder in sorted(folders, key=lambda p: len(p.parts), reverse=True):
+            with suppress(OSError):  # not empty, or never there
+                folder.rmdir()
+
+    def remove_folder(self, folder: str) -> None:
+        shutil.rmtree(self.path / folder, ignore_errors=True)
+
+    def sweep(self) -> None:
+        self.remove_folder(_PARTIAL)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        (self.path / HIDDEN).mkdir(parents=True, exist_ok=True)
+        with lock.held(self.path / _LOCK, self.url):
+            yield
+
+    def holds_anything(self) -> bool:
+        try:
+            if self.path.exists() and not self.path.is_dir():
+                raise UserError(f"--out {self.url}: a file; give a folder")
+            return bool(self.names())
+        except OSError as error:
+            raise UserError(f"--out {self.url}: cannot write: {error.strerror}") from error
+
+    def _temporary(self, name: str) -> Path:
+        """A name that nobody else takes, on the same file system."""
+        folder = self.path / _PARTIAL
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / f"{name}.{uuid.uuid4().hex}"
+
+
+class ObjectStore(Store):
+    """Objects below a prefix: ``s3://``, ``gs://``, ``memory://`` and what else fsspec knows.
+
+    An upload is atomic in such stores, so there is nothing to rename and nothing left by the dead
+    but invisible parts of multipart uploads (which a bucket's lifecycle rule removes).
+    """
+
+    def __init__(self, url: str) -> None:
+        import fsspec
+
+        self.url = url.rstrip("/")
+        protocol = url.partition("://")[0]
+        try:
+            filesystem, prefix = fsspec.core.url_to_fs(self.url)
+        except ImportError as error:
+            extra = _EXTRAS.get(protocol)
+            remedy = f"pip install 'ecgan[{extra}]'" if extra else str(error)
+            raise UserError(f"{url}: this protocol is not installed: {remedy}") from error
+        except ValueError as error:
+            raise UserError(
+                f"{url}: no such protocol ({error}); give a folder, s3://BUCKET/PREFIX or "
+                "gs://BUCKET/PREFIX"
+            ) from error
+        self._fs = cast(Any, filesystem)
+        self._prefix = str(prefix).rstrip("/")
+        self._protocol = protocol
+
+    @property
+    def is_private(self) -> bool:
+        return self._protocol == "memory"
+
+    def open(self, name: str) -> BinaryIO:
+        # No cache of listings: another process may have written the file a moment ago
+        with self._reading():
+            self._fs.invalidate_cache()
+            return self._fs.open(self._path(name), "rb")
+
+    def read(self, name: str) -> bytes:
+        with self._reading():
+            return super().read(name)
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[BinaryIO]:
+        with tempfile.NamedTemporaryFile(prefix="ecgan-") as file:
+            yield cast(BinaryIO, file)
+            file.flush()
+            with self._speaking():
+                self._fs.put_file(file.name, self._path(name))
+
+    def write_many(self, files: Iterable[tuple[str, bytes]]) -> None:
+        whole = [*files]  # an error while they are made leaves nothing behind
+        with self._speaking():
+            self._fs.pipe({self._path(name): data for name, data in whole})
+
+    def size(self, name: str) -> int | None:
+        try:
+            with self._reading():
+                self._fs.invalidate_cache()
+                return int(self._fs.info(self._path(name))["size"])
+        except FileNotFoundError:
+            return None
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        try:
+            with self._reading():
+                self._fs.invalidate_cache()
+                found = self._fs.ls(self._path(folder), detail=True)
+        except FileNotFoundError:
+            return {}
+        return {
+            str(entry["name"]).rpartition("/")[2]: int(entry["size"])
+            for entry in found
+            if entry["type"] == "file"
+        }
+
+    def read_many(self, names: Sequence[str]) -> Iterator[bytes | None]:
+        """As of any store, but many requests at a time: one alone takes as long as a hundred."""
+        for first in range(0, len(names), _AT_ONCE):
+            paths = [self._path(name) for name in names[first : first + _AT_ONCE]]
+            with self._reading():
+                found = self._fs.cat(paths, on_error="return")
+            for path in paths:
+                data = found.get(path)
+                if isinstance(data, Exception) and not isinstance(data, FileNotFoundError):
+                    with self._reading():
+                        raise data
+                yield data if isinstance(data, bytes) else None
+
+    def names(self) -> list[str]:
+        try:
+            with self._reading():
+                self._fs.invalidate_cache()
+                found = cast(Sequence[str], self._fs.ls(self._prefix, detail=False))
+        except FileNotFoundError:
+            return []
+        return sorted(name.rstrip("/").rpartition("/")[2] for name in found)
+
+    def remove(self, names: Iterable[str]) -> None:
+        for name in names:
+            with suppress(FileNotFoundError), self._reading():
+                self._fs.rm_file(self._path(name))
+
+    def remove_folder(self, folder: str) -> None:
+        with suppress(FileNotFoundError), self._reading():
+            self._fs.rm(self._path(folder), recursive=True)
+
+    def sweep(self) -> None:
+        """Nothing: an upload that was not finished shows nowhere."""
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Best effort: object stores have no lock; two drivers would write the same bytes."""
+        try:
+            text = self.read(_LOCK)
+        except FileNotFoundError:
+            text = b""
+        lock.refuse_living(text.decode(), f"{self.url}/{_LOCK}", self.url)
+        self.write(_LOCK, lock.own_text())
+        try:
+            yield
+        finally:
+            self.remove([_LOCK])
+
+    def holds_anything(self) -> bool:
+        with self._speaking():
+            return bool(self.names())
+
+    def _path(self, name: str) -> str:
+        return f"{self._prefix}/{name}"
+
+    def _reading(self) -> AbstractContextManager[None]:
+        """:meth:`_speaking` of all but files that are not there."""
+        return self._speaking(FileNotFoundError, NotADirectoryError)
+
+    @contextmanager
+    def _speaking(self, *passed: type[Exception]) -> Iterator[None]:
+        """Turn what the store refuses into a sentence; errors of ``passed`` stay as they are."""
+        try:
+            yield
+        except (UserError, *passed):
+            raise
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{self.url}: {error or type(error).__name__}; check the bucket, the prefix and "
+                "your credentials"
+            ) from error
+        except Exception as error:
+            # botocore's errors share no base with ours: NoCredentialsError, EndpointConnectionError
+            if not type(error).__module__.startswith(("botocore", "aiohttp", "gcsfs", "google")):
+                raise
+            raise UserError(
+                f"{self.url}: {error}; check the address, the rights and your credentials"
+            ) from error
+
+
+def matching(store: Store, folder: str, accepts: Callable[[str], bool]) -> list[str]:
+    """Names of the files directly in a folder that ``accepts`` takes, sorted, with the folder."""
+    return [f"{folder}/{name}" for name in sorted(store.sizes(folder)) if accepts(name)]
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""Layouts and styles to pixels, on one device."""

@@ -1,0 +1,370 @@
+"""Layouts and styles in, images and edges out, on one device.
+
+What a sample looks like depends on its layout, its style and the weights alone; to the byte, also
+on what goes through the network with it. What the styles of a layout share is computed once.
+
+    label maps --> [condition] --> what styles share --+
+                                        styles z ------+--> [generate] --> bytes --> [copy]
+
+On CUDA all of it is queued, bytes and not floats come back, and they do so while the next pass
+runs. A pass that is as full as the batch lets it be has one of very few shapes: there the network
+may be compiled and replayed as a CUDA graph.
+
+Shape legend:
+    L, K  layouts, and styles of each      H, W  height and width
+    S  condition, (L, channels of S, H, W)      z  style, (L, K, 256)
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ecgan.checkpoint import load_generator
+from ecgan.data import datasets, transforms
+from ecgan.data.datasets import Item
+from ecgan.data.edges import canny_edges
+from ecgan.errors import UserError, first_line
+from ecgan.labels import Labels, LabelSpace
+from ecgan.models.inference import FoldedGenerator, Shared
+from ecgan.ops.onehot_conv import one_hot
+from ecgan.recipe import Recipe
+from ecgan.runtime.timings import Clock
+from ecgan.runtime.transfers import downloading, uploaded
+from ecgan.sampling.cuda_graphs import Draw, RecordedPass, Share, compile_failures, compiled
+
+ARITHMETIC = 2
+"""Counts changes of the order of sums: data sets made with another one are not gone on with."""
+COMPILED_FROM = 50_000
+"""Samples of a data set from which on ``sampling.compile: auto`` compiles: it takes a minute."""
+
+Pixels = npt.NDArray[np.uint8]
+
+
+class Layout(NamedTuple):
+    """A label map at the generator's size."""
+
+    key: str
+    label: Labels  # (H, W), input ids
+    boundary: Pixels | None  # (H, W), 0 or 1; None where the generator takes none
+
+
+class Made(NamedTuple):
+    """One generated pair."""
+
+    image: Pixels  # (H, W, 3)
+    edge: Pixels  # (H, W): the mean of I'_e's channels, or Canny of the image without Ge
+
+
+def condition(labels: Tensor, boundary: Tensor | None, space: LabelSpace) -> Tensor:
+    """S of labels, (B, H, W), and instance boundaries, (B, 1, H, W); channels last, as networks."""
+    S = one_hot(
+        labels,
+        space.num_classes,
+        space.ignore_index,
+        unknown=space.ignore is not None,
+        boundary=boundary,
+    )
+    return S.contiguous(memory_format=torch.channels_last)
+
+
+def compiles(recipe: Recipe, num_samples: int, *, on_cuda: bool) -> bool:
+    """Whether the network is compiled for a data set; see ``sampling.compile``.
+
+    Raises:
+        UserError: it shall be, and cannot.
+    """
+    wanted = recipe.sampling.compile
+    fused = recipe.model.output == "fused"
+    if wanted == "auto":
+        return on_cuda and not fused and num_samples >= COMPILED_FROM
+    if wanted and not on_cuda:
+        raise UserError(
+            "sampling.compile=true: the network is compiled for CUDA, and this device is none; "
+            "add --set sampling.compile=auto"
+        )
+    if wanted and fused:
+        raise UserError(
+            "sampling.compile=true: class-specific heads, which model.output=fused needs, cannot "
+            "be recorded as a graph; add --set sampling.compile=auto"
+        )
+    return wanted
+
+
+class Sampler:
+    """A generator on a device.
+
+    Args:
+        path: a ``generator.safetensors``.
+        device: where it runs; bfloat16 on CUDA, float32 elsewhere.
+        compiled: compile the network for full passes, on CUDA.
+
+    Raises:
+        UserError: the file is not a generator.
+    """
+
+    def __init__(self, path: Path, device: torch.device, *, compiled: bool = False) -> None:
+        self.file = load_generator(path)
+        self.recipe, self.space = self.file.recipe, self.file.space
+        self.device, self.compiled = device, compiled
+        self.size = (self.recipe.data.height, self.recipe.data.width)
+        on_cuda = device.type == "cuda"
+        self.dtype = torch.bfloat16 if on_cuda else torch.float32
+        # Fixed shapes are what a GPU's compiler and graphs need; a CPU is faster with less to do
+        self.generator = FoldedGenerator(
+            self.file.generator, boundary=self.recipe.data.instances, lookups=not on_cuda
+        ).to(device, self.dtype)
+        self._copies = torch.cuda.Stream(device) if on_cuda else None
+        self._recorded: dict[tuple[int, ...], RecordedPass] = {}
+        self._pool: object = None  # memory of all recorded passes
+
+    @property
+    def has_style(self) -> bool:
+        """Whether one layout can have several images."""
+        return self.recipe.model.style
+
+    @property
+    def edge_source(self) -> str:
+        """Where ``edge.png`` comes from."""
+        return "generator" if self.recipe.model.edge_generator else "canny of the image"
+
+    def read_layout(self, item: Item) -> Layout:
+        """A label map as the generator wants it; see :meth:`layout`."""
+        return self.layout(item.key, *self.read_maps(item))
+
+    def read_maps(self, item: Item) -> tuple[Labels, npt.NDArray[np.int32] | None]:
+        """A label map in input ids, (H, W), and the instance ids that belong to it.
+
+        Where the generator takes instance boundaries and the item has no instance ids, the classes
+        stand for them; where it takes none, there are none.
+        """
+        label = datasets.read_label(item, self.space, self.recipe.data.dataset)
+        if not self.recipe.data.instances:
+            return label, None
+        if item.instances is None:
+            return label, label.astype(np.int32)
+        return label, datasets.read_instances(item)
+
+    def layout(self, key: str, label: Labels, instances: npt.NDArray[np.int32] | None) -> Layout:
+        """Maps as the generator wants them: nearest neighbour, at its size."""
+        boundary = None
+        if instances is not None:
+            boundary = transforms.instance_boundary(transforms.resize_nearest(instances, self.size))
+        return Layout(key, transforms.prepare_label(label, self.size), boundary)
+
+    def make(self, layouts: Sequence[Layout], z: Tensor | None, batch: int) -> list[list[Made]]:
+        """K pairs for each of L layouts; see :meth:`start`."""
+        return self.start(layouts, z, batch).result()
+
+    @torch.inference_mode()
+    def start(self, layouts: Sequence[Layout], z: Tensor | None, batch: int) -> "Pending":
+        """Begin to make K pairs for each of L layouts; on CUDA without waiting for them.
+
+        Args:
+            layouts: L.
+            z: styles, (L, K, 256); None for a generator without style, then K = 1.
+            batch: pairs in one pass; more styles than that are made in several passes, which share
+                the modulation maps.
+
+        Raises:
+            UserError: that takes more memory than the GPU has, or cannot be compiled.
+        """
+        assert (z is not None) == self.has_style
+        try:
+            return self._start(layouts, z, batch)
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"the GPU's memory does not suffice for {batch} samples at once "
+                f"({first_line(error)}); add --batch {max(1, batch // 2)}, and --overwrite "
+                "where a part is made already: bytes depend on it"
+            ) from error
+
+    def _start(self, layouts: Sequence[Layout], z: Tensor | None, batch: int) -> "Pending":
+        clock = Clock(self.device)
+        pending = Pending(clock, len(layouts))
+        with self.same_sums():
+            with clock.measured("condition"):
+                labels, boundary = self.maps(layouts)
+                step = max(1, batch // len(layouts))
+                parts = [None] if z is None else uploaded(z, self.device).split(step, dim=1)
+                share, draw = self._network(labels, boundary, parts[0], batch)
+                shared = share(labels, boundary)
+            for part in parts:
+                with clock.measured("generate"):
+                    images, edges = draw(shared, part)
+                with self._copying(images, edges), clock.measured("copy"):
+                    pending.add(downloading(images), None if edges is None else downloading(edges))
+        return pending
+
+    def maps(self, layouts: Sequence[Layout]) -> tuple[Tensor, Tensor | None]:
+        """Classes, N where unlabelled, (L, H, W), and boundaries, (L, 1, H, W), on the device."""
+        stacked = np.stack([layout.label for layout in layouts])
+        if stacked.dtype != np.uint8:  # torch knows few operations on uint16
+            stacked = stacked.astype(np.int32)
+        labels = uploaded(torch.from_numpy(stacked), self.device).long()
+        labels = labels.masked_fill(labels == self.space.ignore_index, self.space.num_classes)
+        if not self.recipe.data.instances:
+            return labels, None
+        found = np.stack([layout.boundary for layout in layouts if layout.boundary is not None])
+        return labels, uploaded(torch.from_numpy(found), self.device)[:, None]
+
+    def draw(self, shared: Shared, z: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Bytes of images, (L, K, H, W, 3), and of edges, (L, K, H, W), on the device."""
+        images, edges = self.generator.sample(shared, z)
+        maps = None if edges is None else _to_bytes(edges.mean(dim=2))
+        return _to_bytes(images.permute(0, 1, 3, 4, 2)), maps
+
+    @torch.inference_mode()
+    def coarse(self, layout: Layout, z: Tensor | None) -> npt.NDArray[np.uint8]:
+        """Bytes of the coarse image I' of one layout in one style, (1, 1, 256): (H, W, 3)."""
+        with self.same_sums():
+            styles = None if z is None else uploaded(z, self.device)
+            image = self.generator.coarse(self.generator.share(*self.maps([layout])), styles)
+            return _to_bytes(image[0, 0].permute(1, 2, 0)).cpu().numpy()
+
+    def _network(
+        self, labels: Tensor, boundary: Tensor | None, z: Tensor | None, batch: int
+    ) -> tuple[Share, Draw]:
+        """The two parts of the network, recorded ones where the pass is full.
+
+        What a pass gets may depend on its shape and on nothing that was made before: the same
+        sample must have the same bytes in every run.
+        """
+        num_styles = 1 if z is None else z.shape[1]
+        if not (self.compiled and is_full(len(labels), num_styles, batch)):
+            return self.generator.share, self.draw
+        shape = (len(labels), num_styles)
+        if shape not in self._recorded:
+            share, draw = compiled(self.generator.share), compiled(self.draw)
+            self._pool = self._pool or torch.cuda.graph_pool_handle()
+            try:
+                self._recorded[shape] = RecordedPass(share, draw, labels, boundary, z, self._pool)
+            except torch.OutOfMemoryError:
+                raise
+            except (RuntimeError, *compile_failures()) as error:
+                raise UserError(
+                    f"sampling.compile: the network cannot be compiled here ({first_line(error)}); "
+                    "it takes a C compiler; or add --set sampling.compile=false"
+                ) from error
+        recorded = self._recorded[shape]
+
+        def draw_any(shared: Shared, own: Tensor | None) -> tuple[Tensor, Tensor | None]:
+            same = own is None or own.shape[1] == num_styles
+            return recorded.draw(own) if same else self.draw(shared, own)
+
+        return recorded.share, draw_any
+
+    @contextmanager
+    def _copying(self, *tensors: Tensor | None) -> Iterator[None]:
+        """Let what is made now be copied while the device goes on."""
+        if self._copies is None:
+            yield
+            return
+        self._copies.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self._copies):
+            yield
+        for tensor in tensors:
+            if tensor is not None:
+                tensor.record_stream(self._copies)
+
+    def flops(self, layouts: Sequence[Layout], z: Tensor | None) -> int:
+        """Floating-point operations of convolutions and matrix products for such a pass."""
+        from torch.utils.flop_counter import FlopCounterMode
+
+        with torch.no_grad(), self.same_sums(), FlopCounterMode(display=False) as counter:
+            styles = None if z is None else uploaded(z, self.device)
+            self.draw(self.generator.share(*self.maps(layouts)), styles)
+        return counter.get_total_flops()
+
+    def encode_styles(self, photos: Sequence[Path]) -> Tensor:
+        """Styles of photos, the mean that the style encoder gives: (photos, 256).
+
+        Raises:
+            UserError: the generator has no style encoder, or a photo cannot be read.
+        """
+        encoder = self.file.style_encoder
+        if encoder is None:
+            raise UserError(
+                "--style-images: this run has no style encoder; train one with model.style=true"
+            )
+        encoder = encoder.to(self.device)
+        styles: list[Tensor] = []
+        for path in photos:
+            pixels = datasets.read_image(Item(path.stem, path, image=path))
+            pixels = transforms.resize_image(pixels, self.size)
+            image = torch.tensor(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
+            with torch.inference_mode(), one_thread():
+                styles.append(encoder(image.to(self.device))[0][0].float().cpu())
+        return torch.stack(styles).clone()
+
+    def same_sums(self) -> AbstractContextManager[object]:
+        """Where what is computed is the same to the byte in every run."""
+        return _one_plan(self.device) if self.device.type == "cuda" else one_thread()
+
+
+def is_full(num_layouts: int, num_styles: int, batch: int) -> bool:
+    """Whether a pass holds as many layouts with so many styles each as the batch lets it."""
+    return num_layouts == max(1, batch // num_styles)
+
+
+class Pending:
+    """Pairs that are being made; those of one pass behind those of another."""
+
+    def __init__(self, clock: Clock, num_layouts: int) -> None:
+        self._clock, self._num_layouts = clock, num_layouts
+        self._parts: list[tuple[Tensor, Tensor | None]] = []
+
+    def add(self, images: Tensor, edges: Tensor | None) -> None:
+        """Bytes that are on their way: (L, k, H, W, 3) and (L, k, H, W)."""
+        self._parts.append((images, edges))
+
+    def result(self) -> list[list[Made]]:
+        """Wait for them: K for each layout."""
+        self._clock.wait()
+        made: list[list[Made]] = [[] for _ in range(self._num_layouts)]
+        for images, edges in self._parts:
+            pixels, maps = images.numpy(), None if edges is None else edges.numpy()
+            for layout, of_layout in enumerate(made):
+                for k, image in enumerate(pixels[layout]):
+                    edge = canny_edges(image) if maps is None else maps[layout, k]
+                    of_layout.append(Made(image, edge))
+        return made
+
+    def seconds(self) -> dict[str, float]:
+        """How long each stage took, once there is a result."""
+        return self._clock.seconds()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Sums in one order, whatever the number of cores: samples are the same to the byte."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _one_plan(device: torch.device) -> Iterator[None]:
+    """On this GPU, convolutions by an algorithm that neither speed nor free memory chooses."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        with torch.cuda.device(device):
+            yield
+    finally:
+        cudnn.deterministic, cudnn.benchmark = before
+
+
+def _to_bytes(pictures: Tensor) -> Tensor:
+    """[-1, 1] -> 0..255; what lies outside (I' can) is cut off."""
+    pixels = ((pictures.clamp(-1, 1) + 1) * 127.5).round_().to(torch.uint8)
+    return pixels.contiguous()

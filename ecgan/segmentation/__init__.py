@@ -1,0 +1,1 @@
+"""Segmenters: load, train, predict; the label filter."""

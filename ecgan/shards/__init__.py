@@ -1,0 +1,1 @@
+"""The data sets that we write: records, formats, readers, checks."""

@@ -1,0 +1,253 @@
+"""Whole data sets read back: ours, WebDataset and Parquet of others, a plain folder of images.
+
+:class:`SampleDataset` is the PyTorch ``Dataset`` over all of them, with random access.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ecgan.data import datasets
+from ecgan.errors import UserError
+from ecgan.runtime.storage import HIDDEN, Folder, Store, open_store
+from ecgan.shards import formats as shards
+from ecgan.shards.formats import Listed, Raw, ShardSample
+
+SCHEMA = 2  # of manifest.json
+_LISTED = tuple(f.name for f in fields(Listed))
+Place = str | Path | Store
+
+
+def manifest(place: Place) -> dict[str, Any] | None:
+    """``manifest.json`` of a data set that we wrote; None where there is none.
+
+    Raises:
+        UserError: the data set is not complete, or the file is not ours.
+    """
+    store = open_store(place)
+    try:
+        text = store.read("manifest.json")
+    except (FileNotFoundError, NotADirectoryError):
+        if HIDDEN in store.names():
+            raise UserError(
+                f"{store} is not complete: it has no manifest.json. Run the command that makes it "
+                "again; it continues"
+            ) from None
+        return None
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{store}/manifest.json: not a JSON file: {error}") from error
+    fault = _fault(value)
+    if fault is not None:
+        raise UserError(
+            f"{store}/manifest.json: not a manifest that this version of ecgan reads: {fault}; "
+            "make the data set again"
+        )
+    return value
+
+
+def _fault(about: object) -> str | None:
+    """Why it is no manifest with all that its readers need; None where it is one."""
+    if not isinstance(about, dict):
+        return "no table of keys"
+    value = cast("dict[str, Any]", about)
+    if value.get("schema") not in (1, SCHEMA):
+        return f"schema {value.get('schema')!r}, expected 1 or {SCHEMA}"
+    needed = "classes", "label_space", "recipe", "shards"
+    if missing := [name for name in needed if name not in value]:
+        return f"it lacks {', '.join(missing)}"
+    listed = value["shards"]
+    if not isinstance(listed, list):
+        return "shards is no list"
+    for number, shard in enumerate(cast("list[Any]", listed)):
+        if not isinstance(shard, dict) or not set(_LISTED) <= shard.keys():
+            return f"shard {number} of its list lacks one of {', '.join(_LISTED)}"
+    return None
+
+
+def listed(about: dict[str, Any]) -> list[Listed]:
+    """The shards that a manifest names."""
+    return [Listed(**{name: shard[name] for name in _LISTED}) for shard in about["shards"]]
+
+
+def read(place: Place) -> Iterator[ShardSample]:
+    """Samples of a data set, in order; see :func:`read_raw`."""
+    store = open_store(place)
+    for raw in read_raw(store):
+        yield shards.decoded(raw, str(store))
+
+
+def read_raw(place: Place) -> Iterator[Raw]:
+    """Samples of a data set, in order, as they lie there.
+
+    Reads what ``ecgan sample`` and ``ecgan augment`` write; a folder of tars or of Parquet files
+    with the same fields; or a plain folder, ``images/`` beside ``labels/`` or ``masks/``, paired by
+    stem (the key and source is the stem, the style 0).
+
+    Raises:
+        UserError: no such folder, nothing that we read in it, or a damaged file.
+    """
+    store = open_store(place)
+    names = shard_names(store)
+    for name in names:
+        yield from shards.read_raw(store, name)
+    if not names:
+        for source in _plain_files(store):
+            yield source.load()
+
+
+def shard_names(store: Store) -> list[str]:
+    """Shards of a data set, by its manifest or, of others, by their endings; maybe none."""
+    if isinstance(store, Folder) and not store.path.is_dir():
+        raise UserError(f"{store}: no such folder")
+    about = manifest(store)
+    if about is not None:
+        return [shard["name"] for shard in about["shards"]]
+    for folder in ("data", ""):
+        for suffix in (".tar", ".parquet"):
+            found = sorted(name for name in store.sizes(folder) if name.endswith(suffix))
+            if found:
+                return [f"{folder}/{name}".lstrip("/") for name in found]
+    return []
+
+
+class _PlainFile(NamedTuple):
+    """A pair in a plain folder."""
+
+    key: str
+    image: Path
+    label: Path
+
+    def load(self) -> Raw:
+        try:
+            image, label = self.image.read_bytes(), self.label.read_bytes()
+        except OSError as error:
+            raise UserError(f"{self.image}, {self.label}: cannot read: {error.strerror}") from error
+        return Raw(self.key, {}, image, label, None, self.image.suffix.lstrip(".").lower())
+
+
+def _plain_files(store: Store) -> list[_PlainFile]:
+    expected = (
+        f"{store}: no samples here; expected data/*.tar, data/*.parquet, or images/ beside "
+        "labels/ or masks/"
+    )
+    if not isinstance(store, Folder):
+        raise UserError(expected)
+    root = store.path
+    folder = next((root / n for n in ("labels", "masks") if (root / n).is_dir()), None)
+    if folder is None or not (root / "images").is_dir():
+        raise UserError(expected)
+    photos, maps = _by_key(root / "images"), _by_key(folder)
+    if unpaired := sorted(photos.keys() ^ maps.keys()):
+        raise UserError(
+            f"{root}: {len(unpaired)} files have no partner in images/ or {folder.name}/, "
+            f"first: {unpaired[0]}"
+        )
+    if not photos:
+        raise UserError(f"{root}: images/ holds no image")
+    return [_PlainFile(key, photos[key], maps[key]) for key in sorted(photos)]
+
+
+def _by_key(folder: Path) -> dict[str, Path]:
+    """Image files by the key that a data set's reader gives them: below the split's folder."""
+    splits = {name for names in datasets.SPLIT_FOLDERS.values() for name in names}
+    found: dict[str, Path] = {}
+    for path in _image_files(folder):
+        relative = path.relative_to(folder).with_suffix("")
+        inside = relative.parts[1:] if relative.parts[0] in splits else relative.parts
+        key = datasets.clean_key("/".join(inside or relative.parts))
+        if key in found:
+            raise UserError(f"{found[key]} and {path} have the same key {key}; rename one of them")
+        found[key] = path
+    return found
+
+
+def _image_files(folder: Path) -> list[Path]:
+    suffixes = {".jpg", ".jpeg", ".png", ".webp"}
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in suffixes)
+
+
+# PyTorch
+
+
+class Item(NamedTuple):
+    """A sample as :class:`SampleDataset` gives it; ``default_collate`` makes batches of it."""
+
+    image: Tensor  # (3, H, W), float32 in [0, 1]
+    label: Tensor  # (H, W), int64 class ids; 255 (65535 above 255 classes): unlabelled
+    edge: Tensor  # (H, W), float32 in [0, 1]; zeros where the set has none
+    key: str
+
+
+class SampleDataset(Dataset[Item]):
+    """A data set of samples for ``torch.utils.data.DataLoader``: any format, random access.
+
+    The index is read once; a sample is read from its shard when it is asked for. Processes of a
+    ``DataLoader`` each open the shards for themselves.
+
+    Args:
+        place: folder or address of the data set: ours, tars or Parquet files of others, or
+            ``images/`` beside ``labels/`` or ``masks/``.
+
+    Raises:
+        UserError: as :func:`read_raw`.
+    """
+
+    def __init__(self, place: Place) -> None:
+        self._store = open_store(place)
+        self._shards = [shards.OpenShard(self._store, name) for name in shard_names(self._store)]
+        self._plain = [] if self._shards else _plain_files(self._store)
+        counts = [len(shard) for shard in self._shards] or [len(self._plain)]
+        self._starts = np.concatenate([[0], np.cumsum(counts)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, index: int) -> Item:
+        sample = self.sample(index)
+        edge = np.zeros(sample.label.shape, np.uint8) if sample.edge is None else sample.edge
+        return Item(
+            torch.from_numpy(sample.image.copy()).permute(2, 0, 1).float() / 255,
+            torch.from_numpy(sample.label.astype(np.int64)),
+            torch.from_numpy(edge.copy()).float() / 255,
+            sample.key,
+        )
+
+    def sample(self, index: int) -> ShardSample:
+        """A sample as arrays.
+
+        Raises:
+            IndexError: there is no such number.
+            UserError: the sample is damaged.
+        """
+        return self.decoded(index, self.raw(index))
+
+    def decoded(self, index: int, raw: Raw) -> ShardSample:
+        """What :meth:`raw` gave, as arrays."""
+        place = str(self._store)
+        if self._shards:
+            place = self._shards[self._find(index % len(self))[0]].place
+        return shards.decoded(raw, place)
+
+    def raw(self, index: int) -> Raw:
+        """A sample as it lies there; errors as of :meth:`sample`."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        index %= len(self)
+        if not self._shards:
+            return self._plain[index].load()
+        number, row = self._find(index)
+        return self._shards[number].raw(row)
+
+    def _find(self, index: int) -> tuple[int, int]:
+        """Number of the shard, and of the sample in it."""
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return number, index - int(self._starts[number])

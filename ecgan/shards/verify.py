@@ -1,0 +1,194 @@
+"""Check a finished data set: is every shard what was written, and every sample what it says?"""
+
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
+
+from ecgan.errors import UserError
+from ecgan.runtime.storage import Store, open_store
+from ecgan.shards import dataset
+from ecgan.shards import formats as shards
+from ecgan.shards.formats import RECORD_FIELDS, Listed, Raw
+
+MAX_FAULTS = 20
+
+
+@dataclass
+class Findings:
+    """What was found in a data set.
+
+    Attributes:
+        shards: that were looked at.
+        samples: that were looked at.
+        faults: one sentence each, the first twenty.
+        more: faults beyond these.
+    """
+
+    shards: int = 0
+    samples: int = 0
+    faults: list[str] = field(default_factory=list[str])
+    more: int = 0
+
+    def add(self, fault: str) -> None:
+        if len(self.faults) < MAX_FAULTS:
+            self.faults.append(fault)
+        else:
+            self.more += 1
+
+
+def verify(place: str | Path, *, quiet: bool = False) -> Findings:
+    """Read every byte of a data set of ours.
+
+    Shards: there, of the recorded size and sha256, none beside those of the manifest. Samples: as
+    many as recorded, each with all fields, keys that readers accept, none twice. Images and maps:
+    of the data set's size, whole, maps greyscale and no palette, ids of the class list. Records:
+    every field, class pixels as the label has them. Sums: as in the manifest.
+
+    Args:
+        place: folder or address.
+        quiet: no progress bar.
+
+    Raises:
+        UserError: not a finished data set of this version of ecgan.
+    """
+    store = open_store(place)
+    about = dataset.manifest(store)
+    if about is None or about["schema"] != dataset.SCHEMA:
+        raise UserError(
+            f"{store}: not a finished data set of this version of ecgan (no manifest.json of it)"
+        )
+    check = _Check(store, about)
+    bar = tqdm(dataset.listed(about), f"Verifying {store}", unit="shard", disable=quiet or None)
+    for shard in bar:
+        check.shard(shard)
+    check.sums()
+    return check.findings
+
+
+class _Check:
+    def __init__(self, store: Store, about: dict[str, Any]) -> None:
+        self.store, self.about = store, about
+        self.findings = Findings()
+        self.num_classes = len(about["names"])
+        self.ignore = int(about["ignore_index"])
+        self.mode = "L" if self.ignore == 255 else "I;16"
+        self.size = (about["size"][1], about["size"][0])  # as Pillow has it
+        self.keys: set[str] = set()
+        self.class_pixels = np.zeros(self.num_classes, np.int64)
+
+    def shard(self, shard: Listed) -> None:
+        """One shard, and every sample in it."""
+        findings = self.findings
+        findings.shards += 1
+        size = shards.measured_size(self.store, shard.name)
+        if size is None:
+            findings.add(f"{shard.name}: not there, or a file of it is not")
+            return
+        if size != shard.bytes:
+            findings.add(f"{shard.name}: {size} bytes, the manifest says {shard.bytes}")
+        elif not shards.is_intact(self.store, shard):
+            findings.add(f"{shard.name}: other bytes than were written (sha256 differs)")
+        count = 0
+        try:
+            for raw in shards.read_raw(self.store, shard.name):
+                count += 1
+                for fault in self._faults(raw):
+                    findings.add(f"{shard.name}: sample {raw.key}: {fault}")
+        except UserError as error:
+            findings.add(str(error))
+        findings.samples += count
+        if count != shard.samples:
+            findings.add(f"{shard.name}: {count} samples, the manifest says {shard.samples}")
+
+    def sums(self) -> None:
+        """What the manifest says of the whole."""
+        about, findings = self.about, self.findings
+        if findings.samples != about["samples"]:
+            findings.add(f"{findings.samples} samples, the manifest says {about['samples']}")
+        if not findings.faults and self.class_pixels.tolist() != about["class_pixels"]:
+            findings.add("the labels' pixels of each class are not those of the manifest")
+        listed = {shard.name for shard in dataset.listed(about)}
+        there = {f"data/{name}" for name in self.store.sizes("data")}
+        for name in sorted(there - listed):
+            findings.add(f"{name}: not in the manifest; readers of data/* would take it for data")
+        names = json.loads(self.store.read("id2label.json"))
+        if list(names.values()) != about["names"]:
+            findings.add("id2label.json: other names than the manifest's")
+
+    def _faults(self, raw: Raw) -> Iterator[str]:
+        if not shards.is_key(raw.key):
+            yield "its key has characters that readers take for something else"
+        if raw.key in self.keys:
+            yield "its key occurs twice"
+        self.keys.add(raw.key)
+        missing = [name for name in RECORD_FIELDS if raw.record.get(name) is None]
+        if missing:
+            yield f"its record lacks {', '.join(missing)}"
+        elif raw.record["key"] != raw.key:
+            yield f"its record is that of {raw.record['key']}"
+        if raw.image_format != self.about["image_format"]:
+            yield f"its image is {raw.image_format}, the manifest says {self.about['image_format']}"
+        yield from self._image_faults(raw)
+        if raw.edge is None:
+            yield "no edge map"
+        else:
+            yield from _map_faults("edge map", raw.edge, "L", self.size)[1]
+        values, faults = _map_faults("label", raw.label, self.mode, self.size)
+        yield from faults
+        if values is not None and not missing:
+            yield from self._label_faults(values, raw.record["class_pixels"])
+
+    def _image_faults(self, raw: Raw) -> Iterator[str]:
+        try:
+            with Image.open(io.BytesIO(raw.image)) as image:
+                image.load()
+                if (image.mode, image.size) != ("RGB", self.size):
+                    yield f"image of mode {image.mode}, {image.size[0]} x {image.size[1]}"
+        except (OSError, ValueError, SyntaxError) as error:
+            yield f"image: {_broken(raw.image, error)}"
+
+    def _label_faults(
+        self, values: npt.NDArray[np.integer], recorded: Sequence[int]
+    ) -> Iterator[str]:
+        outside = np.unique(values[(values >= self.num_classes) & (values != self.ignore)])
+        if len(outside):
+            yield f"label ids {', '.join(map(str, outside[:5]))} are not in the class list"
+            return
+        counted = np.bincount(values.ravel(), minlength=self.num_classes)[: self.num_classes]
+        self.class_pixels += counted
+        if counted.tolist() != list(recorded):
+            yield "its record's class_pixels are not those of its label"
+
+
+def _broken(data: bytes, error: Exception) -> str:
+    """Why bytes are no picture; Pillow's own words would name an object in memory."""
+    if isinstance(error, UnidentifiedImageError):
+        return f"its {len(data)} bytes are no picture" if data else "is empty"
+    return str(error)
+
+
+def _map_faults(
+    what: str, data: bytes, mode: str, size: tuple[int, int]
+) -> tuple[npt.NDArray[np.integer] | None, list[str]]:
+    """The values of a map, and what is wrong with its file."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            found, own = image.mode, image.size
+            values = np.asarray(image).astype(np.int64)
+    except (OSError, ValueError, SyntaxError) as error:
+        return None, [f"{what}: {_broken(data, error)}"]
+    faults: list[str] = []
+    if found != mode:
+        faults.append(f"{what} of mode {found}, expected {mode}")
+    if own != size:
+        faults.append(f"{what} of {own[0]} x {own[1]}, expected {size[0]} x {size[1]}")
+    return (None if faults else values), faults

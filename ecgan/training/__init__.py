@@ -1,0 +1,1 @@
+"""Fit a generator to photos with label maps."""

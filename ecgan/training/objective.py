@@ -1,0 +1,483 @@
+"""Eq. 10: which parts a recipe builds, which terms it sums, and what each term is of one batch.
+
+A term is one named summand. ``terms`` says which there are and what they weigh; ``Objective``
+computes them, unweighted. A weight of 0 leaves a term out, and the network that only it needs.
+
+Of one batch of layouts there are up to five pictures: the real image and edge, and of the
+generated ones, with the weights of Eqs. 9 and 10, the edge I'_e (1), the coarse I' (1) and the
+image (lambda), which is I'' or its fusion with I_g. Without Gs there is none: I' is the output.
+
+Shape legend:
+    B  images in the batch      N  classes      H, W  height and width      R  pictures
+    S  condition, (B, channels of S, H, W)      z  style, (B, 256)
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ecgan import losses
+from ecgan.checkpoint import build_generator, build_style_encoder
+from ecgan.labels import LabelSpace
+from ecgan.models.contrastive import ContrastiveHead
+from ecgan.models.discriminator import Discriminator
+from ecgan.models.generator import STYLE_DIM, Generated, Generator
+from ecgan.models.layers import channels_last
+from ecgan.models.pretrained import PerceptualFeatures
+from ecgan.models.style import StyleEncoder, reparameterise
+from ecgan.recipe import Recipe
+from ecgan.runtime import distributed
+from ecgan.runtime.profiling import measured
+from ecgan.runtime.transfers import uploaded
+from ecgan.segmentation.segmenter import Segmenter
+from ecgan.training.diffaugment import diffaugment, draw
+
+# Streams of random numbers; a draw is keyed by (seed, stream, position).
+_STYLE, _AUGMENT, _BANK = range(3)
+
+
+def terms(recipe: Recipe) -> dict[str, float]:
+    """Weight of each term of Eq. 10 that this recipe sums for G."""
+    model, weights = recipe.model, recipe.losses
+    candidates = {
+        "adversarial": weights.adversarial,
+        "feature_matching": weights.feature_matching,
+        "perceptual": weights.perceptual * (weights.perceptual_network != "none"),
+        "similarity": weights.similarity * (model.label_generator != "off"),
+        "contrastive": weights.contrastive * model.contrastive,
+        "class_l1": weights.class_l1 * model.class_specific,
+        "kl": weights.kl * model.style,
+    }
+    return {name: weight for name, weight in candidates.items() if weight > 0}
+
+
+def has_image(recipe: Recipe) -> bool:
+    """Whether there is an image beside the coarse one."""
+    return recipe.model.semantic_preserving or recipe.model.output == "fused"
+
+
+def pictures(recipe: Recipe) -> dict[str, float]:
+    """Weight of each generated picture within the adversarial and the matching terms."""
+    weights = {
+        "edge": 1.0 * recipe.model.edge_generator,
+        "coarse": 1.0,
+        "image": recipe.losses.refined * has_image(recipe),
+    }
+    return {name: weight for name, weight in weights.items() if weight > 0}
+
+
+def modules(recipe: Recipe) -> list[str]:
+    """The parts of ECGAN that this recipe builds, by the paper's names where it has one."""
+    model, summed = recipe.model, terms(recipe)
+    parts = {
+        "E": True,
+        "Gi": True,
+        "Ge": model.edge_generator,
+        "Gt": model.edge_transfer,
+        "Gs": model.semantic_preserving,
+        "Gl": "similarity" in summed,
+        "Gc": "contrastive" in summed,
+        "class_specific": "class_l1" in summed or model.output == "fused",
+        "fusion": model.output == "fused",
+        "style_encoder": model.style,
+        "D": bool({"adversarial", "feature_matching"} & set(summed)),
+        "perceptual_network": "perceptual" in summed,
+    }
+    return [name for name, there in parts.items() if there]
+
+
+class Inputs(NamedTuple):
+    """A batch of real triples on the device."""
+
+    keys: tuple[str, ...]
+    positions: Tensor  # (B,), int64, on the CPU: where in the run's row of images
+    labels: Tensor  # (B, H, W), int64
+    S: Tensor
+    image: Tensor  # (B, 3, H, W), in [-1, 1]
+    edge: Tensor | None  # (B, 3, H, W), in [-1, 1]; None without Ge
+
+
+class Made(NamedTuple):
+    """What G and the networks trained with it make of a batch."""
+
+    generated: Generated
+    mu: Tensor | None  # of the style, (B, 256)
+    log_var: Tensor | None
+    embeddings: list[Tensor]  # of Gc, one for each tap, (B, 64, h, w)
+
+
+class GeneratorSide(nn.Module):
+    """All that G's optimiser trains, in one module and one forward pass, as DDP wants it.
+
+    Args:
+        recipe: which parts there are.
+        space: the class list.
+    """
+
+    def __init__(self, recipe: Recipe, space: LabelSpace) -> None:
+        super().__init__()
+        self.generator: Generator = build_generator(recipe, space)
+        self.generator.trunk.checkpointed = recipe.train.checkpointing
+        self.style_encoder: StyleEncoder | None = build_style_encoder(recipe)
+        self.ignore = space.ignore_index
+        self.stride = recipe.losses.contrastive_stride
+        self.taps = tuple(recipe.losses.contrastive_taps) if "Gc" in modules(recipe) else ()
+        channels = self.generator.tap_channels
+        self.heads = nn.ModuleList(ContrastiveHead(channels[tap][0]) for tap in self.taps)
+
+    def forward(self, S: Tensor, labels: Tensor, image: Tensor, noise: Tensor | None) -> Made:
+        """Condition, labels, real image and noise, (B, 256), for its style, to pictures."""
+        mu = log_var = z = None
+        if self.style_encoder is not None:
+            assert noise is not None
+            mu, log_var = self.style_encoder(image)
+            dtype = torch.promote_types(mu.dtype, torch.float32)
+            z = reparameterise(mu.to(dtype), log_var.to(dtype), noise.to(dtype))
+        generated = self.generator(S, labels, self.ignore, z)
+        embeddings = []
+        for tap, head in zip(self.taps, self.heads, strict=True):
+            # a tap of the trunk is smaller than S already
+            stride = max(1, self.stride // self.generator.tap_channels[tap][1])
+            embeddings.append(head(generated.taps[tap], stride))
+        return Made(generated, mu, log_var, embeddings)
+
+
+def build_discriminator(recipe: Recipe, space: LabelSpace) -> Discriminator | None:
+    """D with freshly initialised weights, if a term needs it."""
+    if "D" not in modules(recipe):
+        return None
+    num_conditions = space.num_conditions(boundary=recipe.data.instances)
+    return Discriminator(num_conditions, recipe.model.width, recipe.model.spectral_norm)
+
+
+class MemoryBank(nn.Module):
+    """Detached embeddings of earlier steps: for each tap and class a ring of the newest.
+
+    Each image gives one embedding of each class that it shows, the pixel drawn by the image's
+    position. Every rank holds the same bank.
+
+    Args:
+        num_taps: taps that Eq. 5 looks at.
+        num_classes: N.
+        size: embeddings kept of each class.
+        dim: of an embedding.
+        seed: of the draws.
+    """
+
+    embeddings: Tensor  # (taps, N, size, dim)
+    count: Tensor  # embeddings that came so far, (taps, N)
+
+    def __init__(self, num_taps: int, num_classes: int, size: int, dim: int, seed: int) -> None:
+        super().__init__()
+        self.register_buffer("embeddings", torch.zeros(num_taps, num_classes, size, dim))
+        self.register_buffer("count", torch.zeros(num_taps, num_classes, dtype=torch.int64))
+        self.seed = seed
+
+    def read(self, tap: int, empty: int) -> tuple[Tensor, Tensor]:
+        """Embeddings, (M, dim), and their classes, (M,); ``empty`` where there is none yet."""
+        _, num_classes, size, _ = self.embeddings.shape
+        filled = torch.arange(size, device=self.count.device) < self.count[tap, :, None]
+        classes = torch.arange(num_classes, device=self.count.device)[:, None]
+        return self.embeddings[tap].flatten(0, 1), classes.where(filled, empty).flatten()
+
+    @torch.no_grad()
+    def add(self, tap: int, embeddings: Tensor, labels: Tensor, positions: Tensor) -> None:
+        """Embeddings, (B, dim, h, w), their labels, (B, h, w), and positions, (B,), on the CPU."""
+        _, num_classes, size, _ = self.embeddings.shape
+        classes = torch.arange(num_classes, device=self.count.device)
+        for embedding, label, position in zip(embeddings, labels, positions.tolist(), strict=True):
+            flat = label.flatten()
+            order = torch.randperm(len(flat), generator=keyed(self.seed, _BANK, position))
+            order = uploaded(order, flat.device)
+            last = torch.full((num_classes + 1,), -1, device=flat.device)
+            ids = torch.where(flat < num_classes, flat, num_classes)[order]
+            last.scatter_reduce_(0, ids, torch.arange(len(flat), device=flat.device), "amax")
+            last = last[:num_classes]
+            present, slots = last >= 0, self.count[tap] % size
+            pixels = order[last.clamp(min=0)]
+            new = embedding.flatten(1).T[pixels].to(self.embeddings.dtype)
+            old = self.embeddings[tap, classes, slots]
+            self.embeddings[tap, classes, slots] = new.where(present[:, None], old)
+            self.count[tap] += present
+
+
+@dataclass
+class Objective:
+    """The terms of one run.
+
+    Attributes:
+        recipe: weights and settings.
+        space: the class list.
+        device: where it all happens.
+        label_generator: Gl, frozen, if the similarity term is there.
+        perceptual_network: frozen, if the perceptual term is there.
+        bank: of Eq. 5, if there is one.
+    """
+
+    recipe: Recipe
+    space: LabelSpace
+    device: torch.device
+    label_generator: Segmenter | None = None
+    perceptual_network: PerceptualFeatures | None = None
+    bank: MemoryBank | None = None
+
+    def __post_init__(self) -> None:
+        for frozen in (self.label_generator, self.perceptual_network):
+            if frozen is not None:
+                channels_last(frozen)
+        self.weights = terms(self.recipe)
+        self.pictures = pictures(self.recipe)
+        precision = self.recipe.train.precision
+        self._bfloat16 = precision == "bfloat16" or (
+            precision == "auto" and self.device.type == "cuda"
+        )
+        stride = self.recipe.losses.similarity_stride
+        self._similarity_stride = (
+            (1 if self.device.type == "cuda" else 4) if stride == "auto" else stride
+        )
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """What networks run in; losses run outside of it."""
+        if not self._bfloat16:
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+    def noise(self, positions: Tensor) -> Tensor:
+        """What the styles of a batch are drawn from, (B, 256)."""
+        seed = self.recipe.train.seed
+        draws = [
+            torch.randn(STYLE_DIM, generator=keyed(seed, _STYLE, position))
+            for position in positions.tolist()
+        ]
+        return uploaded(torch.stack(draws), self.device)
+
+    def discriminator_loss(
+        self, discriminator: nn.Module, inputs: Inputs, made: Made
+    ) -> tuple[Tensor, dict[str, list[list[Tensor]]]]:
+        """D's loss, Eqs. 8 and 9, on the detached pictures of G.
+
+        Returns:
+            The loss, and D's maps of the real pictures (by ``image``, ``edge``), detached, for
+            feature matching.
+        """
+        real = self._real(inputs)
+        fake = {name: picture.detach() for name, picture in self._fake(made).items()}
+        maps = self._judge(discriminator, inputs, [*real.items(), *fake.items()])
+        real_maps, fake_maps = maps[: len(real)], maps[len(real) :]
+        by_name = dict(zip(fake, fake_maps, strict=True))
+        total = torch.zeros((), device=self.device)
+        for modality, of_real in zip(real, real_maps, strict=True):
+            fakes = [
+                (weight, _scores(by_name[name]))
+                for name, weight in self.pictures.items()
+                if (name == "edge") == (modality == "edge")
+            ]
+            total = total + losses.discriminator_loss(
+                self.recipe.losses.adversarial_kind, _scores(of_real), fakes
+            )
+        detached = {
+            modality: [[m.detach() for m in scale] for scale in of_real]
+            for modality, of_real in zip(real, real_maps, strict=True)
+        }
+        return total, detached
+
+    def generator_terms(
+        self,
+        discriminator: nn.Module | None,
+        inputs: Inputs,
+        made: Made,
+        real_maps: dict[str, list[list[Tensor]]],
+    ) -> dict[str, Tensor]:
+        """Every term of Eq. 10 that the recipe sums for G, unweighted.
+
+        Args:
+            discriminator: D, whose parameters need no gradient here.
+            inputs: the batch.
+            made: what G made of it, with gradient.
+            real_maps: as ``discriminator_loss`` gave them.
+        """
+        values: dict[str, Tensor] = {}
+        if discriminator is not None:
+            with measured("adversarial, matching"):
+                values |= self._judged(discriminator, inputs, made, real_maps)
+        measures: dict[str, Callable[[Inputs, Made], Tensor]] = {
+            "perceptual": self._perceptual,
+            "similarity": self._similarity,
+            "contrastive": self._contrastive,
+            "class_l1": self._class_l1,
+            "kl": self._kl,
+        }
+        for name, measure in measures.items():
+            if name in self.weights:
+                with measured(name):
+                    values[name] = measure(inputs, made)
+        return {name: values[name] for name in self.weights}
+
+    def weighted(self, values: dict[str, Tensor]) -> Tensor:
+        """Eq. 10."""
+        return torch.stack([self.weights[name] * value for name, value in values.items()]).sum()
+
+    def _judged(
+        self,
+        discriminator: nn.Module,
+        inputs: Inputs,
+        made: Made,
+        real_maps: dict[str, list[list[Tensor]]],
+    ) -> dict[str, Tensor]:
+        """Adversarial and feature matching terms, from one pass through D."""
+        fake = self._fake(made)
+        maps = self._judge(discriminator, inputs, list(fake.items()))
+        adversarial = matching = torch.zeros((), device=self.device)
+        for name, of_fake in zip(fake, maps, strict=True):
+            weight = self.pictures[name]
+            adversarial = adversarial + weight * losses.generator_adversarial(
+                self.recipe.losses.adversarial_kind, _scores(of_fake)
+            )
+            of_real = real_maps["edge" if name == "edge" else "image"]
+            matching = matching + weight * losses.feature_matching(_inner(of_real), _inner(of_fake))
+        values = {"adversarial": adversarial, "feature_matching": matching}
+        return {name: value for name, value in values.items() if name in self.weights}
+
+    def _perceptual(self, inputs: Inputs, made: Made) -> Tensor:
+        network = self.perceptual_network
+        assert network is not None
+        real, fake = self._real(inputs), self._fake(made)
+        with self.autocast():
+            with torch.no_grad():
+                of_real = dict(zip(real, _split(network, list(real.values())), strict=True))
+            of_fake = dict(zip(fake, _split(network, list(fake.values())), strict=True))
+        total = torch.zeros((), device=self.device)
+        for name, features in of_fake.items():
+            target = of_real["edge" if name == "edge" else "image"]
+            term = losses.perceptual(target, features, network.weights)
+            total = total + self.pictures[name] * term
+        return total
+
+    def _similarity(self, inputs: Inputs, made: Made) -> Tensor:
+        """Eq. 3 for S' and S'', on every s-th pixel in each direction."""
+        network = self.label_generator
+        assert network is not None
+        stride, ignore = self._similarity_stride, self.space.ignore_index
+        height, width = inputs.labels.shape[1:]
+        size = (max(1, height // stride), max(1, width // stride))
+        labels = _nearest(inputs.labels, size)
+        known = F.pad(network.known, (0, 1))[labels.clamp(max=network.num_classes)]
+        labels = labels.masked_fill(~known, ignore)
+        images = [made.generated.coarse]
+        if has_image(self.recipe):  # else it is the coarse one again
+            images.append(made.generated.image)
+        with self.autocast():
+            probabilities = network.probabilities(torch.cat(images), size)
+        if len(network.known_classes) < network.num_classes:  # others have no part in any a''
+            probabilities = probabilities.index_select(1, network.known_classes)
+        parts = probabilities.chunk(len(images))
+        return torch.stack([losses.similarity_loss(p, labels, ignore) for p in parts]).sum()
+
+    def _contrastive(self, inputs: Inputs, made: Made) -> Tensor:
+        """Eq. 5, averaged over the taps: this rank's anchors among the pixels of all ranks."""
+        ignore, rank = self.space.ignore_index, distributed.rank()
+        total = torch.zeros((), device=self.device)
+        additions: list[tuple[int, Tensor, Tensor]] = []
+        for tap, own in enumerate(made.embeddings):
+            labels = distributed.gather(_nearest(inputs.labels, own.shape[2:]))
+            embeddings = distributed.gather(own)
+            pixels = own.shape[0] * own.shape[2] * own.shape[3]
+            bank, bank_classes = (None, None) if self.bank is None else self.bank.read(tap, ignore)
+            total = total + losses.pixel_contrastive_loss(
+                embeddings.permute(0, 2, 3, 1).flatten(0, 2),
+                labels.flatten(),
+                self.recipe.losses.temperature,
+                anchors=slice(rank * pixels, (rank + 1) * pixels),
+                bank=bank,
+                bank_classes=bank_classes,
+                ignore=ignore,
+                reduce_sums=distributed.all_reduce_sum,
+            )
+            additions.append((tap, embeddings.detach(), labels))
+        if self.bank is not None:
+            positions = distributed.gather(inputs.positions)
+            for tap, embeddings, labels in additions:
+                self.bank.add(tap, embeddings, labels, positions)
+        return total / len(made.embeddings)
+
+    def _kl(self, _: Inputs, made: Made) -> Tensor:
+        assert made.mu is not None
+        assert made.log_var is not None
+        return losses.kl_divergence(made.mu, made.log_var)
+
+    def _class_l1(self, inputs: Inputs, made: Made) -> Tensor:
+        assert made.generated.class_image is not None
+        return losses.class_specific_l1(
+            made.generated.class_image,
+            inputs.image,
+            inputs.labels,
+            self.space.num_classes,
+            self.space.ignore_index,
+            mean=self.recipe.losses.class_l1_mean,
+            reduce_sums=distributed.all_reduce_sum,
+        )
+
+    def _real(self, inputs: Inputs) -> dict[str, Tensor]:
+        real = {"image": inputs.image}
+        if inputs.edge is not None and "edge" in self.pictures:
+            real["edge"] = inputs.edge
+        return real
+
+    def _fake(self, made: Made) -> dict[str, Tensor]:
+        fake: dict[str, Tensor] = {}
+        for name in self.pictures:
+            picture: Tensor | None = getattr(made.generated, name)
+            assert picture is not None
+            fake[name] = picture
+        return fake
+
+    def _judge(
+        self, discriminator: nn.Module, inputs: Inputs, named: Sequence[tuple[str, Tensor]]
+    ) -> list[list[list[Tensor]]]:
+        """D's maps, for each picture a list of scales of lists of maps; one pass for all."""
+        S, shown = inputs.S, [picture for _, picture in named]
+        if self.recipe.train.augment == "diffaugment":
+            seed = self.recipe.train.seed
+            draws = draw([(seed, _AUGMENT, position) for position in inputs.positions.tolist()])
+            S = diffaugment(S, draws, colour=False)
+            shown = [diffaugment(p, draws, colour=name != "edge") for name, p in named]
+        with self.autocast():
+            judged = discriminator(S, torch.cat(shown))
+        parts = [[m.chunk(len(shown)) for m in scale] for scale in judged]
+        return [
+            [[chunks[index] for chunks in scale] for scale in parts] for index in range(len(shown))
+        ]
+
+
+def keyed(seed: int, stream: int, position: int) -> torch.Generator:
+    """Random numbers of one position, whatever the rank, the batch and the resumption."""
+    state = np.random.SeedSequence((seed, stream, position)).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]))
+
+
+def _split(network: nn.Module, images: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Feature maps of each batch of images, from one pass."""
+    maps = [m.chunk(len(images)) for m in network(torch.cat(list(images)))]
+    return [[chunks[index] for chunks in maps] for index in range(len(images))]
+
+
+def _scores(maps: list[list[Tensor]]) -> list[Tensor]:
+    return [scale[-1] for scale in maps]
+
+
+def _inner(maps: list[list[Tensor]]) -> list[list[Tensor]]:
+    return [scale[:-1] for scale in maps]
+
+
+def _nearest(labels: Tensor, size: Sequence[int]) -> Tensor:
+    """Labels, (B, H, W), at another size, the pixel in the middle of each new one."""
+    if tuple(labels.shape[1:]) == tuple(size):
+        return labels
+    resized = F.interpolate(labels[:, None].float(), size=tuple(size), mode="nearest-exact")
+    return resized[:, 0].long()

@@ -1,0 +1,376 @@
+"""report.json and report.html: schema, table, self-containedness, refusals."""
+
+import copy
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ecgan.errors import UserError
+from ecgan.evaluation.report import page as report
+from ecgan_cli.main import cli
+
+REPORT = {
+    "schema": 1,
+    "samples": "datasets/city <b>",
+    "protocol": {"judge": "SegFormer, trained here", "size": "192 x 256", "classes": ["a", "b"]},
+    "metrics": {
+        "miou": {"value": 0.4321, "real": 0.5512, "low": 0.41, "high": 0.45, "n": 1165},
+        "accuracy": {"value": 0.81, "real": 0.88, "low": 0.8, "high": 0.82, "n": 1165},
+        "fd_efficientnet_lite0": {"value": 12.3, "real": 3.1, "low": None, "high": None, "n": 1165},
+    },
+    "per_class": {
+        "road": {
+            "iou": 0.9,
+            "real": 0.93,
+            "low": 0.89,
+            "high": 0.91,
+            "share": 0.3,
+            "real_share": 0.31,
+            "color": [128, 64, 128],
+        },
+        "pole": {
+            "iou": None,
+            "real": 0.1,
+            "low": None,
+            "high": None,
+            "share": 0.0,
+            "real_share": 0.0001,
+            "color": [9, 9, 9],
+        },
+    },
+    "skipped": {"fid": "evaluate.inception_weights is not set"},
+    "notes": ["the judge saw 3 layouts"],
+    "best": [],
+    "worst": [],
+    "compared": [],
+}
+
+
+def illustrations():
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (12, 16, 3), np.uint8)
+    mask = np.zeros((12, 16, 3), np.uint8)
+    cells = [
+        report.Picture(mask, "layout of a", exact=True),
+        None,
+        report.Picture(image, "sample of a"),
+    ]
+    gallery = report.Gallery(
+        "Samples", "Evenly spread.", ["layout", "edge", "image"], [report.Row("a", "0.9", cells)]
+    )
+    curve = report.Curve("total", [(0, 3.0), (100, 2.0), (200, 1.5)])
+    return report.Illustrations([gallery], [curve])
+
+
+class Page(HTMLParser):
+    """Collects addresses and text, and checks that tags nest."""
+
+    VOID = frozenset({"meta", "link", "img", "br", "rect", "line", "polyline"})
+
+    def __init__(self, text):
+        super().__init__()
+        self.addresses, self.images, self.open, self.tags = [], [], [], set()
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
+        self.tags.add(tag)
+        self.addresses += [attributes[k] for k in ("src", "href") if k in attributes]
+        if tag == "img":
+            self.images.append(attributes)
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        pass
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_written_report_is_read_back(tmp_path):
+    report.write(REPORT, tmp_path / "out", [illustrations()])
+    assert report.load(tmp_path / "out") == REPORT
+    assert report.load(tmp_path / "out" / "report.json") == REPORT
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["report.html", "report.json"]
+
+
+def test_page_is_self_contained_and_escaped():
+    text = report.html(REPORT, [illustrations()])
+    page = Page(text)
+    assert all(a.startswith(("data:", "#")) for a in page.addresses)
+    assert "script" not in page.tags
+    assert not re.search(r"https?://|url\(|@import", text)
+    assert "default-src 'none'" in text  # and the browser sees to it
+    assert "datasets/city &lt;b&gt;" in text
+    assert "prefers-color-scheme: dark" in text
+    assert [image["alt"] for image in page.images] == ["layout of a", "sample of a"]
+
+
+def test_page_holds_every_number_and_the_reasons():
+    text = report.html(REPORT, [illustrations()])
+    for expected in ("0.4321", "0.5512", "0.4100 to 0.4500", "12.30", "inception_weights is not"):
+        assert expected in text
+    assert "78%" in text  # 0.4321 / 0.5512, in the verdict
+    assert "The judge saw 3 layouts." in text
+
+
+def test_page_of_several_sets_compares_them():
+    both = copy.deepcopy(REPORT)
+    both["compared"] = [copy.deepcopy({**REPORT, "samples": "second"})]
+    text = report.html(both, [illustrations(), report.Illustrations()])
+    Page(text)
+    assert "2 sets of samples" in text
+    assert 'id="set-2"' in text
+    assert 'class="marked"' not in text
+    both["compared"][0] |= {"marks": ["forced"], "metrics": {"new": REPORT["metrics"]["miou"]}}
+    text = report.html(both, [illustrations(), report.Illustrations()])
+    Page(text)
+    assert '<code>second</code></a> <strong class="marked">marked</strong>' in text
+    assert "<td>n/a</td>" in text  # what only one of them has
+    assert '<th scope="row">new</th>' in text
+
+
+def test_page_without_judge_or_pictures():
+    bare = {**REPORT, "metrics": {}, "per_class": {}, "notes": [], "skipped": {}}
+    Page(report.html(bare, [report.Illustrations()]))
+
+
+MARKED = REPORT | {
+    "marks": ["the judge is the label generator (forced)"],
+    "confusion": {"classes": ["road", "pole"], "counts": [[75, 20, 5], [0, 0, 0]]},
+}
+
+
+def row(name, mious, against=None, mix=1.0):
+    return {
+        "name": name,
+        "real_fraction": 1.0,
+        "mix": mix,
+        "real_images": 367,
+        "synthetic_images": 1835,
+        "runs": [{"seed": s, "miou": m, "accuracy": 0.8} for s, m in enumerate(mious)],
+        "miou": {"mean": sum(mious) / len(mious), "std": 0.01, "low": 0.3, "high": 0.5},
+        "accuracy": {"mean": 0.8, "std": 0.0, "low": 0.8, "high": 0.8},
+        "per_class": {"road": {"mean": 0.9, "std": 0.02}, "pole": {"mean": None, "std": None}},
+        "against_real": against,
+    }
+
+
+WORTH = {
+    "protocol": {"students": "SegFormer of width 8"},
+    "rows": [
+        row("real only", [0.4, 0.42], mix=0.0),
+        row(
+            "real + 1x samples",
+            [0.44, 0.46],
+            {"difference": 0.04, "low": 0.01, "high": 0.07, "spread": 0.014, "larger": True},
+        ),
+    ],
+    "sentences": ["real + 1x samples: +0.040 mIoU, larger than the spread"],
+    "notes": ["the generator is not known"],
+    "failed": [],
+}
+
+
+def test_every_metric_has_its_place():
+    names = {
+        f"{kind}_{network}"
+        for kind in ("precision", "recall")
+        for network in ("inception", "inception_clean", "dinov2", "efficientnet_lite0")
+    } | {"diversity_efficientnet_lite0", "consistency", "fid_clean", "kid", "fd_dinov2"}
+    assert names <= report.MEANINGS.keys()
+    assert [m for m in report.MEANINGS.values() if m.better not in {"higher", "lower"}] == []
+    groups = dict(report._grouped([{"metrics": report.MEANINGS}, {"metrics": {"new": 1}}]))
+    assert sum(map(len, groups.values())) == len(report.MEANINGS) + 1
+    assert groups["Others"] == ["new"]
+    assert groups["Distance between samples and photos, as sets"] == [
+        "fid", "kid", "fid_clean", "kid_clean", "fd_dinov2", "fd_efficientnet_lite0"
+    ]  # fmt: skip
+
+
+def test_spread_and_protocol_of_a_metric_are_shown():
+    report_ = copy.deepcopy(REPORT)
+    report_["metrics"]["miou"] |= {"std": 0.0123, "protocol": "three judges"}
+    text = report.html(report_, [illustrations()])
+    assert "<td>0.4321 ± 0.0123</td>" in text
+    assert "over classes; three judges</small>" in text
+    assert "<dt>standard deviation</dt><dd>0.0123</dd>" in text
+    assert "0.4321 ± 0.0123" in report.table(report_)
+    assert "standard deviation" not in report.html(REPORT, [illustrations()])
+
+
+def test_curves_carry_the_names_of_their_metrics():
+    curves = [report.Curve("fd_efficientnet_lite0", [(100, 400.0), (300, 250.0)])]
+    text = report.html(REPORT, [report.Illustrations((), curves)])
+    assert "<figcaption>FD, EfficientNet-Lite0 ↓<span>last 250.00</span>" in text
+    assert 'points="0.0,4.0 320.0,116.0"' in text
+    assert "<span>100</span><span>300 images</span>" in text
+
+
+def test_page_shows_marks_and_what_was_read_as_what():
+    text = report.html(MARKED, [illustrations()])
+    page = Page(text)
+    assert text.index("These numbers carry a mark") < text.index("0.4321")
+    assert "The judge is the label generator (forced)." in text
+    cells = re.findall(r"--share:([0-9.]+)\">(\d+)<", text)
+    assert cells == [("0.750", "75"), ("0.200", "20"), ("0.050", "5")]
+    assert text.count("<td>-</td>") == 3  # a class without pixels
+    assert "details" in page.tags
+    many = [f"c{i}" for i in range(13)]
+    wide = MARKED | {"confusion": {"classes": many, "counts": [[1] * 14] * 13}}
+    assert "<details><summary>Confusion of 13 classes" in report.html(wide, [illustrations()])
+    assert "<details open><summary>Confusion of 2 classes" in text
+    assert "carry a mark" not in report.html(REPORT, [illustrations()])
+
+
+def test_page_shows_what_samples_are_worth():
+    text = report.html(REPORT | {"downstream": WORTH}, [illustrations()])
+    Page(text)
+    assert "Real + 1x samples: +0.040 mIoU, larger than the spread" in text
+    assert "+0.0400 (+0.0100 to +0.0700) <strong>*</strong>" in text
+    assert "* larger than the spread over seeds explains" in text
+    assert "mIoU 0.4500, 95 % interval 0.3000 to 0.5000, seeds 0.4400 0.4600" in text
+    assert "The generator is not known." in text
+    assert "<td>0.9000 ± 0.0200</td>" in text  # road
+    assert text.index("Headline numbers") < text.index("What the samples are worth")
+    assert text.index("What the samples are worth") < text.index("IoU of each class")
+    without = copy.deepcopy(WORTH)
+    without["rows"][1]["against_real"]["larger"] = False
+    assert "<strong>*" not in report.html(REPORT | {"downstream": without}, [illustrations()])
+
+
+def test_runs_of_all_conditions_share_one_axis():
+    rows = [
+        *WORTH["rows"],
+        row("synthetic only", [0.31], mix=None),
+        row("real only (10 %)", [0.35], mix=0.0) | {"real_fraction": 0.1},
+        row("real (10 %) + 1x samples", [0.39]) | {"real_fraction": 0.1},
+    ]
+    ticks, placed = report._plot({"rows": rows}, "miou")
+    assert ticks == [
+        (pytest.approx(value), pytest.approx(x))
+        for value, x in ((0.3, 0), (0.35, 25), (0.4, 50), (0.45, 75), (0.5, 100))
+    ]
+    assert placed[0]["seeds"] == pytest.approx([50, 60])
+    assert placed[1]["mean"] == pytest.approx(75)
+    assert (placed[1]["low"], placed[1]["high"]) == (0, 100)
+    assert [at["real"] for at in placed] == pytest.approx([55, 55, 55, 25, 25])
+    rows[0]["miou"] = rows[0]["miou"] | {"high": 1.7, "low": -0.2}  # of few seeds
+    ticks, placed = report._plot({"rows": rows}, "miou")
+    assert [ticks[0][0], ticks[-1][0]] == [0, 1]
+    assert (placed[0]["low"], placed[0]["high"]) == (0, 100)
+    rows[0]["miou"] = rows[0]["miou"] | {"high": None, "low": None}  # of one
+    assert report._plot({"rows": rows[:1]}, "miou").rows[0]["low"] is None
+
+
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_ticks_are_round_and_few(first, second):
+    low, high = min(first, second), max(first, second)
+    ticks = report._ticks(low, high)
+    assert 3 <= len(ticks) <= 6
+    assert 0 <= ticks[0] <= low + 1e-9
+    assert high - 1e-9 <= ticks[-1] <= 1
+    assert np.ptp(np.diff(ticks)) < 1e-9
+
+
+def test_a_report_of_worth_alone():
+    bare = {
+        "schema": 1, "samples": "datasets/train", "protocol": {}, "metrics": {}, "per_class": {},
+        "skipped": {}, "notes": [], "downstream": WORTH,
+    }  # fmt: skip
+    text = report.html(bare, [report.Illustrations()])
+    Page(text)
+    assert "Headline numbers" not in text
+    assert "What the samples are worth" in text
+    table = report.table(bare)
+    assert "real + 1x samples" in table
+    assert "+0.0400 (+0.0100 to +0.0700)" in table
+    assert "datasets/train" not in table  # there is nothing to say of it
+
+
+def test_markdown_is_a_summary_for_a_pull_request():
+    text = report.table(MARKED | {"downstream": WORTH}, markdown=True)
+    assert report.verdict(REPORT) in text
+    assert "\n> **Mark:** the judge is the label generator (forced)\n" in text
+    assert text.count("<details><summary>IoU of each class</summary>") == 2
+    assert "| road | 0.9000 ± 0.0200 | 0.9000 ± 0.0200 |" in text
+    assert "| pole | n/a | n/a |" in text
+    assert "| real + 1x samples | 0.4500 | 0.0100 | 0.8000 | +0.0400 (+0.0100 to +0.0700) |" in text
+    # What is not a headline is folded away
+    assert "All 3 numbers" not in text
+    more = copy.deepcopy(REPORT)
+    more["metrics"]["edge_f1"] = more["metrics"]["miou"] | {"std": 0.01}
+    text = report.table(more, markdown=True)
+    assert text.index("| mIoU |") < text.index("<details><summary>All 4 numbers")
+    assert text.index("All 4 numbers") < text.index("| Edge F1 | 0.4321 ± 0.0100 |")
+    named = REPORT | {"per_class": {"a|b": REPORT["per_class"]["road"]}}
+    assert "| a&#124;b | 0.9000 |" in report.table(named, markdown=True)
+
+
+def test_table_golden():
+    assert report.table(REPORT) == (
+        "datasets/city <b>\n"
+        "  metric                    samples     95 % interval  real photos     n\n"
+        "  mIoU                       0.4321  0.4100 to 0.4500       0.5512  1165\n"
+        "  Pixel accuracy             0.8100  0.8000 to 0.8200       0.8800  1165\n"
+        "  FD, EfficientNet-Lite0 ↓    12.30                          3.100  1165\n"
+        "note: the judge saw 3 layouts\n"
+        "FID skipped: evaluate.inception_weights is not set\n"
+    )
+    markdown = report.table(REPORT, markdown=True)
+    assert "| mIoU | 0.4321 | 0.4100 to 0.4500 | 0.5512 | 1165 |" in markdown
+    assert "|---|---:|---:|---:|---:|" in markdown
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "n/a"), (0.0, "0.0000"), (0.12345, "0.1235"), (3.14159, "3.142"), (250.0, "250.00")],
+)
+def test_number(value, text):
+    assert report.number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (None, "no such file; `ecgan evaluate` writes it"),
+        ("{", "not a report"),
+        ("[]", "schema or metrics is missing"),
+        ('{"schema": 9, "metrics": {}}', "schema 9, this ecgan"),
+    ],
+)
+def test_load_refuses(tmp_path, content, sentence):
+    file = tmp_path / "report.json"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        report.load(tmp_path)
+
+
+def test_report_show(tmp_path):
+    (tmp_path / "report.json").write_text(json.dumps(REPORT))
+    result = CliRunner().invoke(cli, ["report", "show", str(tmp_path)])
+    assert result.exit_code == 0
+    assert result.output == report.table(REPORT)
+    result = CliRunner().invoke(cli, ["report", "show", "--markdown", str(tmp_path)])
+    assert result.output == report.table(REPORT, markdown=True)
+    result = CliRunner().invoke(cli, ["report", "show", str(tmp_path / "no")])
+    assert result.exit_code == 1
+    assert "no such file" in result.output
+
+
+def test_verdict():
+    def sentence(value, real):
+        return report.verdict({"metrics": {"miou": {"value": value, "real": real}}})
+
+    assert "keep 50% of that" in sentence(0.25, 0.5)
+    assert "no more than that" in sentence(0.6, 0.5)
+    assert "No judge" in report.verdict({"metrics": {}})

@@ -9,8 +9,9 @@ with more than 255 classes. What unlabelled pixels are called in the user's file
 """
 
 import json
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -23,6 +24,17 @@ from ecgan import class_lists
 from ecgan.errors import UserError
 
 Labels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+
+SPLIT_FOLDERS: Mapping[str, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+
+
+def clean_key(name: str) -> str:
+    """Key of a sample from its relative path without ending: letters, digits, ``_`` and ``-``."""
+    return re.sub(r"[^A-Za-z0-9_-]", "_", re.sub(r"[/\\]+", "-", name)) or "_"
 
 
 @dataclass(frozen=True)
@@ -60,7 +72,12 @@ class LabelSpace:
     @property
     def ignore_index(self) -> int:
         """The value of unlabelled pixels in memory and in files that we write."""
-        return 255 if self.num_classes <= 255 else 65535
+        return _ignore_index(self.num_classes)
+
+    @property
+    def dtype(self) -> type[np.uint8] | type[np.uint16]:
+        """Type of label maps in memory and in files that we write."""
+        return np.uint8 if self.num_classes <= 255 else np.uint16
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -117,6 +134,10 @@ class LabelSpace:
         return value
 
 
+def _ignore_index(num_classes: int) -> int:
+    return 255 if num_classes <= 255 else 65535
+
+
 def from_json(value: object, source: str) -> LabelSpace:
     """A label space from the parsed form of ``classes.json``.
 
@@ -139,7 +160,7 @@ def from_json(value: object, source: str) -> LabelSpace:
     faults: list[str] = []
     entries = cast(Sequence[object], document["classes"])
     classes = [_label_class(entry, index, faults) for index, entry in enumerate(entries)]
-    ignore = document.get("ignore", 255 if len(entries) <= 255 else 65535)
+    ignore = document.get("ignore", _ignore_index(len(entries)))
     if not (ignore is None or (isinstance(ignore, int) and 0 <= ignore <= 65535)):
         faults.append(f"ignore: expected a number from 0 to 65535 or null, got {ignore!r}")
     faults += _class_list_faults(classes)
@@ -251,7 +272,7 @@ def _evaluation_faults(evaluation: list[int], names: list[str], num_classes: int
     faults: list[str] = []
     if len(evaluation) != num_classes:
         faults.append(f"evaluation: has {len(evaluation)} ids for {num_classes} classes")
-    allowed = {*range(len(names)), 255 if num_classes <= 255 else 65535}
+    allowed = {*range(len(names)), _ignore_index(num_classes)}
     outside = sorted(set(evaluation) - allowed)
     if outside:
         faults.append(

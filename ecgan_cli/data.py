@@ -157,7 +157,7 @@ def _recipe(found: "Inspection", proposed: "LabelSpace | None", classes: Path | 
     """A recipe that fits the size and number of the photos, as YAML with comments."""
     import yaml
 
-    from ecgan.data.datasets import clean_key
+    from ecgan.labels import clean_key
     from ecgan.recipe import nearest_size
 
     height, width = found.common_size or (256, 512)

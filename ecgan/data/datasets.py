@@ -11,7 +11,6 @@ cleaned to letters, digits, ``_`` and ``-`` (Cityscapes: the file name without `
 import difflib
 import hashlib
 import os
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,18 +27,13 @@ from tqdm import tqdm
 from ecgan import __version__
 from ecgan.data import decode, label_cache
 from ecgan.errors import UserError
-from ecgan.labels import Labels, LabelSpace
+from ecgan.labels import SPLIT_FOLDERS, Labels, LabelSpace, clean_key
 
 Kind = Literal["image", "label", "instances", "edge"]
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 LABEL_SUFFIXES = frozenset({".png", ".bmp", ".tif", ".tiff"})  # without loss
 LOSSY_SUFFIXES = frozenset({".jpg", ".jpeg", ".webp"})
-SPLIT_FOLDERS: Mapping[str, tuple[str, ...]] = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation"),
-    "test": ("test", "testing"),
-}
 MAX_FAULTS = 20
 
 _BLOCK = 1024  # items that are looked up, and kept, at once
@@ -105,11 +99,6 @@ class LabelCheck:
             int(self.unlabelled.sum(dtype=np.int64)),
             len(self.counts),
         )
-
-
-def clean_key(name: str) -> str:
-    """A relative path without its ending -> a key for shards: letters, digits, ``_`` and ``-``."""
-    return re.sub(r"[^A-Za-z0-9_-]", "_", re.sub(r"[/\\]+", "-", name)) or "_"
 
 
 def splits(dataset: str, root: Path) -> list[str]:

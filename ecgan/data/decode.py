@@ -236,8 +236,7 @@ def _decode_ids(raw: RawLabel, space: LabelSpace, dataset: str) -> Decoded:
 @lru_cache(maxsize=8)
 def _id_table(space: LabelSpace, dataset: str) -> tuple[Labels, npt.NDArray[np.bool_]]:
     """Number in a file -> label, and whether the number has a meaning; both (65536,)."""
-    dtype = np.uint8 if space.ignore_index == 255 else np.uint16
-    table = np.full(65536, space.ignore_index, dtype)
+    table = np.full(65536, space.ignore_index, space.dtype)
     known = np.zeros(65536, bool)
     first = 1 if dataset == "ade20k" else 0
     table[first : first + space.num_classes] = np.arange(space.num_classes)
@@ -262,9 +261,8 @@ def _decode_colors(raw: RawLabel, space: LabelSpace) -> Decoded:
 def _color_table(space: LabelSpace) -> tuple[npt.NDArray[np.int32], Labels]:
     """Colours in ascending order, and the label of each."""
     pairs = sorted(class_colors(space).items()) or [(-1, space.ignore_index)]
-    dtype = np.uint8 if space.ignore_index == 255 else np.uint16
     codes, ids = zip(*pairs, strict=True)
-    return np.array(codes, np.int32), cast(Labels, np.array(ids, dtype))
+    return np.array(codes, np.int32), cast(Labels, np.array(ids, space.dtype))
 
 
 def _codes(rgb: npt.NDArray[Any]) -> npt.NDArray[np.int32]:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ecgan.data.loader import TripleDataset, ordered_batches, to_device, to_images
-from ecgan.labels import Labels, LabelSpace
+from ecgan.labels import Labels
 from ecgan.metrics import distribution
 from ecgan.models.generator import Generator
 from ecgan.models.pretrained import efficientnet_lite0
@@ -346,7 +346,7 @@ def validate(
         S = sampler.condition(moved.labels, moved.boundary, space)
         images = generator.sample(S, z)[0][:, 0].float().clamp(-1, 1)
         if judge is not None:
-            raw = cast("Labels", found.labels.numpy().astype(_dtype(space)))
+            raw = cast("Labels", found.labels.numpy().astype(space.dtype))
             labels = space.to_evaluation(raw)
             readings = judge.predict(images).cpu().numpy()
             for key, label, reading in zip(found.keys, labels, readings, strict=True):
@@ -368,10 +368,6 @@ def validate(
 def _noise(seed: int, number: int, dim: int) -> Tensor:
     generator = torch.Generator().manual_seed(sample_seed(seed, "validation", number))
     return torch.randn(dim, generator=generator)
-
-
-def _dtype(space: LabelSpace) -> type[np.uint8] | type[np.uint16]:
-    return np.uint8 if space.ignore_index == 255 else np.uint16
 
 
 def _grouped(scenes: Iterable[Scene], batch: int) -> Iterable[list[Scene]]:

@@ -672,8 +672,7 @@ def _rate(step: int, steps: int) -> float:
 
 def _training_ids(space: LabelSpace, *, evaluation: bool) -> np.ndarray:
     """Table from ids in label maps to what is learnt: input or evaluation ids, or void."""
-    dtype = np.uint8 if space.ignore_index <= 255 else np.uint16
-    ids = np.arange(space.ignore_index + 1, dtype=dtype)
+    ids = np.arange(space.ignore_index + 1, dtype=space.dtype)
     if evaluation:
         ids[: space.num_classes] = space.to_evaluation(cast(Labels, ids[: space.num_classes]))
     table = ids.astype(np.int64)

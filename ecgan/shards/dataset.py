@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ecgan.data import datasets
 from ecgan.errors import UserError
+from ecgan.labels import SPLIT_FOLDERS, clean_key
 from ecgan.runtime.storage import HIDDEN, Folder, Store, open_store
 from ecgan.shards import formats as shards
 from ecgan.shards.formats import Listed, Raw, ShardSample
@@ -158,12 +158,12 @@ def _plain_files(store: Store) -> list[_PlainFile]:
 
 def _by_key(folder: Path) -> dict[str, Path]:
     """Image files by the key that a data set's reader gives them: below the split's folder."""
-    splits = {name for names in datasets.SPLIT_FOLDERS.values() for name in names}
+    splits = {name for names in SPLIT_FOLDERS.values() for name in names}
     found: dict[str, Path] = {}
     for path in _image_files(folder):
         relative = path.relative_to(folder).with_suffix("")
         inside = relative.parts[1:] if relative.parts[0] in splits else relative.parts
-        key = datasets.clean_key("/".join(inside or relative.parts))
+        key = clean_key("/".join(inside or relative.parts))
         if key in found:
             raise UserError(f"{found[key]} and {path} have the same key {key}; rename one of them")
         found[key] = path

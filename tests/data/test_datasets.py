@@ -12,9 +12,10 @@ from PIL import Image
 
 from ecgan import labels
 from ecgan.data import datasets, decode
-from ecgan.data.datasets import Item, check_labels, clean_key, index, index_labels, items_for
+from ecgan.data.datasets import Item, check_labels, index, index_labels, items_for
 from ecgan.data.sample import Sample
 from ecgan.errors import UserError
+from ecgan.labels import clean_key
 from tests.helpers import trees
 from tests.helpers.trees import photo, save, stripes
 

@@ -329,8 +329,7 @@ def _digests(
     """
     space = request.space
     found = datasets.check_labels(items, space, request.dataset)
-    dtype = np.uint8 if space.ignore_index == 255 else np.uint16
-    ids = cast(Labels, np.arange(space.num_classes, dtype=dtype))
+    ids = cast(Labels, np.arange(space.num_classes, dtype=space.dtype))
     scored = space.to_evaluation(ids) != space.ignore_index
     if must_be_scored and not found.totals.pixels[scored].any():
         raise UserError(

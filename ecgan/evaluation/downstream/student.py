@@ -320,7 +320,7 @@ class Teacher:
         for batch in ordered_batches(settings.test, _TEST_BATCH):
             assert batch.images is not None
             labels = batch.labels.numpy()
-            known = labels.astype(np.uint8 if settings.space.ignore_index == 255 else np.uint16)
+            known = labels.astype(settings.space.dtype)
             inputs = _normalised(to_device(batch, self.device).images, normalisation)
             logits = network(pixel_values=inputs).logits
             logits = nn.functional.interpolate(

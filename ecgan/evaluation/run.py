@@ -41,7 +41,7 @@ from ecgan.evaluation.judge import Judge
 from ecgan.evaluation.measure import Look, Photos, Samples
 from ecgan.evaluation.report import page
 from ecgan.labels import LabelSpace
-from ecgan.metrics import distances, distribution
+from ecgan.metrics import distances, distribution, statistics
 from ecgan.metrics import segmentation as scoring
 from ecgan.metrics.segmentation import Tally
 from ecgan.recipe import Recipe, label_space, parse_recipe
@@ -548,7 +548,7 @@ class _Fidelity:
         """Diversity of the styles of a layout, and how far edges are those of the image."""
         numbers: dict[str, dict[str, Any]] = {}
         if look.distances:
-            value = scoring.bootstrapped_mean(look.distances, look.pair_layouts)
+            value = statistics.bootstrapped_mean(look.distances, look.pair_layouts)
             between = float(np.mean(real.distances)) if real.distances else math.nan
             numbers["diversity_efficientnet_lite0"] = _entry(value, between, len(look.distances))
         if look.edges:
@@ -625,8 +625,8 @@ class _Fidelity:
             "void": "unlabelled pixels and ids without an evaluation class are not scored, but in "
             "accuracy_with_void",
             "averaging": "over classes that occur; sums over the whole set",
-            "interval": f"95 %, percentile bootstrap over layouts, {scoring.RESAMPLES} resamples; "
-            f"of distances {distances.INTERVAL}",
+            "interval": "95 %, percentile bootstrap over layouts, "
+            f"{statistics.RESAMPLES} resamples; of distances {distances.INTERVAL}",
             "label_filter": about.get("filter", {}).get("kind", "not known"),
             "codec": codec,
             "checkpoint": about.get("fingerprint", {}).get("checkpoint", "not known"),
@@ -730,7 +730,7 @@ def _nothing(place: str) -> dict[str, Any]:
     }
 
 
-def _entry(estimate: scoring.Estimate, real: float, n: int) -> dict[str, Any]:
+def _entry(estimate: statistics.Estimate, real: float, n: int) -> dict[str, Any]:
     return {
         "value": _finite(estimate.value),
         "real": _finite(real),

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ecgan.evaluation.measure import Look
-from ecgan.metrics import distribution
+from ecgan.metrics import distribution, statistics
 
 Floats = npt.NDArray[np.float32]
 MOST = 20_000  # images, evenly spread, that KID, precision and recall look at
@@ -117,14 +117,13 @@ def _frechet(compared: _Compared, given: distribution.Gaussian | None) -> dict[s
             own = distribution.FeatureStatistics.of(compared.train).gaussian()
             floor = distribution.frechet_distance(own, given)
         return _entry(value, floor, len(samples), (math.nan, math.nan))
-    value = distribution.frechet_distance_of(samples, photos)
     if compared.train is not None:
         floor = distribution.frechet_distance_of(compared.train, photos)
-    ends = distribution.distance_interval(
+    value, low, high = statistics.bootstrapped_distance(
         distribution.frechet_distance_of, photos, samples, compared.layouts
     )
-    low = 0.0 if ends.low < 0 else ends.low  # no distance is below
-    return _entry(value, floor, len(samples), (low, ends.high))
+    low = 0.0 if low < 0 else low  # no distance is below
+    return _entry(value, floor, len(samples), (low, high))
 
 
 def _kernel(compared: _Compared) -> dict[str, Any]:

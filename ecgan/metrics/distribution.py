@@ -13,7 +13,7 @@ import os
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Self, cast
@@ -34,7 +34,6 @@ Pixels = npt.NDArray[np.uint8]
 
 KID_SUBSETS = 100
 KID_SUBSET_SIZE = 1000
-MOST_RESAMPLED = 5000  # images of a set in each resample of a distance
 _BLOCK = 1000  # images whose distances to all others are looked at together
 _ROUNDING = 1e-12  # of the squared lengths: a squared distance below it is rounding
 
@@ -292,53 +291,6 @@ def _squared(block: Tensor, points: Tensor) -> Tensor:
     lengths = block.square().sum(dim=1, keepdim=True) + points.square().sum(dim=1)
     squared = torch.addmm(lengths, block, points.T, alpha=-2)
     return squared.masked_fill_(squared <= _ROUNDING * lengths, 0)
-
-
-class Interval(NamedTuple):
-    """Ends of a 95 % interval; NaN where there is none."""
-
-    low: float
-    high: float
-
-
-def distance_interval(
-    measure: Callable[[Floats, Floats], float],
-    real: Floats,
-    generated: Floats,
-    layouts: Sequence[int] | npt.NDArray[np.integer[Any]],
-    *,
-    resamples: int = 50,
-    seed: int = 0,
-) -> Interval:
-    """The measured distance -+ 1.96 standard deviations of its bootstrap.
-
-    Not its percentiles: an image that is drawn twice makes a set narrower, so that the Frechet
-    distance of a resample is biased upwards; how far resamples scatter is not. Photos are drawn one
-    by one, samples by layout, since another style of the same layout is no independent image. Of a
-    set above 5,000 images a resample has 5,000: too wide an interval rather than hours.
-
-    Args:
-        measure: of real and generated features.
-        real: (m, d).
-        generated: (n, d).
-        layouts: of each generated image.
-        resamples: draws.
-        seed: of the draws.
-    """
-    value = measure(real, generated)
-    rows = [np.flatnonzero(np.asarray(layouts) == layout) for layout in np.unique(layouts)]
-    if len(rows) < 2 or len(real) < 3:
-        return Interval(np.nan, np.nan)
-    rng = np.random.default_rng(seed)
-    num_photos = min(len(real), MOST_RESAMPLED)
-    num_layouts = max(2, min(len(rows), MOST_RESAMPLED * len(rows) // len(generated)))
-    values: list[float] = []
-    for _ in range(resamples):
-        photos = rng.integers(len(real), size=num_photos)
-        drawn = rng.integers(len(rows), size=num_layouts)
-        values.append(measure(real[photos], generated[np.concatenate([rows[i] for i in drawn])]))
-    spread = 1.96 * float(np.std(values, ddof=1))
-    return Interval(value - spread, value + spread)
 
 
 def pairwise_distances(stages: Sequence[Tensor]) -> Tensor:

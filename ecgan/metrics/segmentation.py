@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ecgan.data.loader import TripleDataset, ordered_batches, to_device, to_images
 from ecgan.labels import Labels
 from ecgan.metrics import distribution
+from ecgan.metrics.statistics import Estimate, resampled, with_percentiles
 from ecgan.models.generator import Generator
 from ecgan.models.pretrained import efficientnet_lite0
 from ecgan.sampling import sampler
@@ -31,7 +32,6 @@ from ecgan.segmentation.segmenter import Segmenter
 Counts = npt.NDArray[np.int64]
 Numbers = npt.NDArray[np.float64]
 
-RESAMPLES = 200
 AGREEMENTS = ("miou", "frequency_weighted_iou", "accuracy", "accuracy_with_void", "consistency")
 
 
@@ -44,14 +44,6 @@ class Scene(NamedTuple):
     label: Labels  # (H, W), evaluation ids
     edge: npt.NDArray[np.uint8] | None = None  # (H, W), the generator's
     variant: str = ""  # what was done to the layout before
-
-
-class Estimate(NamedTuple):
-    """A number with the ends of its 95 % interval; NaN where it is not defined."""
-
-    value: float
-    low: float
-    high: float
 
 
 class Agreement(NamedTuple):
@@ -160,55 +152,18 @@ def agreement(tally: Tally, *, seed: int = 0) -> Agreement:
     counted = (tally.hits, tally.labelled, tally.read, tally.pixels, tally.trusted)
     widths = np.cumsum([np.size(rows[0]) for rows in counted])[:-1]
     rows = np.concatenate([np.reshape(part, (len(tally), -1)) for part in counted], axis=1)
-    whole, drawn = resampled(rows.astype(np.float64), tally.layouts, seed)
+    whole, drawn = resampled(rows.astype(np.float64), tally.layouts, seed=seed)
 
     def numbers(sums: Numbers) -> dict[str, Numbers]:
         hits, labelled, read, pixels, trusted = np.split(sums, widths, axis=1)
         return _numbers(hits, labelled, read, pixels[:, 0], trusted[:, 0])
 
     value, samples = numbers(whole), numbers(drawn)
-    overall = {name: _estimate(value[name][0], samples[name]) for name in AGREEMENTS}
-    iou = [_estimate(value["iou"][0, c], samples["iou"][:, c]) for c in range(tally.num_classes)]
+    overall = {name: with_percentiles(value[name][0], samples[name]) for name in AGREEMENTS}
+    iou = [
+        with_percentiles(value["iou"][0, c], samples["iou"][:, c]) for c in range(tally.num_classes)
+    ]
     return Agreement(overall, iou)
-
-
-def resampled(rows: Numbers, layouts: Sequence[str], seed: int = 0) -> tuple[Numbers, Numbers]:
-    """Sums over all rows, and over resamples of their layouts (bootstrap).
-
-    Args:
-        rows: of each image, (n, k).
-        layouts: of each image; its images are drawn together.
-        seed: of the draws.
-
-    Returns:
-        (1, k) and (R, k); R is 0 where there is one layout.
-    """
-    _, group = np.unique(layouts, return_inverse=True)
-    num_groups = int(group.max()) + 1
-    per_layout = np.zeros((num_groups, rows.shape[1]))
-    np.add.at(per_layout, group, rows)
-    rng = np.random.default_rng(seed)
-    draws = RESAMPLES if num_groups > 1 else 0
-    times = rng.multinomial(num_groups, np.full(num_groups, 1 / num_groups), size=draws)
-    return per_layout.sum(axis=0, keepdims=True), times @ per_layout
-
-
-def _estimate(point: float, samples: Numbers) -> Estimate:
-    """A value with the percentiles of its resamples."""
-    known = samples[np.isfinite(samples)]
-    if not known.size:
-        return Estimate(float(point), np.nan, np.nan)
-    low, high = np.percentile(known, [2.5, 97.5])
-    return Estimate(float(point), float(low), float(high))
-
-
-def bootstrapped_mean(values: Sequence[float], layouts: Sequence[str]) -> Estimate:
-    """Mean over layouts of each one's mean, with its interval."""
-    names, group = np.unique(layouts, return_inverse=True)
-    means = np.bincount(group, np.asarray(values, float)) / np.bincount(group)
-    rows = np.stack([means, np.ones(len(names))], axis=1)
-    whole, drawn = resampled(rows, names.tolist())
-    return _estimate(float(whole[0, 0] / whole[0, 1]), drawn[:, 0] / drawn[:, 1])
 
 
 def edge_scores(counts: Sequence[Sequence[int]], layouts: Sequence[str]) -> dict[str, Estimate]:
@@ -221,7 +176,7 @@ def edge_scores(counts: Sequence[Sequence[int]], layouts: Sequence[str]) -> dict
         return {"edge_precision": precision, "edge_recall": recall, "edge_f1": f1}
 
     whole, drawn = (scores(s) for s in resampled(np.asarray(counts, float), layouts))
-    return {name: _estimate(float(whole[name][0]), drawn[name]) for name in whole}
+    return {name: with_percentiles(float(whole[name][0]), drawn[name]) for name in whole}
 
 
 def _numbers(

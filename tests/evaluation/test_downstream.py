@@ -14,11 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save_file
-from scipy import stats
 
 from ecgan import checkpoint, labels
 from ecgan.data import datasets
@@ -30,7 +27,6 @@ from ecgan.evaluation.downstream import student as students
 from ecgan.evaluation.downstream.leakage import Part
 from ecgan.evaluation.downstream.student import Pair, Run, Teacher, augment, draws
 from ecgan.generation import run as generate
-from ecgan.metrics import statistics
 from ecgan.recipe import parse_recipe
 from ecgan.runtime.cluster import Workers
 from ecgan.runtime.storage import HIDDEN
@@ -154,65 +150,6 @@ def refusal(request):
 
 
 # Statistics
-
-
-@pytest.mark.parametrize("freedom", [1, 1.4, 2, 3.7, 10, 99.5, 2000])
-@pytest.mark.parametrize("probability", [0.5, 0.75, 0.95, 0.975, 0.995])
-def test_quantiles_are_students(probability, freedom):
-    expected = stats.t.ppf(probability, freedom)
-    assert statistics.quantile(probability, freedom) == pytest.approx(expected, rel=1e-8, abs=1e-12)
-
-
-def naive_variance(values):
-    total = 0.0
-    for value in values:
-        total += value
-    squares = 0.0
-    for value in values:
-        squares += (value - total / len(values)) ** 2
-    return squares / (len(values) - 1)
-
-
-scores = st.lists(st.floats(0, 1).map(lambda x: round(x, 4)), min_size=2, max_size=6)
-
-
-@settings(max_examples=20)
-@given(scores)
-def test_mean_and_interval_over_runs(values):
-    found = statistics.over_runs(values)
-    std = math.sqrt(naive_variance(values))
-    half = stats.t.ppf(0.975, len(values) - 1) * std / math.sqrt(len(values))
-    assert found.mean == pytest.approx(sum(values) / len(values))
-    assert found.std == pytest.approx(std, abs=1e-12)
-    assert (found.low, found.high) == pytest.approx((found.mean - half, found.mean + half))
-
-
-@settings(max_examples=20)
-@given(scores, scores)
-def test_difference_is_welchs(first, second):
-    found = statistics.difference(first, second)
-    n, m = len(first), len(second)
-    v, w = naive_variance(first), naive_variance(second)
-    assert found.value == pytest.approx(sum(second) / m - sum(first) / n, abs=1e-12)
-    pooled = math.sqrt((v * (n - 1) + w * (m - 1)) / (n + m - 2))
-    assert found.spread == pytest.approx(pooled, abs=1e-12)
-    if v + w > 1e-8:
-        theirs = stats.ttest_ind(second, first, equal_var=False).confidence_interval(0.95)
-        assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), rel=1e-7)
-        assert found.is_larger == (theirs.low > 0 or theirs.high < 0)
-
-
-def test_what_single_runs_cannot_tell():
-    assert statistics.over_runs([0.5]) == (0.5, None, None, None)
-    found = statistics.difference([0.25], [0.5, 0.5])
-    assert found == (0.25, None, None, None)
-    assert not found.is_larger
-
-
-def test_runs_without_spread():
-    assert statistics.difference([0.5, 0.5], [0.5, 0.5]) == (0, 0, 0, 0)
-    assert not statistics.difference([0.5, 0.5], [0.5, 0.5]).is_larger
-    assert statistics.difference([0.5, 0.5], [0.25, 0.25]).is_larger  # smaller, and surely so
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,7 @@ import shutil
 
 import numpy as np
 import pytest
-import scipy.stats
 from click.testing import CliRunner
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from ecgan.errors import UserError
@@ -417,24 +414,3 @@ def test_what_is_not_of_this_study_is_refused_all_at_once(asked, tmp_path):
     (tmp_path / "none.json").write_text(json.dumps(document | {"answers": []}))
     with pytest.raises(UserError, match="no answers"):
         study.read([tmp_path / "none.json"], asked / "assignment.json")
-
-
-@given(st.integers(1, 300), st.floats(0, 1))
-def test_statistics_are_scipys(n, share):
-    successes = round(share * n)
-    theirs = scipy.stats.binomtest(successes, n)
-    interval = theirs.proportion_ci(method="wilson")
-    assert study.wilson(successes, n) == pytest.approx((interval.low, interval.high), abs=1e-12)
-    assert study.binomial_p(successes, n) == pytest.approx(theirs.pvalue, rel=1e-9)
-
-
-def test_the_bootstrap_over_participants_is_that_of_theory():
-    rng = np.random.default_rng(0)
-    shares = rng.normal(0.6, 0.1, 200).clip(0, 1)
-    votes = [(int(100 * s), 100 - int(100 * s)) for s in shares]
-    low, high = study.over_participants(votes)
-    mean = np.mean([v[0] for v in votes]) / 100
-    assert low < mean < high
-    expected = 2 * 1.96 * np.std([v[0] / 100 for v in votes]) / np.sqrt(200)
-    assert high - low == pytest.approx(expected, rel=0.15)
-    assert study.over_participants(votes[:1]) is None

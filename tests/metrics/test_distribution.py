@@ -442,55 +442,6 @@ def test_other_npz_files_are_refused(tmp_path, write, message):
         metrics.read_npz(tmp_path / "x.npz", 5)
 
 
-def mean_difference(real, generated):
-    return float(generated.mean() - real.mean())
-
-
-def test_the_interval_of_a_mean_is_that_of_theory():
-    rng = np.random.default_rng(0)
-    real, generated = rng.normal(size=(400, 1)), rng.normal(size=(300, 1)) + 1
-    low, high = metrics.distance_interval(
-        mean_difference, real, generated, np.arange(300), resamples=400
-    )
-    assert (low + high) / 2 == pytest.approx(mean_difference(real, generated))
-    assert high - low == pytest.approx(2 * 1.96 * np.sqrt(1 / 400 + 1 / 300), rel=0.1)
-    # The same images four times over, of the same layouts: nothing new, no narrower
-    again = metrics.distance_interval(
-        mean_difference, real, np.repeat(generated, 4, axis=0), np.repeat(np.arange(300), 4)
-    )
-    assert again.high - again.low == pytest.approx(high - low, rel=0.3)
-    alone = metrics.distance_interval(mean_difference, real, generated, np.zeros(300, int))
-    assert np.isnan(alone).all()
-
-
-def test_the_interval_of_a_frechet_distance_is_that_of_theory():
-    rng = np.random.default_rng(1)
-    real, generated = rng.normal(size=(400, 1)), rng.normal(size=(300, 1)) + 5
-    low, high = metrics.distance_interval(
-        metrics.frechet_distance_of, real, generated, np.arange(300), resamples=300
-    )
-    value = metrics.frechet_distance_of(real, generated)
-    assert (low + high) / 2 == pytest.approx(value)  # not that of resamples, which is biased
-    # Of (mu - nu)^2, far apart; that of the deviations' difference is hundreds of times less
-    assert high - low == pytest.approx(2 * 1.96 * 2 * 5 * np.sqrt(1 / 400 + 1 / 300), rel=0.15)
-
-
-def test_resamples_of_large_sets_are_smaller(monkeypatch):
-    monkeypatch.setattr(metrics, "MOST_RESAMPLED", 60)
-    sizes = []
-
-    def measure(real, generated):
-        sizes.append((len(real), len(generated)))
-        return 0.0
-
-    layouts = np.repeat(np.arange(50), 4)  # 200 samples, 4 of each
-    metrics.distance_interval(measure, np.zeros((90, 1)), np.zeros((200, 1)), layouts, resamples=5)
-    assert sizes == [(90, 200)] + [(60, 60)] * 5
-    sizes.clear()
-    metrics.distance_interval(measure, np.zeros((40, 1)), np.zeros((60, 1)), np.arange(60))
-    assert sizes == [(40, 60)] * 51
-
-
 def naive_lpips(a, b):
     """Squared differences of unit vectors, at every pixel of every stage."""
     stages = []

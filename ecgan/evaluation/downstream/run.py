@@ -162,7 +162,7 @@ def _against(real: _Condition, condition: _Condition) -> dict[str, Any]:
         "low": found.low,
         "high": found.high,
         "spread": found.spread,
-        "larger": found.is_larger,
+        "larger": found.is_significant,
     }
 
 

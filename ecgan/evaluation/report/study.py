@@ -11,7 +11,6 @@ Shape legend:
 import hashlib
 import io
 import json
-import math
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -32,6 +31,7 @@ from ecgan.data.transforms import resize_image
 from ecgan.errors import UserError
 from ecgan.evaluation.report.page import lines_of
 from ecgan.labels import LabelSpace
+from ecgan.metrics import statistics
 from ecgan.shards import dataset as sets
 from ecgan.shards.dataset import SampleDataset
 from ecgan.shards.formats import ShardSample
@@ -42,7 +42,6 @@ QUESTION = "Which image looks more like a photo of this layout?"
 _QUALITY = 95
 _RESAMPLES = 2000
 _FEW = 10  # participants: fewer give a bootstrap little to draw from
-_LEVEL_Z = 1.959963984540054  # of a two-sided 95 % interval
 Pixels = npt.NDArray[np.uint8]
 Pairs = Mapping[str, tuple[ShardSample, ShardSample]]  # of A and B, by layout
 
@@ -349,24 +348,32 @@ class Results:
         """Shares, intervals and counts; shares are those of ``a``."""
         for_a, for_b = self.total
         n = for_a + for_b
-        low, high = wilson(for_a, n)
-        between = over_participants([*self.votes.values()])
+        found = statistics.share(for_a, n)
+        between = self._over_participants()
         return {
             "a": self.a,
             "b": self.b,
-            "preference": for_a / n,
-            "low": low,
-            "high": high,
-            "p": binomial_p(for_a, n),
+            "preference": found.value,
+            "low": found.low,
+            "high": found.high,
+            "p": found.p,
             "votes": n,
             "trials": self.trials,
             "participants": {name: {"a": v[0], "b": v[1]} for name, v in self.votes.items()},
-            "over_participants": None
-            if between is None
-            else {"low": between[0], "high": between[1]},
+            "over_participants": between,
             "left": None if self.left[1] == 0 else self.left[0] / self.left[1],
             "notes": self._notes(),
         }
+
+    def _over_participants(self) -> dict[str, float] | None:
+        """Interval of the share of ``a`` by a bootstrap over participants; None of one alone."""
+        votes = np.asarray([*self.votes.values()])
+        if len(votes) < 2:
+            return None
+        found = statistics.bootstrapped_ratio(
+            votes[:, 0], votes.sum(axis=1), [*self.votes], resamples=_RESAMPLES
+        )
+        return {"low": found.low, "high": found.high}
 
     def _notes(self) -> list[str]:
         """What speaks against taking the interval at its word."""
@@ -378,7 +385,7 @@ class Results:
         if len(self.votes) < _FEW:
             notes.append(f"{len(self.votes)} participants: that interval, too, is a rough one")
         left, n = self.left
-        if n and binomial_p(left, n) < 0.01:
+        if n and statistics.share(left, n).p < 0.01:
             notes.append(f"{100 * left / n:.0f} % chose the left image, whosever it was")
         return notes
 
@@ -499,31 +506,3 @@ def _json(file: Path) -> Any:  # noqa: ANN401  whatever is in it
         raise UserError(f"{file}: no such file") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: not JSON: {error}") from error
-
-
-def wilson(successes: int, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share of ``n`` independent votes (1927)."""
-    z = _LEVEL_Z
-    share = successes / n
-    middle = share + z * z / (2 * n)
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    scale = 1 + z * z / n
-    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
-
-
-def binomial_p(successes: int, n: int) -> float:
-    """Exact two-sided p of so uneven a vote where there is no preference."""
-    far = max(successes, n - successes)
-    tail = sum(math.comb(n, k) for k in range(far, n + 1))
-    return min(1.0, 2 * tail / 2**n)
-
-
-def over_participants(votes: Sequence[tuple[int, int]]) -> tuple[float, float] | None:
-    """95 % interval of the share of ``a`` by a bootstrap over participants; None of one alone."""
-    if len(votes) < 2:
-        return None
-    counts = np.asarray(votes, float)
-    drawn = np.random.default_rng(0).integers(len(votes), size=(_RESAMPLES, len(votes)))
-    sums = counts[drawn].sum(axis=1)
-    low, high = np.percentile(sums[:, 0] / sums.sum(axis=1), [2.5, 97.5])
-    return float(low), float(high)

@@ -54,15 +54,6 @@ _STYLES = (
         "--style-seed", type=click.IntRange(min=0), help="The same styles for all layouts."
     ),
     click.option("--style-images", type=PATH, metavar="DIR", help="Take styles from photos."),
-    click.option(
-        "--styles", "style_bank", type=PATH, metavar="FILE", help="Take styles from a style bank."
-    ),
-    click.option("--save-styles", type=PATH, metavar="FILE", help="Keep the styles in a bank."),
-    click.option(
-        "--interpolate",
-        metavar="A:B",
-        help="--n-styles styles from one to another, by their names.",
-    ),
 )
 _BETTER = (
     click.option(

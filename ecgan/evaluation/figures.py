@@ -1,7 +1,7 @@
 """What a report shows beside the numbers: layouts with their pictures, curves of the training."""
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,14 +19,10 @@ from ecgan.evaluation.report import page
 from ecgan.metrics import segmentation as scoring
 from ecgan.metrics.segmentation import Scene, Tally
 from ecgan.shards import formats
-from ecgan.shards.codecs import Pixels
 from ecgan.visualization import colorize
 
 _ROWS, _EXTREMES = 6, 4
-_COLUMNS = ("layout", "edge", "coarse", "image", "real photo", "judge's reading")
-
-Coarse = Callable[[Mapping[str, Any]], Pixels | None]
-"""I' of the sample that a record is of."""
+_COLUMNS = ("layout", "edge", "image", "real photo", "judge's reading")
 _CURVES = (
     "discriminator",
     "adversarial",
@@ -65,7 +61,6 @@ class Rows:
         judge: the judge.
         reference: the photos.
         photos: layouts of the set that have one there.
-        coarse: I' of a sample.
         device: where the judge is.
     """
 
@@ -74,7 +69,6 @@ class Rows:
     judge: Judge
     reference: TripleDataset
     photos: Collection[str]
-    coarse: Coarse
     device: torch.device
 
     @cached_property
@@ -93,11 +87,9 @@ class Rows:
         scene = Scene(key, sample.source, sample.image, label)
         images = scoring.images_of([scene], self.device)
         reading = self.judge.segmenter.predict(images)[0].cpu().numpy()
-        coarse = self.coarse(self.samples.dataset.raw(index).record)
         cells = [
             page.Picture(colorize(label, palette), f"layout of {key}", exact=True),
             None if sample.edge is None else page.Picture(sample.edge, f"edges of {key}"),
-            None if coarse is None else page.Picture(coarse, f"coarse image of {key}"),
             page.Picture(sample.image, f"image {key}"),
             self._photo(sample),
             page.Picture(colorize(reading, palette), f"judge's reading of {key}", exact=True),

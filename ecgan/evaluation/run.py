@@ -15,7 +15,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +33,6 @@ from ecgan.errors import UserError
 from ecgan.evaluation import figures
 from ecgan.evaluation import judge as judges
 from ecgan.evaluation import measure as looking
-from ecgan.evaluation.coarse import CoarseImages
 from ecgan.evaluation.downstream import leakage
 from ecgan.evaluation.downstream import run as downstream
 from ecgan.evaluation.feature_networks import feature_networks
@@ -677,7 +676,7 @@ class _Fidelity:
 
     def illustrate(self, one: _Set, look: Look) -> page.Illustrations:
         """Pictures of a set."""
-        place, coarse = one.place, CoarseImages(one.place, self.request.device)
+        place = one.place
         rows = figures.galleries(
             figures.Rows(
                 self.samples[place],
@@ -685,12 +684,9 @@ class _Fidelity:
                 self.judge,
                 self.reference,
                 self.layouts[place],
-                coarse.of,
                 self.device,
             )
         )
-        if coarse.reason:
-            rows[0] = replace(rows[0], text=f"{rows[0].text} No coarse images: {coarse.reason}.")
         return page.Illustrations(
             rows,
             figures.curves(one.manifest, Path(place).resolve().parent),

@@ -156,15 +156,6 @@ class Stage:
             first, row = stop, row + 1
         return Job(number, tuple(groups), self.plan)
 
-    def find(self, key: str, style: int) -> int | None:
-        """Number of the shard that holds a style of a row; None where none does."""
-        for row in range(len(self.rows)):
-            offset = style - int(self.rows.firsts[row])
-            if 0 <= offset < self.rows.counts[row] and self.key(row) == key:
-                sample = int(self._starts[row]) + offset
-                return self.first_shard + sample // self.samples_per_shard
-        return None
-
     def _group(self, row: int, skipped: int, count: int) -> Group:
         layout, variant = int(self.rows.layouts[row]), int(self.rows.variants[row])
         item = self.items[layout]

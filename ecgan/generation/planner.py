@@ -35,7 +35,7 @@ from ecgan.runtime.placing import Executor, Wish, place_workers
 from ecgan.runtime.storage import open_store
 from ecgan.sampling import styles
 from ecgan.sampling.sampler import ARITHMETIC, Sampler, compiles
-from ecgan.sampling.styles import Bank, Styles
+from ecgan.sampling.styles import Styles, Vectors
 from ecgan.segmentation import label_filter as consistency
 from ecgan.shards import codecs
 from ecgan.shards import formats as shards
@@ -63,9 +63,6 @@ class Request:
         seed: of the styles, each sample its own; None: 0.
         style_images: folder of photos to take styles from.
         style_seed: the same styles for all layouts, drawn from this seed.
-        style_bank: file of saved styles.
-        interpolate: ``A:B``, names of two shared styles: styles on the way between them.
-        save_styles: file to keep the shared styles in.
         label_filter: train, or a segmenter by path or name; None: no filter.
         on_inconsistent: what becomes of a sample of which the filter keeps too little.
         spread: how samples are spread over the layouts.
@@ -103,9 +100,6 @@ class Request:
     seed: int | None = None
     style_images: Path | None = None
     style_seed: int | None = None
-    style_bank: Path | None = None
-    interpolate: str | None = None
-    save_styles: Path | None = None
     label_filter: str | None = None
     on_inconsistent: OnInconsistent = "ignore"
     spread: Balance = "none"
@@ -132,22 +126,15 @@ class Request:
     profile: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """What decides the samples, as :meth:`from_json` reads it back; paths are absolute."""
+        """Options that decide the samples; paths are absolute."""
         where = {"executor", "workers", "gpus_per_worker", "ray_address", "shard_timeout"}
-        how = {"overwrite", "extend", "verify", "save_styles", "quiet", "profile"}
+        how = {"overwrite", "extend", "verify", "quiet", "profile"}
         value = {k: v for k, v in asdict(self).items() if k not in where | how}
         for name, one in value.items():
             if isinstance(one, Path):
                 value[name] = str(one.absolute())
         value["out"] = str(self.out)
         return value
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "Request":
-        paths = ("generator", "labels", "root", "instances", "style_images", "style_bank")
-        named = {k: Path(value[k]) for k in paths if value[k] is not None}
-        tuples = {k: tuple(value[k]) for k in ("targets", "changes", "overrides")}
-        return cls(**{**value, **named, **tuples})
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,11 +171,11 @@ class Prepared:
         return self.recipe.data.height, self.recipe.data.width
 
 
-class _SharedStyles(NamedTuple):
-    """Styles that are the same for all layouts, and what made them."""
+class _PhotoStyles(NamedTuple):
+    """Styles of photos, (n, 256), and their hash; None without."""
 
-    bank: Bank | None
-    digest: str | None  # of photos or bank
+    vectors: Vectors | None
+    digest: str | None
 
 
 def prepare(request: Request) -> Prepared:
@@ -213,8 +200,8 @@ def prepare(request: Request) -> Prepared:
     _check_against_generator(request, recipe)
     things = _things(request, recipe, file.space)
     items = _items(request, recipe)
-    shared, notes = _shared_styles(request, file)
-    counts = _even_counts(request, len(items), shared)
+    photos = _photo_styles(request)
+    counts = _even_counts(request, len(items), photos)
     _check_style_count(request, recipe, int(counts.max()), len(items))
     check = datasets.check_labels(
         items, file.space, recipe.data.dataset, check_images=False, progress=not request.quiet
@@ -238,7 +225,7 @@ def prepare(request: Request) -> Prepared:
     on_cuda = device.type == "cuda" or request.gpus_per_worker is not None
     compiled = compiles(recipe, stage.num_samples, on_cuda=on_cuda)
     fingerprint = _fingerprint(request, recipe, file, output, device) | {
-        "--style-images or --styles": shared.digest,
+        "--style-images or --styles": photos.digest,
         "--filter": None if request.label_filter is None or judged is None else judged.spec.hash,
         "--balance": request.spread
         if request.spread != "hardness" or judged is None
@@ -255,7 +242,7 @@ def prepare(request: Request) -> Prepared:
         devices=devices,
         out=_absolute(request.out),
         output=output,
-        styles=_styles(request, shared),
+        styles=Styles(request.seed or 0, request.style_seed, photos.vectors),
         variation=Variation(request.changes, things, request.seed or 0),
         filter=None if judged is None or request.label_filter is None else judged.spec,
         on_inconsistent=request.on_inconsistent,
@@ -264,8 +251,6 @@ def prepare(request: Request) -> Prepared:
         compiled=compiled,
         profile=request.profile,
     )
-    if request.save_styles is not None:
-        _save_styles(request, shared, settings.styles, file, int(counts.max()))
     return Prepared(
         file,
         recipe,
@@ -274,7 +259,6 @@ def prepare(request: Request) -> Prepared:
         workers,
         stage.samples_per_shard,
         (balance.shares(pixels, even.sum(axis=1)), balance.shares(pixels, counts.sum(axis=1))),
-        tuple(notes),
     )
 
 
@@ -328,27 +312,12 @@ def _style_faults(request: Request) -> list[str]:
         "--seed": request.seed,
         "--style-seed": request.style_seed,
         "--style-images": request.style_images,
-        "--styles": request.style_bank,
     }
     given = [name for name, value in sources.items() if value is not None]
     faults: list[str] = []
     if len(given) > 1:
         faults.append(f"{' and '.join(given)}: each says where styles come from; give one of them")
     shared = [name for name in given if name != "--seed"]
-    for name, value in (
-        ("--interpolate", request.interpolate),
-        ("--save-styles", request.save_styles),
-    ):
-        if value is not None and not shared:
-            faults.append(
-                f"{name}: needs styles that all layouts share; add --style-seed, --style-images or "
-                "--styles"
-            )
-    if request.interpolate is not None:
-        if len(request.interpolate.split(":")) != 2:
-            faults.append(f"--interpolate {request.interpolate}: expected A:B, names of two styles")
-        if (request.n_styles or 2) < 2 or request.num is not None:
-            faults.append("--interpolate: needs --n-styles of at least 2; the ends are among them")
     if request.on_inconsistent == "retry" and shared:
         faults.append(
             f"--on-inconsistent retry: draws another style, but {shared[0]} gives all layouts the "
@@ -399,7 +368,6 @@ def _check_against_generator(request: Request, recipe: Recipe) -> None:
     for name, value in (
         ("--style-images", request.style_images),
         ("--style-seed", request.style_seed),
-        ("--styles", request.style_bank),
         ("--on-inconsistent retry", request.on_inconsistent == "retry" or None),
     ):
         if value is not None:
@@ -492,55 +460,14 @@ def _digests(check: datasets.LabelCheck) -> list[str]:
 # Styles
 
 
-def _shared_styles(request: Request, file: GeneratorFile) -> tuple[_SharedStyles, list[str]]:
-    """Styles of photos or of a bank, or drawn for an interpolation; and what to say of them."""
-    notes: list[str] = []
-    bank, digest = None, None
-    if request.style_images is not None:
-        photos = _style_photos(request.style_images)
-        sampler = Sampler(request.generator, torch.device("cpu"))
-        vectors = sampler.encode_styles(photos).numpy()
-        bank = styles.named_bank([path.stem for path in photos], vectors, file.sha256)
-        digest = bank.hash()
-    elif request.style_bank is not None:
-        bank = styles.load_bank(request.style_bank)
-        digest = bank.hash()
-        if bank.checkpoint != file.sha256:
-            notes.append(
-                f"--styles {request.style_bank}: made for another checkpoint; styles may look "
-                "different here"
-            )
-    if request.interpolate is not None:
-        first, _, second = request.interpolate.partition(":")
-        bank = bank or _drawn_ends(request, (first, second), file)
-        bank = bank.between(first, second, request.n_styles or 2)
-        digest = bank.hash()
-    return _SharedStyles(bank, digest), notes
-
-
-def _drawn_ends(request: Request, names: Sequence[str], file: GeneratorFile) -> Bank:
-    """The two styles of --style-seed that --interpolate names by their numbers."""
-    if not all(name.isdecimal() for name in names):
-        raise UserError(
-            f"--interpolate {request.interpolate}: with --style-seed, styles are named by their "
-            "numbers, e.g. 0:1"
-        )
-    drawn = Styles(shared_seed=request.style_seed)
-    vectors = np.stack([drawn.draw("", int(name)).numpy() for name in names])
-    return Bank(tuple(names), vectors, file.sha256)
-
-
-def _styles(request: Request, shared: _SharedStyles) -> Styles:
-    vectors = None if shared.bank is None else shared.bank.vectors
-    return Styles(request.seed or 0, request.style_seed, vectors)
-
-
-def _save_styles(
-    request: Request, shared: _SharedStyles, own: Styles, file: GeneratorFile, count: int
-) -> None:
-    assert request.save_styles is not None
-    bank = shared.bank or styles.drawn_bank(own, count, file.sha256)
-    styles.save_bank(request.save_styles, bank)
+def _photo_styles(request: Request) -> _PhotoStyles:
+    """Styles of --style-images."""
+    if request.style_images is None:
+        return _PhotoStyles(None, None)
+    photos = _style_photos(request.style_images)
+    sampler = Sampler(request.generator, torch.device("cpu"))
+    vectors = sampler.encode_styles(photos).numpy()
+    return _PhotoStyles(vectors, styles.photo_digest([path.stem for path in photos], vectors))
 
 
 def _style_photos(folder: Path) -> list[Path]:
@@ -557,12 +484,12 @@ def _style_photos(folder: Path) -> list[Path]:
 # Counts
 
 
-def _even_counts(request: Request, num_layouts: int, shared: _SharedStyles) -> Counts:
+def _even_counts(request: Request, num_layouts: int, photos: _PhotoStyles) -> Counts:
     """Styles of each layout and of each of its varied forms, (layouts, 1 + variants)."""
     forms = 1 + (request.n_variants or 1 if request.changes else 0)
     if request.num is not None:
         return spread(request.num, num_layouts * forms).reshape(num_layouts, forms)
-    default = 1 if shared.bank is None else len(shared.bank.names)
+    default = 1 if photos.vectors is None else len(photos.vectors)
     return np.full((num_layouts, forms), request.n_styles or default, np.int64)
 
 
@@ -671,7 +598,6 @@ def _fingerprint(
         "recipe": recipe_hash(recipe),
         "--seed": request.seed or 0,
         "--style-seed": request.style_seed,
-        "--interpolate": request.interpolate,
         "--format": output.data_format,
         "--image-format": output.image_format,
         "sampling.quality": output.quality,

@@ -15,9 +15,8 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,7 +32,6 @@ from ecgan.runtime import cluster
 from ecgan.runtime.cluster import Done, Failed, StopRun
 from ecgan.runtime.storage import Store, open_store
 from ecgan.runtime.timings import STAGES, Spent
-from ecgan.sampling import styles
 from ecgan.shards import dataset, formats
 from ecgan.shards.finalize import finish
 
@@ -141,57 +139,6 @@ def run(request: Request) -> Outcome:
         filtered=_filtered(prepared, done),
         notes=prepared.notes,
     )
-
-
-def recreate(
-    request: Request, key: str, style: int, out: Path, *, save_styles: Path | None = None
-) -> list[Path]:
-    """Make one sample again, with the very bytes that it has in its shard.
-
-    Args:
-        request: that the data set was made with; see :meth:`Ledger.request`.
-        key: of the layout, or of its varied form.
-        style: number of the style.
-        out: folder for its files.
-        save_styles: style bank to add its style to.
-
-    Returns:
-        The files.
-
-    Raises:
-        UserError: the data set has no such sample, or the filter drops it.
-    """
-    ledger = Ledger(open_store(request.out))
-    prepared = prepare.prepare(replace(request, quiet=True))
-    plan = Plan((prepared.wanted.stage,))
-    if ledger.is_ours():
-        plan, _ = ledger.resolve(prepared.wanted, extend=False)
-    found = [(stage, stage.find(key, style)) for stage in plan.stages]
-    job = next((stage.job(number) for stage, number in found if number is not None), None)
-    if job is None:
-        raise UserError(f"--key {key} --style {style}: {request.out} has no such sample")
-    again = ShardMaker(prepared.settings).recreate(job, key, style)
-    if again is None:
-        raise UserError(f"--key {key} --style {style}: the label filter drops this sample")
-    encoded, z = again
-    name, output = encoded.record.key, prepared.settings.output
-    files = {
-        f"{name}.{output.image_format}": encoded.image,
-        f"{name}.seg.png": encoded.label,
-        f"{name}.edge.png": encoded.edge,
-        f"{name}.json": json.dumps(encoded.record.to_json()).encode(),
-    }
-    target = open_store(out)
-    target.write_many(files.items())
-    target.sweep()
-    target.remove_folder(formats.HIDDEN)
-    if save_styles is not None:
-        vector = z.numpy()
-        bank = styles.Bank((name,), vector[None], prepared.file.sha256)
-        if save_styles.is_file():
-            bank = styles.load_bank(save_styles).with_style(name, vector)
-        styles.save_bank(save_styles, bank)
-    return [out / file for file in files]
 
 
 class _Making:
@@ -406,12 +353,8 @@ def _boundary_source(request: Request, prepared: Prepared) -> str:
 def _style_source(request: Request, prepared: Prepared) -> str:
     if not prepared.recipe.model.style:
         return "none"
-    if request.interpolate is not None:
-        return f"between the styles {request.interpolate.replace(':', ' and ')}"
     if request.style_images is not None:
         return "photos"
-    if request.style_bank is not None:
-        return "a style bank"
     if request.style_seed is not None:
         return f"style seed {request.style_seed}, the same for all layouts"
     return f"seed {request.seed or 0}"

@@ -200,17 +200,6 @@ class Ledger:
         store.remove(["manifest.json"])  # it tells of what was there before
         store.write(PLAN, json.dumps(book, indent=2) + "\n")
 
-    def request(self) -> dict[str, Any]:
-        """The options that the data set was made with.
-
-        Raises:
-            UserError: there is no data set of ours.
-        """
-        try:
-            return json.loads(self.store.read(REQUEST))
-        except FileNotFoundError:
-            raise UserError(f"{self.store}: not a data set of ecgan (no {REQUEST})") from None
-
     def committed(self, plan: Plan, *, verify: bool = False) -> Committed:
         """Shards with a record of this plan whose files have the recorded size.
 

@@ -32,7 +32,7 @@ from ecgan.sampling.styles import Styles
 from ecgan.segmentation.label_filter import Filter, FilterSpec, Judgement
 from ecgan.shards import codecs
 from ecgan.shards import formats as shards
-from ecgan.shards.codecs import ImageFormat, Pixels
+from ecgan.shards.codecs import ImageFormat
 from ecgan.shards.formats import Encoded, FilterTotals, Format, Record, Shard
 
 T = TypeVar("T")
@@ -251,10 +251,6 @@ class ShardMaker:
                 label, previous = pool.submit(self._label, own, timings), own
             yield pool.submit(self.encode, sample, label, timings)
 
-    def make_pass(self, part: Sequence[Group], timings: Timings) -> list[Sample]:
-        """Samples of the groups of one pass, each with equally many styles; judged and retried."""
-        return self._finish(self._begin(part, timings), timings)
-
     def _begin(self, part: Sequence[Group], timings: Timings) -> "_Begun":
         with timings.measured("read"):
             read = [self._layout(group) for group in part]
@@ -306,41 +302,6 @@ class ShardMaker:
                 made.image, output.image_format, output.quality, output.mark
             )
             return Encoded(record, image, encoded_label, codecs.encode_map(made.edge))
-
-    def recreate(self, job: Job, key: str, style: int) -> tuple[Encoded, torch.Tensor] | None:
-        """One sample of a shard, and its style: the very bytes that the shard holds.
-
-        The whole pass that it belongs to is made, since floating-point sums depend on what goes
-        through the network together.
-
-        Args:
-            job: the shard's.
-            key: of the row.
-            style: number of the style.
-
-        Returns:
-            None where the filter drops it.
-        """
-        timings = Timings()
-        for part in passes(job.groups, self.settings.output.batch):
-            if not any(g.key == key and g.first <= style < g.first + g.count for g in part):
-                continue
-            for sample in self.make_pass(part, timings):
-                if (sample.group.key, sample.style) != (key, style):
-                    continue
-                if not _Counted().keeps(sample, self.settings.on_inconsistent):
-                    return None
-                own = sample.layout.label if sample.judgement is None else sample.judgement.label
-                label: Future[tuple[Labels, bytes]] = Future()
-                label.set_result(self._label(own, timings))
-                z = self.settings.styles.draw(key, style, sample.attempt)
-                return self.encode(sample, label, timings), z
-        raise AssertionError(f"{job} does not hold style {style} of {key}")
-
-    def coarse(self, group: Group, style: int) -> Pixels:
-        """The coarse image I' of a style of a row, (H, W, 3)."""
-        layout, _ = self._layout(group)
-        return self.sampler.coarse(layout, self._styles([group], [[style]]))
 
     def _label(self, own: Labels, timings: Timings) -> tuple[Labels, bytes]:
         with timings.measured("encode"):

@@ -192,11 +192,6 @@ class FoldedGenerator(nn.Module):
         layouts = (-1, num_styles)
         return image.unflatten(0, layouts), None if edge is None else edge.unflatten(0, layouts)
 
-    def coarse(self, shared: Shared, z: Tensor | None) -> Tensor:
-        """I', (L, K, 3, H, W), float32, from which ``sample`` makes the image; see there."""
-        image, _ = self.branches(self._features(shared, z))
-        return image.unflatten(0, (-1, 1 if z is None else z.shape[1]))
-
     def _features(self, shared: Shared, z: Tensor | None) -> Tensor:
         """F, (B, C, H, W)."""
         if isinstance(self.start, StyleStart):

@@ -128,15 +128,6 @@ class Sampler:
         """Whether one layout can have several images."""
         return self.recipe.model.style
 
-    @property
-    def edge_source(self) -> str:
-        """Where ``edge.png`` comes from."""
-        return "generator" if self.recipe.model.edge_generator else "canny of the image"
-
-    def read_layout(self, item: Item) -> Layout:
-        """A label map as the generator wants it; see :meth:`layout`."""
-        return self.layout(item.key, *self.read_maps(item))
-
     def read_maps(self, item: Item) -> tuple[Labels, npt.NDArray[np.int32] | None]:
         """A label map in input ids, (H, W), and the instance ids that belong to it.
 
@@ -156,10 +147,6 @@ class Sampler:
         if instances is not None:
             boundary = transforms.instance_boundary(transforms.resize_nearest(instances, self.size))
         return Layout(key, transforms.prepare_label(label, self.size), boundary)
-
-    def make(self, layouts: Sequence[Layout], z: Tensor | None, batch: int) -> list[list[Made]]:
-        """K pairs for each of L layouts; see :meth:`start`."""
-        return self.start(layouts, z, batch).result()
 
     @torch.inference_mode()
     def start(self, layouts: Sequence[Layout], z: Tensor | None, batch: int) -> "Pending":
@@ -218,14 +205,6 @@ class Sampler:
         images, edges = self.generator.sample(shared, z)
         maps = None if edges is None else _to_bytes(edges.mean(dim=2))
         return _to_bytes(images.permute(0, 1, 3, 4, 2)), maps
-
-    @torch.inference_mode()
-    def coarse(self, layout: Layout, z: Tensor | None) -> npt.NDArray[np.uint8]:
-        """Bytes of the coarse image I' of one layout in one style, (1, 1, 256): (H, W, 3)."""
-        with self.same_sums():
-            styles = None if z is None else uploaded(z, self.device)
-            image = self.generator.coarse(self.generator.share(*self.maps([layout])), styles)
-            return _to_bytes(image[0, 0].permute(1, 2, 0)).cpu().numpy()
 
     def _network(
         self, labels: Tensor, boundary: Tensor | None, z: Tensor | None, batch: int

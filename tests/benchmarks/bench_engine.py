@@ -173,9 +173,9 @@ def naive_shard(sampler, settings, job, out):
     with tarfile.open(out, "w") as tar:
         for part in passes(job.groups, settings.output.batch):
             for group in part:
-                layout = sampler.read_layout(group.item)
+                layout = sampler.layout(group.key, *sampler.read_maps(group.item))
                 z = torch.zeros(1, group.count, 256)
-                for k, made in enumerate(sampler.make([layout], z, 8)[0]):
+                for k, made in enumerate(sampler.start([layout], z, 8).result()[0]):
                     for name, pixels, options in (
                         (image_format, made.image, IMAGES[image_format]),
                         ("seg.png", layout.label, {"format": "PNG"}),
@@ -254,12 +254,13 @@ def measure_end_to_end(folder, repeats):
     prepared = prepare.prepare(request_of(path, layouts, folder / "whole", samples_per_shard=60))
     maker = ShardMaker(prepared.settings)
     job = prepared.wanted.stage.job(0)
-    read = [maker.sampler.read_layout(group.item) for group in job.groups]
+    sampler = maker.sampler
+    read = [sampler.layout(group.key, *sampler.read_maps(group.item)) for group in job.groups]
 
     def alone():
         for layout, group in zip(read, job.groups, strict=True):
             z = torch.stack([maker.settings.styles.draw(group.key, k) for k in range(group.count)])
-            maker.sampler.make([layout], z[None], 8)
+            sampler.start([layout], z[None], 8).result()
 
     generator_alone = median_rate(alone, job.samples, repeats)
     whole = median_rate(lambda: maker(job), job.samples, repeats)

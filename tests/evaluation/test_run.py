@@ -144,7 +144,6 @@ def test_real_photos_as_samples_score_as_themselves(world, tmp_path):
     assert document["protocol"]["split"] == "val"
     page = (out / "report.html").read_text()
     assert page.count('alt="real photo of view-') >= 3
-    assert "No coarse images" in page  # a foreign set's generator is not known
 
 
 @pytest.mark.parametrize("data_format", ["webdataset", "parquet"])
@@ -601,8 +600,6 @@ def test_evaluate_without_arguments_after_augment(world, tmp_path, monkeypatch):
     page = (tmp_path / "reports" / "made" / "report.html").read_text()
     assert "Training of the generator" in page
     assert "discriminator" in page
-    assert page.count('alt="coarse image of') >= 3
-    assert "No coarse images" not in page
     # A run makes samples of the split's layouts by itself
     arguments = ["evaluate", "--samples", "runs/tiny", "--n-styles", "2", "--device", "cpu", "-q"]
     result = CliRunner().invoke(cli, arguments)

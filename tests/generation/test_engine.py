@@ -30,7 +30,6 @@ from ecgan.generation.planner import Request
 from ecgan.generation.worker import ShardMaker, _Ahead
 from ecgan.runtime.storage import open_store
 from ecgan.runtime.timings import STAGES, Spent
-from ecgan.sampling import styles
 from ecgan.shards import codecs, dataset, formats
 from ecgan.shards.convert import convert
 from ecgan.shards.verify import verify
@@ -399,126 +398,6 @@ def test_a_record_of_another_plan_does_not_count(request_, tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"plan": "0" * 16}))
     assert generate.run(request_()).made == 4
     assert contents(tmp_path / "out") == undisturbed
-
-
-# One sample again
-
-
-def test_a_sample_can_be_made_again_with_the_same_bytes(request_, world, tmp_path, monkeypatch):
-    out = tmp_path / "datasets" / "made"
-    generate.run(request_(out=out, changes=("flip",)))
-    generate.run(request_(out=out, changes=("flip",), n_styles=4, extend=True))
-    files = files_of_samples(out)
-    monkeypatch.chdir(tmp_path)
-    for key, style in (("scene-02", 1), ("scene-04-v1", 0), ("scene-03", 3)):
-        result = run_cli("sample", "--key", key, "--style", style, "--out", tmp_path / "one")
-        assert result.exit_code == 0, result.output
-        for field in ("jpg", "seg.png", "edge.png", "json"):
-            name = f"{key}-s{style:03d}.{field}"
-            assert (tmp_path / "one" / name).read_bytes() == files[name]
-    assert not (tmp_path / "one/.ecgan").exists()
-    result = run_cli("sample", "--of", out, "--key", "scene-02", "--style", 9)
-    assert result.exit_code == 1
-    assert "--key scene-02 --style 9" in result.output
-    assert "has no such sample" in result.output
-    assert run_cli("sample", "--key", "scene-02").exit_code == 1
-
-
-def test_a_retried_sample_can_be_made_again_and_its_style_kept(request_, world, tmp_path):
-    out = tmp_path / "made"
-    overrides = ("sampling.filter_min_kept=1.0",)
-    generate.run(
-        request_(out=out, label_filter="train", on_inconsistent="retry", overrides=overrides)
-    )
-    files = files_of_samples(out)
-    bank = tmp_path / "bank.safetensors"
-    for key in ("scene-01", "scene-02"):
-        result = run_cli(
-            "sample", "--of", out, "--key", key, "--style", 2, "--out", tmp_path / "one",
-            "--save-styles", bank,
-        )  # fmt: skip
-        assert result.exit_code == 0, result.output
-        for field in ("jpg", "seg.png", "edge.png", "json"):
-            name = f"{key}-s002.{field}"
-            assert (tmp_path / "one" / name).read_bytes() == files[name]
-    kept = styles.load_bank(bank)
-    assert kept.names == ("scene-01-s002", "scene-02-s002")
-    seed = json.loads(files["scene-02-s002.json"])["seed"]
-    expected = torch.randn(256, generator=torch.Generator().manual_seed(seed))
-    torch.testing.assert_close(torch.from_numpy(kept.vectors[1]), expected)
-
-
-# Styles
-
-
-def test_a_bank_of_styles_gives_the_images_that_it_was_saved_from(request_, tmp_path):
-    bank = tmp_path / "bank.safetensors"
-    generate.run(request_(style_seed=5, save_styles=bank))
-    assert styles.load_bank(bank).names == ("0", "1", "2")
-    generate.run(request_(out=tmp_path / "again", n_styles=None, style_bank=bank))
-    first, second = (list(dataset.read(tmp_path / name)) for name in ("out", "again"))
-    assert [s.key for s in first] == [s.key for s in second]
-    for a, b in zip(first, second, strict=True):
-        np.testing.assert_array_equal(a.image, b.image)
-    assert dataset.manifest(tmp_path / "again")["style_source"] == "a style bank"
-
-
-def test_styles_between_two_begin_and_end_with_them(request_, tmp_path):
-    generate.run(request_(style_seed=5, n_styles=2))
-    outcome = generate.run(
-        request_(out=tmp_path / "mixed", style_seed=5, interpolate="0:1", n_styles=4)
-    )
-    assert outcome.num_samples == 24
-    ends, mixed = (
-        {s.key: s.image.astype(int) for s in dataset.read(tmp_path / name)}
-        for name in ("out", "mixed")
-    )
-    np.testing.assert_array_equal(ends["scene-01-s000"], mixed["scene-01-s000"])
-    np.testing.assert_array_equal(ends["scene-01-s001"], mixed["scene-01-s003"])
-    steps = [
-        np.abs(mixed[f"scene-01-s{k:03d}"] - mixed[f"scene-01-s{k + 1:03d}"]).mean()
-        for k in range(3)
-    ]
-    assert min(steps) > 0
-    assert max(steps) < np.abs(mixed["scene-01-s000"] - mixed["scene-01-s003"]).mean()
-
-
-def test_interpolated_styles_keep_their_length():
-    rng = np.random.default_rng(0)
-    a, b = rng.normal(size=(2, 256)).astype(np.float32)
-    mixed = styles.interpolate(a, 2 * b, 5)
-    lengths = np.linalg.norm(mixed, axis=1)
-    expected = np.linspace(np.linalg.norm(a), np.linalg.norm(2 * b), 5)
-    np.testing.assert_allclose(lengths, expected, rtol=1e-5)
-    np.testing.assert_array_equal(mixed[0], a)
-    np.testing.assert_allclose(mixed[4], 2 * b)
-    unit = mixed / lengths[:, None]
-    angles = np.arccos((unit[:-1] * unit[1:]).sum(axis=1))
-    np.testing.assert_allclose(angles, angles[0], rtol=1e-3)
-    np.testing.assert_allclose(styles.interpolate(a, a, 3), [a, a, a], rtol=1e-6)
-    np.testing.assert_allclose(styles.interpolate(a, -a, 3)[1], np.zeros(256), atol=1e-6)
-
-
-def test_another_checkpoints_bank_is_said_and_a_strange_one_refused(request_, tmp_path):
-    other = make_generator(tmp_path / "other.safetensors")
-    bank = styles.drawn_bank(styles.Styles(shared_seed=1), 2, "0" * 64)
-    styles.save_bank(tmp_path / "bank.safetensors", bank)
-    outcome = generate.run(request_(style_bank=tmp_path / "bank.safetensors", n_styles=1))
-    assert "made for another checkpoint" in outcome.notes[0]
-    with pytest.raises(UserError, match="not a style bank of ecgan; make one with --save-styles"):
-        prepare.prepare(request_(style_bank=other))
-    with pytest.raises(UserError, match="no style 'x'; there are 0, 1"):
-        prepare.prepare(
-            request_(style_bank=tmp_path / "bank.safetensors", interpolate="x:1", n_styles=2)
-        )
-
-
-def test_names_in_a_bank_are_unique():
-    bank = styles.named_bank(["a", "b", "a"], np.zeros((3, 256), np.float32), "")
-    assert bank.names == ("a", "b", "a-2")
-    longer = bank.with_style("b", np.ones(256, np.float32))
-    assert longer.names == ("a", "a-2", "b")
-    assert longer.vector("b")[0] == 1
 
 
 # The label filter

@@ -136,8 +136,7 @@ def test_a_plan_holds_every_sample_once_in_full_shards(counts, per_shard, batch)
     assert [len(own) for own in tasks] == [stage.samples_in(n) for n in stage.numbers]
     assert [job.samples for job in jobs] == [len(own) for own in tasks]
     assert {len(own) for own in tasks[:-1]} <= {per_shard}
-    for number, own, job in zip(stage.numbers, tasks, jobs, strict=True):
-        assert {stage.find(*task) for task in own} == {number}
+    for job in jobs:
         made = list(passes(job.groups, batch))
         assert [group for part in made for group in part] == list(job.groups)
         for part in made:
@@ -653,11 +652,6 @@ def test_bad_label_folders_are_refused_before_anything_is_written(
         (["--n-variants", "2"], 1, "say what with --vary flip,crop,paste"),
         (["--set", "model.width=8"], 1, "recipe is fixed but for sampling.*"),
         (["--set", "sampling.qualty=8"], 1, "sampling.qualty: no such key (did you mean quality?)"),
-        (["--interpolate", "0:1"], 1, "needs styles that all layouts share"),
-        (["--save-styles", "x"], 1, "needs styles that all layouts share"),
-        (["--style-seed", "1", "--interpolate", "a"], 1, "expected A:B, names of two styles"),
-        (["--style-seed", "1", "--interpolate", "a:b"], 1, "styles are named by their numbers"),
-        (["--styles", "file"], 1, "file: not a whole safetensors file"),
         (["--filter", "nowhere"], 1, "the recipe has no data.root: give the data set with --data"),
         (["--checkpoint", "nowhere"], 1, "--checkpoint nowhere: no such file"),
         (["--checkpoint", "file"], 1, "file: not a whole safetensors file"),

@@ -129,7 +129,9 @@ def test_profile_says_where_the_time_went(run, tmp_path):
         1000 / elapsed, rel=0.02
     )
     sampler = Sampler(tmp_path / "run" / "generator.safetensors", CPU)
-    layouts = [sampler.read_layout(Item(i, tmp_path / f"labels/{i}.png")) for i in "01"]
+    layouts = [
+        sampler.layout(i, *sampler.read_maps(Item(i, tmp_path / f"labels/{i}.png"))) for i in "01"
+    ]
     flops = sampler.flops(layouts, torch.zeros(2, 2, 256)) / 4  # the first shard: two, two styles
     assert number(r"G: ([\d.]+) GFLOP a sample", text) == pytest.approx(flops / 1e9, abs=0.006)
     rate = number(r"a sample, ([\d.]+) GFLOP/s while it runs", text)
@@ -173,6 +175,6 @@ def test_the_time_of_retries_is_counted(tmp_path):
         result=lambda: [[Made(np.zeros((32, 64, 3), np.uint8), np.zeros((32, 64), np.uint8))] * 2],
         seconds=lambda: {"generate": 1.0},
     )
-    samples = maker.make_pass(prepared.wanted.stage.job(0).groups, spent)
+    samples = next(maker._passes(prepared.wanted.stage.job(0), spent))
     assert [sample.retries for sample in samples] == [3, 3]
     assert spent.seconds["generate"] == 4.0

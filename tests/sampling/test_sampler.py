@@ -81,7 +81,7 @@ def test_the_styles_of_a_layout_share_one_modulation_pass(sampler, batch):
     hook = block.hidden.register_forward_hook(lambda *_: passes.append(1))
     layouts = [layout(0), layout(1)]
     z = draw(2, 4)
-    made = sampler.make(layouts, z, batch)
+    made = sampler.start(layouts, z, batch).result()
     hook.remove()
     assert len(passes) == 1
 
@@ -107,7 +107,7 @@ def test_sampling_takes_one_thread_and_gives_the_others_back(sampler):
     )
     torch.set_num_threads(2)
     try:
-        sampler.make([layout(0)], draw(1, 1), 1)
+        sampler.start([layout(0)], draw(1, 1), 1).result()
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
@@ -120,15 +120,14 @@ def test_without_the_edge_generator_edges_are_found_in_the_image(tmp_path):
         model={"edge_generator": False, "edge_transfer": False, "style": False},
     )
     sampler = Sampler(path, CPU)
-    ((made,),) = sampler.make([layout(0)], None, 1)
-    assert sampler.edge_source == "canny of the image"
+    ((made,),) = sampler.start([layout(0)], None, 1).result()
     np.testing.assert_array_equal(made.edge, canny_edges(made.image))
 
 
 def test_a_layout_is_resized_to_the_nearest_pixel(tmp_path, sampler):
     label = np.random.default_rng(0).integers(0, 3, (64, 128), dtype=np.uint8)
     Image.fromarray(label).save(tmp_path / "a.png")
-    read = sampler.read_layout(Item("a", tmp_path / "a.png"))
+    read = sampler.layout("a", *sampler.read_maps(Item("a", tmp_path / "a.png")))
     np.testing.assert_array_equal(read.label, label[1::2, 1::2])
     assert read.boundary is None
 
@@ -140,16 +139,15 @@ def test_boundaries_come_from_instances_or_else_from_classes(tmp_path):
     instances[16:] = 40_000
     Image.fromarray(label).save(tmp_path / "label.png")
     Image.fromarray(instances).save(tmp_path / "instances.png")
-    by_class = sampler.read_layout(Item("a", tmp_path / "label.png"))
-    by_instance = sampler.read_layout(
-        Item("a", tmp_path / "label.png", instances=tmp_path / "instances.png")
-    )
+    read = lambda item: sampler.layout(item.key, *sampler.read_maps(item))  # noqa: E731
+    by_class = read(Item("a", tmp_path / "label.png"))
+    by_instance = read(Item("a", tmp_path / "label.png", instances=tmp_path / "instances.png"))
     assert np.flatnonzero(by_class.boundary.all(axis=0)).tolist() == [31, 32]
     assert np.flatnonzero(by_instance.boundary.all(axis=1)).tolist() == [15, 16]
     labels, boundary = sampler.maps([by_class, by_instance])
     np.testing.assert_array_equal(labels[0].numpy(), label)
     np.testing.assert_array_equal(boundary[1, 0].numpy(), by_instance.boundary)
-    made = sampler.make([by_class, by_instance], draw(2, 1), 8)
+    made = sampler.start([by_class, by_instance], draw(2, 1), 8).result()
     assert (made[0][0].image != made[1][0].image).any(), "boundaries are a condition"
 
 
@@ -183,7 +181,7 @@ def test_pixels_are_rounded_and_cut_off():
 
 def test_a_pass_is_begun_before_the_one_before_it_is_waited_for(sampler):
     z = draw(3, 1)
-    alone = [sampler.make([layout(i)], z[i : i + 1], 1)[0][0] for i in range(3)]
+    alone = [sampler.start([layout(i)], z[i : i + 1], 1).result()[0][0] for i in range(3)]
     begun = [sampler.start([layout(i)], z[i : i + 1], 1) for i in range(3)]
     for pending, expected in reversed(list(zip(begun, alone, strict=True))):
         ((made,),) = pending.result()
@@ -270,7 +268,7 @@ def test_a_network_that_cannot_be_compiled_is_told_with_the_way_out(sampler, mon
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
     monkeypatch.setattr(sampling, "RecordedPass", fail)
     with pytest.raises(UserError, match=r"\(Failed to find C compiler\.\).*compile=false"):
-        sampler.make([layout(0)], draw(1, 1), 1)
+        sampler.start([layout(0)], draw(1, 1), 1).result()
 
 
 def test_on_a_gpu_neither_speed_nor_free_memory_chooses_an_algorithm(sampler, monkeypatch):
@@ -289,7 +287,7 @@ def test_a_pass_that_is_too_large_is_told_with_the_way_out(sampler, monkeypatch)
 
     monkeypatch.setattr(sampler, "draw", fail)
     with pytest.raises(UserError, match=r"for 8 samples at once \(CUDA.*add --batch 4, and"):
-        sampler.make([layout(0)], draw(1, 1), 8)
+        sampler.start([layout(0)], draw(1, 1), 8).result()
 
 
 def test_flops_grow_with_the_styles_and_not_with_the_modulations(sampler):
@@ -308,11 +306,11 @@ def test_flops_grow_with_the_styles_and_not_with_the_modulations(sampler):
 def test_on_a_gpu_samples_are_the_same_in_every_run(tmp_path, layouts, styles, batch, compiled):
     path = make_generator(tmp_path / "g.safetensors")
     own, z = [layout(i) for i in range(layouts)], draw(layouts, styles)
-    exact = Sampler(path, CPU).make(own, z, batch)
+    exact = Sampler(path, CPU).start(own, z, batch).result()
     runs = []
     for _ in range(2):
         sampler = Sampler(path, torch.device("cuda"), compiled=compiled)
-        sampler.make(own[::-1], z.flip(0), batch)  # what came before leaves no trace
+        sampler.start(own[::-1], z.flip(0), batch).result()  # what came before leaves no trace
         begun = [sampler.start(own, z, batch) for _ in range(2)]
         runs += [pending.result() for pending in begun]
         assert min(begun[0].seconds().values()) > 0

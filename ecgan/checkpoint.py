@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 import ecgan
 from ecgan import labels
-from ecgan.errors import UserError
+from ecgan.errors import UsageError, UserError
 from ecgan.labels import LabelSpace
 from ecgan.models.generator import Generator
 from ecgan.models.style import StyleEncoder
@@ -248,19 +248,19 @@ def resolve_generator(run: Path | None, checkpoint: Path | None) -> Path:
         UserError: both are given, or what is given is not there.
     """
     if run is not None and checkpoint is not None:
-        raise UserError(f"--run {run} and --checkpoint {checkpoint}: give one of them")
+        raise UsageError(f"--run {run} and --checkpoint {checkpoint}: give one of them")
     if checkpoint is not None:
         if checkpoint.is_dir():
-            raise UserError(f"--checkpoint {checkpoint}: a folder; a run is given with --run")
+            raise UsageError(f"--checkpoint {checkpoint}: a folder; a run is given with --run")
         if not checkpoint.is_file():
-            raise UserError(f"--checkpoint {checkpoint}: no such file")
+            raise UsageError(f"--checkpoint {checkpoint}: no such file")
         return checkpoint
     folder = run if run is not None else newest_run(Path("runs"))
     if not folder.is_dir():
-        raise UserError(f"--run {folder}: no such folder")
+        raise UsageError(f"--run {folder}: no such folder")
     path = folder / GENERATOR
     if not path.is_file():
-        raise UserError(
+        raise UsageError(
             f"--run {folder}: no {GENERATOR} in it; the run has not come to its first checkpoint"
             if (folder / "recipe.yaml").is_file()
             else f"--run {folder}: not a run of ecgan train (no recipe.yaml, no {GENERATOR})"

@@ -20,6 +20,13 @@ class UserError(Exception):
         super().__init__("\n  ".join([f"{title}:" if self.faults else title, *self.faults]))
 
 
+class UsageError(UserError):
+    """A fault of the command line: an option's value, a combination, or a name of nothing.
+
+    The command exits with 2, as for every fault that the parser of the command line finds.
+    """
+
+
 def first_line(error: Exception) -> str:
     """What an error of a library says, without the pages that may follow; else its type."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

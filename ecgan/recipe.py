@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ecgan import labels
-from ecgan.errors import UserError
+from ecgan.errors import UsageError, UserError
 from ecgan.labels import LabelSpace
 
 Weight = Annotated[float, Field(ge=0)]
@@ -381,7 +381,7 @@ def recipe_text(name: str) -> str:
     """
     path = _recipe_folder() / f"{name}.yaml"
     if not path.is_file():
-        raise UserError(
+        raise UsageError(
             f"no recipe {name!r}{_suggestion(name, recipe_names())}; there are "
             f"{', '.join(recipe_names())}, or give the path of a .yaml file"
         )
@@ -403,7 +403,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
         try:
             text, source = path.read_text(encoding="utf-8"), str(path)
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: cannot read the recipe: {error}") from error
+            raise UsageError(f"{path}: cannot read the recipe: {error}") from error
     else:
         text, source = recipe_text(name_or_path), f"recipe {name_or_path}"
     try:
@@ -431,7 +431,13 @@ def parse_recipe(document: dict[str, Any], source: str, overrides: Sequence[str]
     try:
         return Recipe.model_validate(document)
     except ValidationError as error:
-        raise UserError(source, [_fault(dict(e)) for e in error.errors()]) from None
+        found = [dict(e) for e in error.errors()]
+        keys = [override.partition("=")[0] for override in overrides]
+        from_options = any(
+            _place(e).startswith(key) or key.startswith(_place(e)) for e in found for key in keys
+        )
+        kind = UsageError if from_options else UserError
+        raise kind(source, [_fault(e) for e in found]) from None
 
 
 def label_space(data: Data) -> LabelSpace:
@@ -449,7 +455,7 @@ def label_space(data: Data) -> LabelSpace:
     if data.dataset != "folder":
         return labels.builtin(data.dataset)
     if data.root is None:
-        raise UserError("data.root is not set: give the folder with --data DIR")
+        raise UsageError("data.root is not set: give the folder with --data DIR")
     return labels.load_label_space(Path(data.root) / "classes.json")
 
 
@@ -462,30 +468,35 @@ def _apply_override(document: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     parts = key.split(".")
     if not equals or not all(parts):
-        raise UserError(f"--set {override}: expected SECTION.KEY=VALUE, e.g. train.batch=8")
+        raise UsageError(f"--set {override}: expected SECTION.KEY=VALUE, e.g. train.batch=8")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise UserError(f"--set {override}: the value is not YAML: {error}") from error
+        raise UsageError(f"--set {override}: the value is not YAML: {error}") from error
     section = document
     for part in parts[:-1]:
         inner = section.setdefault(part, {})
         if inner is None:
             inner = section[part] = {}
         if not isinstance(inner, dict):
-            raise UserError(f"--set {override}: {part} is a value, not a section")
+            raise UsageError(f"--set {override}: {part} is a value, not a section")
         section = cast("dict[str, Any]", inner)
     section[parts[-1]] = value
 
 
+def _place(error: dict[str, Any]) -> str:
+    """The key that is at fault, as the user writes it."""
+    # A union names its failed branch in the location; the user's key is what comes before.
+    return ".".join(
+        str(part)
+        for part in error["loc"]
+        if not str(part).startswith(("literal[", "constrained", "function-", "list["))
+    )
+
+
 def _fault(error: dict[str, Any]) -> str:
     location = [str(part) for part in error["loc"]]
-    # A union names its failed branch in the location; the user's key is what comes before.
-    place = ".".join(
-        part
-        for part in location
-        if not part.startswith(("literal[", "constrained", "function-", "list["))
-    )
+    place = _place(error)
     if error["type"] == "extra_forbidden":
         return f"{place}: no such key{_suggestion(location[-1], _keys(location[:-1]))}"
     if error["type"] == "value_error":

@@ -5,10 +5,11 @@ from typing import Any
 
 import click
 
+from ecgan_cli.command import Command
 from ecgan_cli.options import INSTANCES, PATH, make, shared
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--labels", type=PATH, required=True, metavar="DIR", help="Label maps, any depth.")
 @click.option(
     "--n-styles", type=int, help="Images of each layout; default: 1, or one for each style photo."

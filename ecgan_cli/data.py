@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ecgan.errors import UserError
+from ecgan.errors import UsageError, UserError
+from ecgan_cli.command import Group
 from ecgan_cli.options import write_new
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 _PIXELS = 256 * 512  # of a proposed size, at most: the paper's Cityscapes
 
 
-@click.group()
+@click.group(cls=Group)
 def data() -> None:
     """Draw, inspect, check and convert data.
 
@@ -249,7 +250,7 @@ def cache(
         overrides = (*overrides, f"data.root={json.dumps(str(root))}")
     found = load_recipe(recipe_name, overrides).data
     if found.root is None:
-        raise UserError("the recipe has no data.root: give the data set with --data DIR")
+        raise UsageError("the recipe has no data.root: give the data set with --data DIR")
     if found.edges == "folder":
         raise UserError(
             "data.edges: folder: edge maps of a folder are not copied; use the original"

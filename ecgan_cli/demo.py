@@ -5,10 +5,11 @@ from pathlib import Path
 
 import click
 
-from ecgan_cli.options import INTERRUPTED, PATH
+from ecgan_cli.command import INTERRUPTED, Command
+from ecgan_cli.options import PATH
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--out", type=PATH, default=Path("ecgan-demo"), show_default=True, help="Folder.")
 @click.option(
     "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change the recipe."

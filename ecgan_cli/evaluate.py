@@ -8,14 +8,13 @@ from typing import Any, Literal
 
 import click
 
-from ecgan.errors import UserError
+from ecgan.errors import UsageError
 from ecgan.recipe import load_recipe
-from ecgan_cli.options import INTERRUPTED, PATH, terminable
+from ecgan_cli.command import BELOW_LIMIT, INTERRUPTED, Command
+from ecgan_cli.options import PATH, terminable
 
-BELOW = 4  # exit code
 
-
-@click.command()
+@click.command(cls=Command)
 @click.option(
     "--samples",
     multiple=True,
@@ -142,7 +141,7 @@ def evaluate(
     for text in failed:
         click.echo(text, err=True)
     if failed:
-        sys.exit(BELOW)
+        sys.exit(BELOW_LIMIT)
 
 
 def _worth(options: dict[str, Any]) -> Any:  # noqa: ANN401  evaluate.Worth, imported late
@@ -158,7 +157,7 @@ def _worth(options: dict[str, Any]) -> Any:  # noqa: ANN401  evaluate.Worth, imp
     mixes: list[float | Literal["synthetic"]] = [_mix(word, faults) for word in mix.split(",")]
     fractions = [_fraction(word, faults) for word in fraction.split(",")]
     if faults:
-        raise UserError("--downstream", faults)
+        raise UsageError("--downstream", faults)
     return library.Worth(tuple(mixes), tuple(fractions), seeds, segmenter, unknown)
 
 
@@ -193,7 +192,7 @@ def _samples_of(
     path = Path(place)
     if path.is_dir() and not (path / "generator.safetensors").is_file():
         if (path / "recipe.yaml").is_file() and (path / "classes.json").is_file():
-            raise UserError(
+            raise UsageError(
                 f"--samples {place}: a run without generator.safetensors: its training is not "
                 "finished; run the same ecgan train again, it goes on"
             )
@@ -210,7 +209,7 @@ def _samples_of(
     data = load_generator(source).recipe.data
     root = options["reference"] or data.root
     if root is None:
-        raise UserError(f"--samples {place}: its recipe has no data.root; give --reference DIR")
+        raise UsageError(f"--samples {place}: its recipe has no data.root; give --reference DIR")
     there = datasets.splits(data.dataset, Path(root))
     split = options["split"] or ("test" if "test" in there else "val")
     styles = "" if n_styles == 1 else f"-{n_styles}-styles"
@@ -240,10 +239,10 @@ def _limit(text: str) -> tuple[str, float]:
     except ValueError:
         limit = float("nan")
     if not math.isfinite(limit):  # nothing is below NaN
-        raise UserError(f"--fail-below {text}: expected NAME=X, e.g. miou=0.5")
+        raise UsageError(f"--fail-below {text}: expected NAME=X, e.g. miou=0.5")
     if name not in higher:
         kind = "better when it is low" if name in MEANINGS else "no such metric"
-        raise UserError(f"--fail-below {text}: {name} is {kind}; choose {', '.join(higher)}")
+        raise UsageError(f"--fail-below {text}: {name} is {kind}; choose {', '.join(higher)}")
     return name, limit
 
 

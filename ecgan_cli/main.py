@@ -5,7 +5,7 @@ import importlib
 import click
 
 from ecgan import __version__
-from ecgan.errors import UserError
+from ecgan_cli.command import Group
 
 _COMMANDS = {
     "train": ("ecgan_cli.train", "Train ECGAN on photos with label maps."),
@@ -19,8 +19,8 @@ _COMMANDS = {
 }
 
 
-class _Group(click.Group):
-    """Imports a command when it is called, and prints a UserError as one message."""
+class _Group(Group):
+    """Group that imports a command when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(_COMMANDS)
@@ -34,12 +34,6 @@ class _Group(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
-
-    def invoke(self, ctx: click.Context) -> object:
-        try:
-            return super().invoke(ctx)
-        except UserError as error:
-            raise click.ClickException(str(error)) from error
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from ecgan.errors import UserError
+from ecgan.errors import UsageError, UserError
+from ecgan_cli.command import FAILED_SHARDS, INTERRUPTED
 
 if TYPE_CHECKING:
     from ecgan.generation.run import Outcome
 
-FAILED_SHARDS, INTERRUPTED = 3, 130  # exit codes
 Command = TypeVar("Command", bound=Callable[..., Any])
 PATH = click.Path(path_type=Path)
 
@@ -286,6 +286,6 @@ def write_new(path: Path, text: str) -> None:
         with path.open("x", encoding="utf-8") as stream:
             stream.write(text)
     except FileExistsError:
-        raise UserError(f"{path} exists already; give another file name") from None
+        raise UsageError(f"{path} exists already; give another file name") from None
     except OSError as error:
         raise UserError(f"{path}: cannot write: {error.strerror}") from error

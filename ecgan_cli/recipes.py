@@ -6,10 +6,11 @@ from pathlib import Path
 import click
 
 from ecgan.recipe import Recipe, load_recipe, recipe_names, recipe_text
+from ecgan_cli.command import Group
 from ecgan_cli.options import write_new
 
 
-@click.group()
+@click.group(cls=Group)
 def recipes() -> None:
     """List, show and copy recipes; print their schema."""
 
@@ -17,8 +18,9 @@ def recipes() -> None:
 @recipes.command("list")
 def list_() -> None:
     """Names of the recipes, with their first line."""
+    width = max(map(len, recipe_names())) + 2
     for name in recipe_names():
-        click.echo(f"{name:<14}{recipe_text(name).splitlines()[0].lstrip('# ')}")
+        click.echo(f"{name:<{width}}{recipe_text(name).splitlines()[0].lstrip('# ')}")
 
 
 @recipes.command()

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import click
 
+from ecgan_cli.command import Group
 from ecgan_cli.options import PATH
 
 
-@click.group()
+@click.group(cls=Group)
 def report() -> None:
     """Read a report again."""
 

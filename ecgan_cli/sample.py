@@ -4,10 +4,11 @@ from typing import Any
 
 import click
 
+from ecgan_cli.command import Command
 from ecgan_cli.options import INSTANCES, PATH, make, shared
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--num", type=int, metavar="N", help="Number of samples.")
 @click.option("--labels", type=PATH, metavar="DIR", help="Layouts; default: the recipe's own data.")
 @click.option("--split", help="Split to take layouts from; default: the one of training.")

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import click
 
-from ecgan.errors import UserError
+from ecgan.errors import UsageError
 from ecgan.recipe import load_recipe
-
-INTERRUPTED = 130  # exit code
+from ecgan_cli.command import INTERRUPTED, Command
 
 _MESSAGES = {
     "done": "{run}/generator.safetensors",
@@ -17,9 +16,13 @@ _MESSAGES = {
 }
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--recipe", "recipe_name", required=True, metavar="NAME|FILE", help="What to train.")
-@click.option("--data", type=click.Path(path_type=Path), help="Folder of the data set (data.root).")
+@click.option(
+    "--data",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder of the data set (data.root).",
+)
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Run folder; default: runs/RECIPE's name."
 )
@@ -87,7 +90,7 @@ def train(  # noqa: C901  one branch for each thing that the command can do
     recipe = load_recipe(recipe_name, overrides)
     run = out if out is not None else Path("runs") / recipe.name
     if init is not None and not init.is_file():
-        raise UserError(f"--init {init}: no such file; give a generator.safetensors of a run")
+        raise UsageError(f"--init {init}: no such file; give a generator.safetensors of a run")
 
     from ecgan.runtime import distributed
     from ecgan.training import run as library

@@ -224,7 +224,7 @@ def test_the_commands_print_recipes_that_can_be_read_again(tmp_path, monkeypatch
     assert run(cli, ["recipes", "cp", "demo"]).exit_code == 0
     assert load_recipe("demo.yaml") == load_recipe("demo")
     again = run(cli, ["recipes", "cp", "demo"])
-    assert again.exit_code == 1
+    assert again.exit_code == 2
     assert "demo.yaml exists already" in again.output
 
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from ecgan.data import datasets, transforms
 from ecgan.data.datasets import Item
-from ecgan.errors import UserError
+from ecgan.errors import UsageError, UserError
 from ecgan.labels import LabelSpace
 from ecgan.runtime.storage import Folder
 
@@ -95,18 +95,18 @@ def write_cache(
 
 def _check_folder(source: Source, out: Path) -> None:
     if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out}: a file; give a folder")
+        raise UsageError(f"--out {out}: a file; give a folder")
     if not out.is_dir() or not any(out.iterdir()):
         return
     try:
         before = json.loads((out / _ABOUT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise UserError(f"--out {out}: not empty, and not a copy of ecgan data cache") from None
+        raise UsageError(f"--out {out}: not empty, and not a copy of ecgan data cache") from None
     now = json.loads(json.dumps(source.to_json()))
     differing = [name for name in now if before.get(name) != now[name]]
     if differing:
         name = differing[0]
-        raise UserError(
+        raise UsageError(
             f"--out {out}: a copy with another {name} ({before.get(name)}, now {now[name]}); give "
             "another folder"
         )

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from ecgan.checkpoint import GENERATOR
 from ecgan.demo import toy
-from ecgan.errors import UserError
+from ecgan.errors import UsageError
 from ecgan.evaluation import run as evaluate
 from ecgan.generation import run as generate
 from ecgan.recipe import load_recipe
@@ -67,9 +67,9 @@ def run(
     samples, report = out / "samples", out / "report"
     seconds: dict[str, float] = {}
     if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out}: a file; give a folder")
+        raise UsageError(f"--out {out}: a file; give a folder")
     if out.exists() and any(out.iterdir()) and not data.is_dir():
-        raise UserError(f"--out {out}: not empty, and not a demo of ecgan; give another folder")
+        raise UsageError(f"--out {out}: not empty, and not a demo of ecgan; give another folder")
     recipe = load_recipe("demo", (*overrides, f"data.root={json.dumps(str(data))}"))
 
     start = time.monotonic()

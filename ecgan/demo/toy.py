@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ecgan.errors import UserError
+from ecgan.errors import UsageError, UserError
 from ecgan.labels import LabelClass, LabelSpace
 
 Floats = npt.NDArray[np.floating]
@@ -149,7 +149,7 @@ def write_toy(out: Path, num: int, seed: int, height: int = 128, width: int = 25
         UserError: the folder is there already and not empty, or nothing can be written there.
     """
     if num < 1:
-        raise UserError(f"--num {num}: at least one scene")
+        raise UsageError(f"--num {num}: at least one scene")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is not empty; choose another folder, or remove it first")
     with _whole_folder(out) as folder:

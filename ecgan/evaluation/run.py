@@ -29,7 +29,7 @@ import ecgan
 from ecgan import checkpoint, labels
 from ecgan.data import datasets, label_cache
 from ecgan.data.loader import TripleDataset
-from ecgan.errors import UserError
+from ecgan.errors import UsageError, UserError
 from ecgan.evaluation import figures
 from ecgan.evaluation import judge as judges
 from ecgan.evaluation import measure as looking
@@ -173,7 +173,7 @@ def _check_out(out: Path) -> None:
     with checkpoint.writing(out):
         names = {path.name for path in out.iterdir()} if out.is_dir() else set[str]()
     if names and not names & {"report.json", "segmenters", "downstream"}:
-        raise UserError(f"--out {out}: not empty, and not a report of ecgan; give another folder")
+        raise UsageError(f"--out {out}: not empty, and not a report of ecgan; give another folder")
     _require_writable("--out", out)
 
 
@@ -204,9 +204,9 @@ def newest_samples(folder: Path) -> Path:
 
 def _manifest(place: str) -> dict[str, Any] | None:
     if "://" not in place and Path(place).is_file():
-        raise UserError(f"--samples {place}: is a file; give the folder that holds it")
+        raise UsageError(f"--samples {place}: is a file; give the folder that holds it")
     if "://" not in place and not Path(place).is_dir():
-        raise UserError(f"--samples {place}: no such folder")
+        raise UsageError(f"--samples {place}: no such folder")
     return sample_sets.manifest(place)
 
 
@@ -216,7 +216,7 @@ def _recipe(request: Request, sets: Sequence[_Set]) -> Recipe:
     if recipe is None:
         carried = next((s for s in sets if s.manifest is not None), None)
         if carried is None or carried.manifest is None:
-            raise UserError(
+            raise UsageError(
                 f"--samples {sets[0].place}: has no manifest.json of ecgan, so its classes are not "
                 "known; give --recipe NAME|FILE"
             )
@@ -227,7 +227,7 @@ def _recipe(request: Request, sets: Sequence[_Set]) -> Recipe:
         data = recipe.data.model_copy(update={"root": str(request.reference)})
         recipe = recipe.model_copy(update={"data": data})
     if recipe.data.root is None:
-        raise UserError("the recipe has no data.root: give the real data set with --reference DIR")
+        raise UsageError("the recipe has no data.root: give the real data set with --reference DIR")
     if not Path(recipe.data.root).is_dir():
         raise UserError(
             f"{recipe.data.root}: no such folder; give the real data set with --reference DIR"
@@ -354,7 +354,7 @@ class _Evaluation:
         if worth is None:
             return None
         if not self.worthy and any(mix != 0 for mix in worth.mixes):
-            raise UserError(
+            raise UsageError(
                 f"--downstream: all samples are of layouts of the split {self.split}, which is "
                 "what segmenters are tested on; give samples of train layouts: ecgan sample "
                 f"--split {self.recipe.data.split} --num N"
@@ -411,7 +411,7 @@ class _Fidelity:
         if path is None:
             return None
         if "inception" not in self.networks:
-            raise UserError(
+            raise UsageError(
                 f"--reference-npz {path}: statistics of Inception, which is not measured: set "
                 "evaluate.features to [inception] and evaluate.inception_weights"
             )

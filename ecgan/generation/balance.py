@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ecgan.errors import UserError
+from ecgan.errors import UsageError, UserError
 
 Counts = npt.NDArray[np.int64]
 Numbers = npt.NDArray[np.float64]
@@ -176,7 +176,7 @@ def parse_targets(texts: Sequence[str], names: Sequence[str]) -> dict[int, float
             "the other classes need pixels too"
         )
     if faults:
-        raise UserError("--target", faults)
+        raise UsageError("--target", faults)
     return targets
 
 

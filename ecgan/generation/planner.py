@@ -22,7 +22,7 @@ from ecgan import checkpoint
 from ecgan.checkpoint import GeneratorFile
 from ecgan.data import datasets
 from ecgan.data.datasets import Item
-from ecgan.errors import UserError
+from ecgan.errors import UsageError
 from ecgan.generation import balance, layout_augmentation
 from ecgan.generation.plan import Counts, Stage, refuse_colliding_keys, spread, whole_rows
 from ecgan.generation.state import Wanted, plan_id
@@ -287,9 +287,9 @@ def _check_options(request: Request) -> None:
     for check in (_source_faults, _style_faults, _filter_faults, _place_faults):
         faults += check(request)
     if len(faults) == 1:
-        raise UserError(faults[0])
+        raise UsageError(faults[0])
     if faults:
-        raise UserError("options", faults)
+        raise UsageError(f"{len(faults)} faults in the options", faults)
 
 
 def _source_faults(request: Request) -> list[str]:
@@ -360,7 +360,7 @@ def _place_faults(request: Request) -> list[str]:
 
 def _check_against_generator(request: Request, recipe: Recipe) -> None:
     if request.instances is not None and not recipe.data.instances:
-        raise UserError(
+        raise UsageError(
             "--instances: this run takes no instance boundaries (data.instances is false)"
         )
     if recipe.model.style:
@@ -371,7 +371,7 @@ def _check_against_generator(request: Request, recipe: Recipe) -> None:
         ("--on-inconsistent retry", request.on_inconsistent == "retry" or None),
     ):
         if value is not None:
-            raise UserError(
+            raise UsageError(
                 f"{name}: this run has no style encoder; train one with model.style=true"
             )
 
@@ -380,7 +380,7 @@ def _check_style_count(request: Request, recipe: Recipe, most: int, num_layouts:
     if recipe.model.style or most <= 1:
         return
     asked = f"--num {request.num}" if request.num is not None else f"--n-styles {most}"
-    raise UserError(
+    raise UsageError(
         f"{asked}: this run has no style encoder, so one layout has one image "
         f"({num_layouts} here); train with model.style=true, or ask for one style"
     )
@@ -432,7 +432,7 @@ def _items(request: Request, recipe: Recipe) -> list[Item]:
 def _root(request: Request, recipe: Recipe) -> Path:
     root = request.root or (None if recipe.data.root is None else Path(recipe.data.root))
     if root is None:
-        raise UserError("the recipe has no data.root: give the data set with --data DIR")
+        raise UsageError("the recipe has no data.root: give the data set with --data DIR")
     return root.absolute()
 
 
@@ -441,7 +441,7 @@ def _with_instances(items: Sequence[Item], dataset: str, folder: Path) -> list[I
     maps = {item.key: item.label for item in found}
     missing = [item.key for item in items if item.key not in maps]
     if missing:
-        raise UserError(
+        raise UsageError(
             f"--instances {folder}: {len(missing)} label maps have no instance map of the same "
             f"name (first: {missing[0]}); leave the option out to take boundaries between classes"
         )
@@ -472,12 +472,12 @@ def _photo_styles(request: Request) -> _PhotoStyles:
 
 def _style_photos(folder: Path) -> list[Path]:
     if not folder.is_dir():
-        raise UserError(f"--style-images {folder}: no such folder")
+        raise UsageError(f"--style-images {folder}: no such folder")
     photos = sorted(
         p for p in folder.rglob("*") if p.suffix.lower() in datasets.IMAGE_SUFFIXES and p.is_file()
     )
     if not photos:
-        raise UserError(f"--style-images {folder}: no photos below it")
+        raise UsageError(f"--style-images {folder}: no photos below it")
     return photos
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ecgan.data.datasets import Item
-from ecgan.errors import UserError
+from ecgan.errors import UsageError, UserError
 from ecgan.generation.plan import (
     SPLIT,
     Plan,
@@ -119,7 +119,7 @@ class Ledger:
         if not self.store.holds_anything() or self.is_ours():
             return
         if any(name != HIDDEN for name in self.store.names()):
-            raise UserError(
+            raise UsageError(
                 f"--out {self.store}: not empty, and not a data set of ecgan; give another folder "
                 "(nothing in it was touched)"
             )
@@ -275,7 +275,7 @@ class Ledger:
                 f"(first: {changed[0]}); give changed maps another name, or use another --out"
             )
         if wanted.stage.paste and len(now) != len(digests):
-            raise UserError(
+            raise UsageError(
                 "--extend: with --vary paste, objects come from all layouts, so further layouts "
                 "would change what is there; make another data set of them, with another --out"
             )

@@ -36,7 +36,7 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
-from ecgan.errors import UserError
+from ecgan.errors import UsageError, UserError
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -127,9 +127,9 @@ def require(workers: Workers) -> None:
             is checked when the run starts.
     """
     if workers.count < 1:
-        raise UserError(f"--workers {workers.count}: must be at least 1")
+        raise UsageError(f"--workers {workers.count}: must be at least 1")
     if workers.gpus_each < 0 or (workers.gpus_each > 1 and workers.gpus_each % 1):
-        raise UserError(
+        raise UsageError(
             f"--gpus-per-worker {workers.gpus_each:g}: must be 0, a fraction of a GPU or a whole "
             "number of GPUs"
         )
@@ -141,7 +141,7 @@ def require(workers: Workers) -> None:
     if workers.executor == "processes":
         return  # their caller chooses the devices, and has counted them
     if find_spec("ray") is None:
-        raise UserError("--executor ray: Ray is not installed; pip install ray")
+        raise UsageError("--executor ray: Ray is not installed; pip install ray")
     if _starts_ray(workers):
         cpus, gpus = os.cpu_count(), _gpus_here()
         most = [(cpus or math.inf, math.inf if gpus is None else gpus)]

@@ -29,7 +29,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ecgan.errors import UserError
+from ecgan.errors import UsageError, UserError
 
 # Others wait while rank 0 trains the label generator or scores; a dead rank is noticed by torchrun.
 _TIMEOUT = timedelta(hours=12)
@@ -70,12 +70,12 @@ def choose_device(name: str, *, current: bool = False) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"--device {name}: expected auto, cpu, cuda or cuda:N") from None
+        raise UsageError(f"--device {name}: expected auto, cpu, cuda or cuda:N") from None
     if device.type not in {"cpu", "cuda"}:
-        raise UserError(f"--device {name}: expected auto, cpu, cuda or cuda:N")
+        raise UsageError(f"--device {name}: expected auto, cpu, cuda or cuda:N")
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise UserError(f"--device {name}: torch sees no CUDA device here; use --device cpu")
+            raise UsageError(f"--device {name}: torch sees no CUDA device here; use --device cpu")
         index = device.index if device.index is not None else int(os.environ.get("LOCAL_RANK", "0"))
         _require_gpus(index + 1)
         if current:
@@ -248,7 +248,7 @@ def launch(num_processes: int, arguments: Sequence[str], *, device: str) -> int:
         )
     if choose_device(device).type == "cuda":
         if device not in {"auto", "cuda"}:
-            raise UserError(
+            raise UsageError(
                 f"--device {device} is one GPU; with --nproc-per-node use --device cuda"
             )
         _require_gpus(num_processes)

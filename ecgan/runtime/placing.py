@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from ecgan.errors import UserError
+from ecgan.errors import UsageError
 from ecgan.runtime.cluster import Workers
 
 Executor = Literal["auto", "local", "ray"]
@@ -57,7 +57,7 @@ def place_workers(wish: Wish, device: torch.device) -> tuple[Workers, tuple[str,
     on_cuda = device.type == "cuda" or (wish.gpus_per_worker is not None and wish.wants_ray)
     gpus_each = (wish.gpus_per_worker or 1.0) if on_cuda else 0.0
     if wish.gpus_per_worker is not None and not on_cuda:
-        raise UserError(
+        raise UsageError(
             f"--gpus-per-worker {wish.gpus_per_worker:g}: this machine has no CUDA device; "
             "leave it out, or name a cluster that has GPUs with --ray-address"
         )
@@ -71,7 +71,7 @@ def place_workers(wish: Wish, device: torch.device) -> tuple[Workers, tuple[str,
         where = ("cuda" if on_cuda else "cpu",)
         return Workers("ray", count, gpus_each, wish.ray_address, timeout=timeout), where
     if on_cuda and not one_device and count * gpus_each > num_gpus + 1e-9:
-        raise UserError(
+        raise UsageError(
             f"--workers {count} x --gpus-per-worker {gpus_each:g}: this machine has {num_gpus} GPUs"
         )
     devices = (str(device),)

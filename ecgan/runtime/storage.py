@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from ecgan.errors import UserError
+from ecgan.errors import UsageError, UserError
 from ecgan.runtime import lock
 
 HIDDEN = ".ecgan"  # readers skip hidden folders; ours holds what is not part of the data
@@ -207,7 +207,7 @@ class Folder(Store):
     def holds_anything(self) -> bool:
         try:
             if self.path.exists() and not self.path.is_dir():
-                raise UserError(f"--out {self.url}: a file; give a folder")
+                raise UsageError(f"--out {self.url}: a file; give a folder")
             return bool(self.names())
         except OSError as error:
             raise UserError(f"--out {self.url}: cannot write: {error.strerror}") from error
@@ -238,7 +238,7 @@ class ObjectStore(Store):
             remedy = f"pip install 'ecgan[{extra}]'" if extra else str(error)
             raise UserError(f"{url}: this protocol is not installed: {remedy}") from error
         except ValueError as error:
-            raise UserError(
+            raise UsageError(
                 f"{url}: no such protocol ({error}); give a folder, s3://BUCKET/PREFIX or "
                 "gs://BUCKET/PREFIX"
             ) from error

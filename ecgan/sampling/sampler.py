@@ -29,7 +29,7 @@ from ecgan.checkpoint import load_generator
 from ecgan.data import datasets, transforms
 from ecgan.data.datasets import Item
 from ecgan.data.edges import canny_edges
-from ecgan.errors import UserError, first_line
+from ecgan.errors import UsageError, UserError, first_line
 from ecgan.labels import Labels, LabelSpace
 from ecgan.models.inference import FoldedGenerator, Shared
 from ecgan.ops.onehot_conv import one_hot
@@ -268,7 +268,7 @@ class Sampler:
         """
         encoder = self.file.style_encoder
         if encoder is None:
-            raise UserError(
+            raise UsageError(
                 "--style-images: this run has no style encoder; train one with model.style=true"
             )
         encoder = encoder.to(self.device)

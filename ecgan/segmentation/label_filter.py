@@ -30,7 +30,7 @@ from ecgan.checkpoint import write_whole
 from ecgan.data import datasets, loader
 from ecgan.data.datasets import Item
 from ecgan.data.loader import TripleDataset
-from ecgan.errors import UserError
+from ecgan.errors import UsageError, UserError
 from ecgan.labels import Labels, LabelSpace
 from ecgan.recipe import Recipe
 from ecgan.sampling.sampler import one_thread
@@ -395,7 +395,7 @@ def halves(pairs: Mapping[str, str]) -> dict[str, int]:
         together.setdefault(pairs[key], []).append(key)
     groups = sorted(together.values(), key=lambda keys: (_number(keys[0]), keys[0]))
     if len(groups) < 2:
-        raise UserError(
+        raise UsageError(
             "--filter train: needs pairs with different label maps, to train on one half and judge "
             f"the other, but the {len(pairs)} pairs have only {len(groups)}; give a segmenter by "
             "path or name"

@@ -7,7 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ecgan.errors import UserError
+from ecgan.errors import UsageError, UserError
 from ecgan.runtime.storage import HIDDEN, Store, open_store
 from ecgan.shards import dataset
 from ecgan.shards import formats as shards
@@ -51,7 +51,7 @@ def convert(
             "can be converted"
         )
     if samples_per_shard is not None and samples_per_shard < 1:
-        raise UserError(f"--samples-per-shard {samples_per_shard}: must be at least 1")
+        raise UsageError(f"--samples-per-shard {samples_per_shard}: must be at least 1")
     _take(write)
     split, names = about["split"], [shard.name for shard in dataset.listed(about)]
     written: list[Shard] = []
@@ -78,7 +78,7 @@ def _take(store: Store) -> None:
     """Make a place ours: an empty one, or one where a conversion was interrupted."""
     begun = store.size(_MARK) is not None
     if store.holds_anything() and not begun:
-        raise UserError(f"--out {store}: not empty; give another folder (nothing was touched)")
+        raise UsageError(f"--out {store}: not empty; give another folder (nothing was touched)")
     if begun:
         store.remove_folder("data")
         store.remove_folder(f"{HIDDEN}/records")

@@ -5,7 +5,7 @@ import os
 import torch
 from torch import Tensor, nn
 
-from ecgan.errors import UserError
+from ecgan.errors import UsageError
 from ecgan.labels import LabelSpace
 from ecgan.models.generator import STYLE_DIM
 from ecgan.recipe import Recipe
@@ -105,7 +105,7 @@ def fitting_batch(
     room = 0.8 * available - fixed
     at_once = int(room // (2 * each))
     if at_once < 1:
-        raise UserError(
+        raise UsageError(
             f"--batch auto: one image of {recipe.data.height} x {recipe.data.width} needs about "
             f"{(fixed + 2 * each) / 2**30:.1f} GiB, {available / 2**30:.1f} GiB are free; lower "
             "data.height, data.width or model.width, or set train.checkpointing=3"

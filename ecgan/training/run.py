@@ -25,7 +25,7 @@ from ecgan import checkpoint, labels
 from ecgan.data import datasets
 from ecgan.data.loader import Batch, TripleDataset, batches, to_device, to_images
 from ecgan.data.transforms import Edges
-from ecgan.errors import UserError, first_line
+from ecgan.errors import UsageError, UserError, first_line
 from ecgan.labels import LabelSpace
 from ecgan.models.encoder import BLOCK_WIDTHS
 from ecgan.models.pretrained import Hed, PerceptualFeatures, perceptual_features
@@ -241,11 +241,11 @@ def check_folder(out: Path, recipe: Recipe) -> None:
     if not out.exists():
         return
     if not out.is_dir():
-        raise UserError(f"--out {out}: a file; give a folder")
+        raise UsageError(f"--out {out}: a file; give a folder")
     if (out / "recipe.yaml").is_file():
         checkpoint.refuse_another_recipe(out, recipe)
     elif any(path.name != _LOCK for path in out.iterdir()):
-        raise UserError(
+        raise UsageError(
             f"--out {out}: not empty, and not a run of ecgan train (no recipe.yaml in it); "
             "give another folder"
         )
@@ -255,7 +255,7 @@ def build_sets(recipe: Recipe, space: LabelSpace) -> Sets:
     """The data of a run."""
     data = recipe.data
     if data.root is None:
-        raise UserError("data.root is not set: give the folder of the data set with --data DIR")
+        raise UsageError("data.root is not set: give the folder of the data set with --data DIR")
     # HED looks at the crop on the device; without Ge nobody looks at edges
     edges: Edges = "none" if data.edges == "hed" or not recipe.model.edge_generator else data.edges
     parts: list[TripleDataset] = []

@@ -1,11 +1,15 @@
 """The command line as a whole: start-up, help, refusals."""
 
+import logging
 import subprocess
 import sys
 
+import click
 import pytest
 from click.testing import CliRunner
 
+from ecgan.recipe import recipe_names
+from ecgan_cli.command import Command
 from ecgan_cli.main import cli
 
 COMMANDS = ["train", "sample", "augment", "evaluate", "report", "data", "recipes", "demo"]
@@ -38,3 +42,52 @@ def test_every_command_is_listed():
 
 def test_an_unknown_command_is_a_usage_error():
     assert CliRunner().invoke(cli, ["trian"]).exit_code == 2
+
+
+def test_the_list_of_recipes_has_two_columns():
+    lines = CliRunner().invoke(cli, ["recipes", "list"]).output.splitlines()
+    assert [line.split()[0] for line in lines] == recipe_names()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--recipe", "demoo"], "no recipe 'demoo' (did you mean demo?)"),
+        (["train", "--recipe", "no.yaml"], "no.yaml: cannot read the recipe"),
+        (["train", "--recipe", "demo", "--set", "train.batch=0"], "train.batch: "),
+        (["train", "--recipe", "demo", "--set", "trian.batch=1"], "trian: no such key"),
+        (["train", "--recipe", "demo", "--batch", "0"], "batch"),
+        (["train", "--recipe", "demo", "--batch", "abc"], "batch"),
+        (["train", "--recipe", "demo", "--profile", "0"], "profile"),
+        (["evaluate", "--fail-below", "miou"], "expected NAME=X, e.g. miou=0.5"),
+        (["recipes", "show", "demoo"], "no recipe 'demoo'"),
+        (["sample", "--num", "1", "--run", "nowhere"], "--run nowhere: no such folder"),
+    ],
+)
+def test_a_fault_of_an_option_ends_with_code_2_and_the_command_is_named(
+    arguments, message, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(cli, arguments, prog_name="ecgan")
+    assert result.exit_code == 2, result.output
+    assert message in result.output
+    named = " ".join(word for word in arguments[:2] if not word.startswith("-"))
+    assert f"Usage: ecgan {named if arguments[0] == 'recipes' else arguments[0]}" in result.output
+
+
+def test_a_fault_of_a_recipe_file_ends_with_code_1(tmp_path):
+    (tmp_path / "mine.yaml").write_text("train: {batch: 0}\n")
+    for more in ([], ["--set", "train.seed=1"]):
+        arguments = ["train", "--recipe", str(tmp_path / "mine.yaml"), *more]
+        assert CliRunner().invoke(cli, arguments).exit_code == 1
+
+
+def test_verbose_shows_what_is_logged():
+    @click.command(cls=Command)
+    def work():
+        logging.getLogger("ecgan.segmentation").info("fetching the weights")
+        logging.getLogger("ecgan.segmentation").warning("slow disk")
+
+    assert CliRunner().invoke(work, []).stderr == "slow disk\n"
+    assert CliRunner().invoke(work, ["-v"]).stderr == "fetching the weights\nslow disk\n"
+    assert CliRunner().invoke(work, []).stderr == "slow disk\n"

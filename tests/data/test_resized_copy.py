@@ -75,7 +75,7 @@ def test_other_copies_and_foreign_folders_are_refused(tmp_path):
     write_pairs(tmp_path / "real", num_train=2, num_val=2)
     assert call(tmp_path / "real", tmp_path / "copy", *SIZE).exit_code == 0
     result = call(tmp_path / "real", tmp_path / "copy", "data.height=64", "data.width=64")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "a copy with another size ([32, 64], now [64, 64])" in result.output
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "x.txt").write_text("x")

@@ -112,7 +112,7 @@ def test_a_class_list_is_written_for_the_user_to_name(tmp_path):
     space = label_space(recipe.data)
     assert space.names == ("class 0", "class 1", "class 2")  # without gaps
     assert space.ignore == 255
-    assert run("inspect", root, "--write-classes", written).exit_code == 1  # never overwritten
+    assert run("inspect", root, "--write-classes", written).exit_code == 2  # never overwritten
 
 
 def test_palette_images_are_reported_and_lend_their_colours(tmp_path):

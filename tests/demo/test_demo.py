@@ -47,7 +47,7 @@ def test_the_demo_makes_a_data_set_and_a_report_and_calling_it_again_makes_nothi
 def test_the_demo_refuses_a_folder_of_somebody_else(tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     result = CliRunner().invoke(cli, ["demo", "--out", str(tmp_path)])
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "not empty, and not a demo of ecgan" in result.output
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 

@@ -506,7 +506,7 @@ def test_fail_below(world, tmp_path):
         ("miou", "expected NAME=X"),
     ):
         result = command(world, "--fail-below", text)
-        assert result.exit_code == 1
+        assert result.exit_code == 2
         assert sentence in result.output
 
 
@@ -688,7 +688,7 @@ def test_what_cannot_be_evaluated_is_said_at_once(tmp_path, monkeypatch, argumen
     for name in ("recipe.yaml", "classes.json"):
         (tmp_path / "unfinished" / name).write_text("{}")
     result = CliRunner().invoke(cli, ["evaluate", *arguments])
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert sentence in result.output
 
 

@@ -60,5 +60,5 @@ def test_the_command_chooses_prints_and_keeps_it(tmp_path, monkeypatch):
     result = CliRunner().invoke(cli, [*common, "--batch", "auto", "--dry-run"])
     assert "train.batch: 8" in result.output
     result = CliRunner().invoke(cli, [*common, "--batch", "many", "--dry-run"])
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "train.batch" in result.output

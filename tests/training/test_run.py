@@ -603,7 +603,7 @@ def test_the_command_refuses_what_is_not_there(scenes, tmp_path):
         (("--recipe", "demo", "--data", str(scenes), "--device", "tpu"), "expected auto, cpu"),
     ):
         result = ecgan_train(*arguments, "--out", str(tmp_path / "run"))
-        assert result.exit_code == 1, result.output
+        assert result.exit_code == 2, result.output
         assert message in result.output
         assert "Traceback" not in result.output
     assert ecgan_train("--out", "x").exit_code == 2

@@ -21,7 +21,7 @@ from ecgan import labels
 from ecgan.data import datasets
 from ecgan.data.datasets import Item
 from ecgan.data.loader import TripleDataset
-from ecgan.errors import UserError
+from ecgan.errors import UsageError, UserError
 from ecgan.evaluation.downstream import leakage as leaks
 from ecgan.evaluation.downstream.leakage import Findings, Generators, Part
 from ecgan.evaluation.downstream.student import Run, Settings
@@ -198,7 +198,7 @@ def check(request: Request) -> Experiment:
     """
     faults = _option_faults(request)
     if faults:
-        raise UserError("--downstream", faults)
+        raise UsageError("--downstream", faults)
     by_fraction, notes = _samples_of(request)
     train, test, parts = _real(request)
     if request.needs_samples:
@@ -216,7 +216,7 @@ def check(request: Request) -> Experiment:
     _look_for_leaks(request, used, parts, findings)
     _check_segmenter(request, parts, findings)
     if faults := [*dict.fromkeys(faults + findings.faults)]:
-        raise UserError("--downstream", faults)
+        raise UsageError("--downstream", faults)
     cores = os.cpu_count() or 1
     executor, count = request.workers.executor, request.workers.count
     share = max(1, cores // count)

@@ -28,7 +28,7 @@ from ecgan import labels
 from ecgan.checkpoint import write_whole, writing
 from ecgan.data import datasets
 from ecgan.data.transforms import resize_image
-from ecgan.errors import UserError
+from ecgan.errors import UsageError, UserError
 from ecgan.evaluation.report.page import lines_of
 from ecgan.labels import LabelSpace
 from ecgan.metrics import statistics
@@ -126,10 +126,10 @@ def _check_folder(out: Path) -> None:
     """Refuse what is no folder for a study, before images are read."""
     with writing(out):
         if out.exists() and not out.is_dir():
-            raise UserError(f"--out {out}: a file; give a folder")
+            raise UsageError(f"--out {out}: a file; give a folder")
         names = {path.name for path in out.iterdir()} if out.is_dir() else set[str]()
     if names and not names & {"study.html", "assignment.json"}:
-        raise UserError(f"--out {out}: not empty, and not a study of ecgan; give another folder")
+        raise UsageError(f"--out {out}: not empty, and not a study of ecgan; give another folder")
 
 
 def _check_out(file: Path, study: str) -> None:
@@ -197,7 +197,7 @@ def _photos(a: Path, b: Path, reference: Path | None, pairs: Pairs) -> dict[str,
     dataset = None if root is None else datasets.recognise(root)
     if root is None or dataset is None:
         where = "the samples do not say of which real data set" if root is None else str(root)
-        raise UserError(f"--show-reference: {where}: no photos with label maps; give --reference")
+        raise UsageError(f"--show-reference: {where}: no photos with label maps; give --reference")
     splits = datasets.splits(dataset, root) or [None]
     found = {item.key: item for split in splits for item in datasets.index(dataset, root, split)}
     if missing := [source for source in pairs if source not in found]:

@@ -7,15 +7,13 @@ calling thread writes them, in order. The same function runs in the calling proc
 of this machine and in actors of a Ray cluster, and gives the same bytes.
 """
 
-import queue
-import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Generic, Literal, NamedTuple, TypeVar, cast
+from typing import Literal, NamedTuple, TypeVar, cast
 
 import cv2
 import numpy as np
@@ -25,6 +23,7 @@ from ecgan.errors import UserError
 from ecgan.generation import layout_augmentation
 from ecgan.generation.plan import SPLIT, Group, Job, commit_name, passes, variation_seed
 from ecgan.labels import Labels
+from ecgan.runtime.prefetch import prefetch
 from ecgan.runtime.storage import open_store
 from ecgan.runtime.timings import Profile, Timings, device_name, matrix_ceiling, peak_memory
 from ecgan.sampling.sampler import Layout, Made, Pending, Sampler
@@ -212,8 +211,7 @@ class ShardMaker:
                 for samples in self._passes(job, timings)
                 for future in self._encoded(samples, pool, timings, counted)
             )
-            made = _Ahead(futures, limit)
-            with closing(made):
+            with closing(prefetch(futures, limit)) as made:
                 for future in made:
                     yield future.result()
         if counted.dropped == job.samples:
@@ -419,65 +417,6 @@ def _is_consistent(sample: Sample) -> bool:
 
 def _kept(sample: Sample) -> float:
     return cast(Judgement, sample.judgement).kept_fraction
-
-
-class _Ahead(Generic[T]):
-    """Values of an iterator that runs in a thread of its own, up to ``limit`` ahead.
-
-    No daemon: an interpreter that is torn down while a thread is inside torch ends with SIGABRT. An
-    interrupt may strike anywhere, even before ``close`` can join, so the thread also stops by
-    itself when the one that made it has ended, and Python waits for that.
-    """
-
-    def __init__(self, values: Iterator[T], limit: int) -> None:
-        self._values = values
-        self._ready: queue.Queue[T | _End] = queue.Queue(limit)
-        self._stopped = threading.Event()
-        self._owner = threading.current_thread()
-        self._thread = threading.Thread(target=self._work, name="generate", daemon=False)
-
-    def __iter__(self) -> Iterator[T]:
-        self._thread.start()
-        while True:
-            value = self._ready.get()
-            if not isinstance(value, _End):
-                yield value
-                continue
-            if value.error is not None:
-                raise value.error
-            return
-
-    def close(self) -> None:
-        """Stop the thread, whether or not all values were taken."""
-        self._stopped.set()
-        with suppress(RuntimeError):  # not started, or an interrupt came while it was
-            self._thread.join()
-
-    def _work(self) -> None:
-        try:
-            for value in self._values:
-                self._put(value)
-                if self._is_unwanted():
-                    return
-            self._put(_End(None))
-        except BaseException as error:  # noqa: BLE001  raised again where the values are taken
-            self._put(_End(error))
-
-    def _put(self, value: "T | _End") -> None:
-        while not self._is_unwanted():
-            with suppress(queue.Full):
-                self._ready.put(value, timeout=0.1)
-                return
-
-    def _is_unwanted(self) -> bool:
-        return self._stopped.is_set() or not self._owner.is_alive()
-
-
-@dataclass(frozen=True)
-class _End:
-    """After the last value: nothing, or what was raised."""
-
-    error: BaseException | None
 
 
 def _timed(samples: Iterator[Encoded], timings: Timings) -> Iterator[Encoded]:

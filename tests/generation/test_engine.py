@@ -1,7 +1,6 @@
 """The data-set engine end to end: workers, extension, filter, balance, variation, readers."""
 
 import io
-import itertools
 import json
 import os
 import re
@@ -10,7 +9,6 @@ import signal
 import subprocess
 import sys
 import tarfile
-import threading
 import time
 from dataclasses import replace
 
@@ -27,7 +25,7 @@ from ecgan.generation import planner as prepare
 from ecgan.generation import run as generate
 from ecgan.generation.plan import Stage, whole_rows
 from ecgan.generation.planner import Request
-from ecgan.generation.worker import ShardMaker, _Ahead
+from ecgan.generation.worker import ShardMaker
 from ecgan.runtime.storage import open_store
 from ecgan.runtime.timings import STAGES, Spent
 from ecgan.shards import codecs, dataset, formats
@@ -229,39 +227,6 @@ def test_a_data_set_in_memory_has_the_bytes_of_one_in_a_folder(request_, tmp_pat
         local = open_store(tmp_path / data_format)
         assert store.read("manifest.json") == local.read("manifest.json")
         assert verify(f"{url}-{data_format}", quiet=True).faults == []
-
-
-def test_values_come_ahead_in_order_and_errors_after_them():
-    taken = []
-
-    def values():
-        for i in range(3):
-            taken.append(i)
-            yield i
-        raise ValueError("the generator broke")
-
-    ahead = _Ahead(values(), 8)
-    found = []
-    with pytest.raises(ValueError, match="the generator broke"):
-        found.extend(iter(ahead))
-    ahead.close()
-    assert taken == [0, 1, 2]
-
-
-def test_no_more_is_made_ahead_than_asked_and_closing_stops_it():
-    taken = []
-
-    def values():
-        for i in itertools.count():
-            taken.append(i)
-            yield i
-
-    ahead = _Ahead(values(), 2)
-    assert next(iter(ahead)) == 0
-    time.sleep(0.3)
-    assert len(taken) <= 5
-    ahead.close()
-    assert not any(t.name == "generate" for t in threading.enumerate())
 
 
 def test_where_the_time_went_is_counted(request_):

@@ -14,9 +14,7 @@ Shape legend:
 import hashlib
 import math
 import time
-from collections import deque
 from collections.abc import Generator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
@@ -35,8 +33,9 @@ from ecgan.errors import UserError
 from ecgan.evaluation.measure import Samples
 from ecgan.labels import Labels, LabelSpace
 from ecgan.metrics.distribution import ConfusionMatrix
+from ecgan.runtime.device import uploaded
 from ecgan.runtime.placing import settle
-from ecgan.runtime.transfers import uploaded
+from ecgan.runtime.prefetch import map_ahead
 from ecgan.segmentation.segmenter import (
     VOID,
     Descent,
@@ -275,20 +274,12 @@ class Teacher:
             learnt = np.where(known, label.astype(np.int64), VOID)
             return torch.from_numpy(image.copy()), torch.from_numpy(learnt)  # maybe a mirrored view
 
-        pool = ThreadPoolExecutor(settings.loaders)
-        try:
-            due: deque[Future[tuple[Tensor, Tensor]]] = deque()
-            positions = iter(range(total))
+        ready = map_ahead(prepare, range(total), threads=settings.loaders, depth=batch * _AHEAD)
+        with closing(ready):
             for _ in range(settings.steps):
-                due.extend(
-                    pool.submit(prepare, position)
-                    for position in islice(positions, batch * _AHEAD - len(due))
-                )
-                pairs = [due.popleft().result() for _ in range(batch)]
+                pairs = islice(ready, batch)
                 images, labels = (torch.stack(part) for part in zip(*pairs, strict=True))
                 yield images.permute(0, 3, 1, 2), labels
-        finally:
-            pool.shutdown(cancel_futures=True)
 
     def _real(self, index: int) -> Pair:
         sample = self.settings.real.load_plain(index)

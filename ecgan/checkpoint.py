@@ -8,14 +8,11 @@ training needs to go on: networks as safetensors, optimiser states read with ``w
 appears under its name when it is whole.
 """
 
-import hashlib
 import json
-import os
 import re
 import shutil
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +29,7 @@ from ecgan.labels import LabelSpace
 from ecgan.models.generator import Generator
 from ecgan.models.style import StyleEncoder
 from ecgan.recipe import Recipe, load_recipe, num_upsamplings, parse_recipe
+from ecgan.runtime.files import read_safetensors, sha256, whole_folder, write_whole, writing
 
 GENERATOR = "generator.safetensors"
 BEST = "generator-best.safetensors"
@@ -294,23 +292,16 @@ def refuse_another_recipe(run: Path, recipe: Recipe) -> None:
 def save_training(run: Path, images_seen: int, training: Training) -> Path:
     """Write ``checkpoints/<images seen>/``; whole or not at all."""
     folder = run / "checkpoints" / f"{images_seen:09d}"
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    with writing(folder):
-        partial.mkdir(parents=True)
-    try:
+    with writing(folder), whole_folder(folder) as partial:
         for name, tensors in training.networks.items():
             write_whole(partial / f"{name}.safetensors", safetensors.torch.save(_plain(tensors)))
         for name, state in training.optimizers.items():
-            with writing(folder), (partial / f"{name}.pt").open("wb") as file:
+            with (partial / f"{name}.pt").open("wb") as file:
                 torch.save(state, file)
         text = json.dumps({"format": FORMAT, "images_seen": images_seen} | training.state)
-        write_whole(partial / "state.json", text.encode())
-        with writing(folder):
-            if folder.exists():  # the same state again, after an interruption at this very step
-                shutil.rmtree(folder)
-            partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        write_whole(partial / "state.json", text)
+        if folder.exists():  # the same state again, after an interruption at this very step
+            shutil.rmtree(folder)
     return folder
 
 
@@ -349,69 +340,6 @@ def prune(run: Path, keep: int, best: int | None) -> None:
     for folder in training_checkpoints(run)[:-keep]:
         if int(folder.name) != best:
             shutil.rmtree(folder)
-
-
-def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file.
-
-    Raises:
-        UserError: no such file, a truncated one, or a pickle.
-    """
-    try:
-        with path.open("rb") as file:
-            start = file.read(4)
-    except OSError as error:
-        raise UserError(f"{path}: cannot read: {error.strerror}") from error
-    if start[:2] in {b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"}:
-        raise UserError(
-            f"{path}: a pickle (.pth, .pt), which can run code when it is read; "
-            f"ecgan reads safetensors only, as {GENERATOR} of a run"
-        )
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return tensors, dict(file.metadata() or {})
-    except safetensors.SafetensorError as error:
-        raise UserError(
-            f"{path}: not a whole safetensors file ({error}); it may be truncated: copy it again"
-        ) from error
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name, then rename it.
-
-    Raises:
-        UserError: the disk is full, or the folder cannot be written.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-
-
-def sha256(path: Path) -> str:
-    """Of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn what keeps a file or folder from being written into a sentence."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot write: {error.strerror}; what was there is untouched. "
-            "Make room, then run the same command again"
-        ) from error
 
 
 def _is_finished(path: Path) -> bool:

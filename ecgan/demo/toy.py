@@ -12,10 +12,7 @@ drawn on a canvas three times as large; the image is its average, the label its 
 
 import json
 import math
-import os
-import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
@@ -29,6 +26,7 @@ from PIL import Image
 
 from ecgan.errors import UsageError, UserError
 from ecgan.labels import LabelClass, LabelSpace
+from ecgan.runtime.files import whole_folder, writing
 
 Floats = npt.NDArray[np.floating]
 Bytes = npt.NDArray[np.uint8]
@@ -152,7 +150,7 @@ def write_toy(out: Path, num: int, seed: int, height: int = 128, width: int = 25
         raise UsageError(f"--num {num}: at least one scene")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is not empty; choose another folder, or remove it first")
-    with _whole_folder(out) as folder:
+    with writing(out), whole_folder(out) as folder:
         for index in range(num):
             split = {8: "val", 9: "test"}.get(index % 10, "train")
             image, label = draw_scene((seed, index), height, width)
@@ -160,22 +158,6 @@ def write_toy(out: Path, num: int, seed: int, height: int = 128, width: int = 25
             _save(folder / "labels" / split / f"scene-{index:05}.png", label)
         text = json.dumps(SPACE.to_json(), indent=1) + "\n"
         (folder / "classes.json").write_text(text, encoding="utf-8")
-
-
-@contextmanager
-def _whole_folder(out: Path) -> Iterator[Path]:
-    """A folder that appears under its name when it is complete; nothing is left after an error."""
-    partial = out.with_name(f"{out.name}.{os.getpid()}.partial")
-    try:
-        partial.mkdir(parents=True)
-        yield partial
-        if out.exists():
-            out.rmdir()  # empty, as was checked
-        partial.replace(out)
-    except OSError as error:
-        raise UserError(f"{out}: cannot write: {error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _save(path: Path, pixels: Bytes) -> None:

@@ -11,13 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ecgan import checkpoint
 from ecgan.data.loader import TripleDataset
 from ecgan.evaluation.judge import Judge
 from ecgan.evaluation.measure import Samples
 from ecgan.evaluation.report import page
 from ecgan.metrics import segmentation as scoring
 from ecgan.metrics.segmentation import Scene, Tally
+from ecgan.runtime.files import sha256
 from ecgan.shards import formats
 from ecgan.visualization import colorize
 
@@ -136,7 +136,7 @@ def curves(manifest: Mapping[str, Any] | None, near: Path) -> list[page.Curve]:
         log = folder / "metrics.jsonl"
         try:
             generators = sorted(folder.glob("generator*.safetensors")) if log.is_file() else []
-            if made_by in {checkpoint.sha256(path) for path in generators}:
+            if made_by in {sha256(path) for path in generators}:
                 return _curves(log.read_text(encoding="utf-8").splitlines())
         except OSError:  # a neighbour that is not ours to read
             continue

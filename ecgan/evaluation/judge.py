@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ecgan.checkpoint import sha256
 from ecgan.data.loader import TripleDataset
 from ecgan.errors import UserError
 from ecgan.labels import LabelSpace
 from ecgan.recipe import Recipe
+from ecgan.runtime.files import sha256
 from ecgan.segmentation.segmenter import Segmenter, load_segmenter, train_segmenter, trained_folder
 
 

@@ -24,7 +24,6 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from ecgan.checkpoint import write_whole
 from ecgan.data.edges import canny_edges
 from ecgan.data.loader import TripleDataset
 from ecgan.errors import UserError
@@ -33,6 +32,7 @@ from ecgan.labels import Labels, LabelSpace
 from ecgan.metrics import distribution
 from ecgan.metrics import segmentation as scoring
 from ecgan.metrics.segmentation import Scene, Tally
+from ecgan.runtime.files import write_whole
 from ecgan.runtime.placing import settle
 from ecgan.segmentation.segmenter import Segmenter, load_segmenter
 from ecgan.shards import formats

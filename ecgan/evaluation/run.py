@@ -26,7 +26,7 @@ import torch
 from tqdm import tqdm
 
 import ecgan
-from ecgan import checkpoint, labels
+from ecgan import labels
 from ecgan.data import datasets, label_cache
 from ecgan.data.loader import TripleDataset
 from ecgan.errors import UsageError, UserError
@@ -44,8 +44,10 @@ from ecgan.metrics import distances, distribution, statistics
 from ecgan.metrics import segmentation as scoring
 from ecgan.metrics.segmentation import Tally
 from ecgan.recipe import Recipe, label_space, parse_recipe
-from ecgan.runtime import cluster, distributed
+from ecgan.runtime import cluster
 from ecgan.runtime.cluster import Done
+from ecgan.runtime.device import choose_device
+from ecgan.runtime.files import sha256, writing
 from ecgan.runtime.placing import Executor, Wish, place_workers
 from ecgan.shards import dataset as sample_sets
 
@@ -152,7 +154,7 @@ def run(request: Request) -> tuple[dict[str, Any], Path]:
     Raises:
         UserError: samples, reference or judge are not there or do not fit each other.
     """
-    device = distributed.choose_device(request.device)
+    device = choose_device(request.device)
     workers, devices = place_workers(request.wish, device)
     cluster.require(workers)
     places = [str(place) for place in request.samples or (newest_samples(Path("datasets")),)]
@@ -170,7 +172,7 @@ def run(request: Request) -> tuple[dict[str, Any], Path]:
 
 def _check_out(out: Path) -> None:
     """Refuse a folder that cannot take the report, before a judge is trained for it."""
-    with checkpoint.writing(out):
+    with writing(out):
         names = {path.name for path in out.iterdir()} if out.is_dir() else set[str]()
     if names and not names & {"report.json", "segmenters", "downstream"}:
         raise UsageError(f"--out {out}: not empty, and not a report of ecgan; give another folder")
@@ -179,7 +181,7 @@ def _check_out(out: Path) -> None:
 
 def _require_writable(option: str, folder: Path) -> None:
     """Refuse a folder that cannot be written to, before hours of work for it."""
-    with checkpoint.writing(folder):
+    with writing(folder):
         if folder.exists() and not folder.is_dir():
             raise UserError(f"{option} {folder}: a file; give a folder")
         above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
@@ -706,7 +708,7 @@ def _shared(layouts: Mapping[str, str | None], reference: TripleDataset) -> froz
     return frozenset(
         key
         for key, digest in layouts.items()
-        if key in files and (digest is None or checkpoint.sha256(files[key]).startswith(digest))
+        if key in files and (digest is None or sha256(files[key]).startswith(digest))
     )
 
 

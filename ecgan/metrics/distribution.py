@@ -9,7 +9,6 @@ Shape legend:
     n, m  images      d  features of an image      N  classes      B  images in a batch
 """
 
-import os
 import warnings
 import zipfile
 import zlib
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from ecgan.errors import UserError, first_line
+from ecgan.runtime.files import whole_file, writing
 
 Floats = npt.NDArray[np.floating[Any]]
 Counts = npt.NDArray[np.int64]
@@ -85,17 +85,8 @@ def write_npz(path: Path, gaussian: Gaussian) -> None:
     Raises:
         UserError: the folder cannot be written, or the disk is full.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("wb") as file:
-                np.savez(file, allow_pickle=False, mu=gaussian.mean, sigma=gaussian.covariance)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+    with writing(path), whole_file(path) as file:
+        np.savez(file, allow_pickle=False, mu=gaussian.mean, sigma=gaussian.covariance)
 
 
 @dataclass

@@ -1,63 +1,83 @@
-"""One writer for a folder: a lock file that names who holds it.
+"""One writer for a folder: a lock file that names who holds it, and since when.
 
-The kernel releases the lock when its holder dies, so one that can be taken is free, whatever the
-file says. Between machines that holds only where their file system shares locks, so a file that
-another machine left behind is not taken over.
+filelock asks the kernel, which releases a lock when its holder dies, so one that can be taken is
+free, whatever the file says. Between machines that holds only where their file system shares
+locks, so a file that another machine left behind is not taken over.
 """
 
-import fcntl
 import json
 import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
-from typing import IO
+from typing import NamedTuple
+
+from filelock import FileLock, Timeout
 
 from ecgan.errors import UserError
 
 
+class _Holder(NamedTuple):
+    host: str
+    pid: int
+    since: str  # ISO 8601; empty in locks of earlier versions
+
+
 @contextmanager
 def held(path: Path, what: str) -> Iterator[None]:
-    """Hold a lock; the file is gone afterwards.
+    """Hold a lock; its files are gone afterwards.
 
     Args:
-        path: of the lock file, in a folder that is there.
-        what: is locked, for the message.
+        path: lock file with the holder's name, in a folder that is there; the kernel's lock is on
+            another file beside it, which filelock may empty.
+        what: name of what is locked, for the message.
 
     Raises:
         UserError: somebody else holds it.
     """
-    file = _take(path, what)
+    guard = path.with_name(f"{path.name}.guard")
+    lock = FileLock(guard)
     try:
-        yield
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise _taken(what, _holder_in(path), path if path.exists() else guard) from None
+    try:
+        holder = _holder_in(path)
+        if holder is not None and holder.host != socket.gethostname():
+            raise _taken(what, holder, path)
+        path.write_text(own_text(), encoding="utf-8")
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
     finally:
-        path.unlink(missing_ok=True)
-        file.close()
+        guard.unlink(missing_ok=True)  # before it is free: who waits for it sees that it is gone
+        lock.release()
 
 
 def own_text() -> str:
-    """What a lock file of this process says."""
-    return json.dumps({"host": socket.gethostname(), "pid": os.getpid()})
+    """Content of a lock file of this process."""
+    since = datetime.now().astimezone().isoformat(timespec="seconds")
+    return json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": since})
 
 
 def refuse_living(text: str, place: str, what: str) -> None:
     """Judge a lock where there is no kernel to ask: an object store.
 
     Args:
-        text: of the lock file; empty where there is none.
-        place: of the lock file, for the message.
-        what: is locked, for the message.
+        text: content of the lock file; empty where there is none.
+        place: address of the lock file, for the message.
+        what: name of what is locked, for the message.
 
     Raises:
         UserError: its holder is alive, or on another machine.
     """
-    host, pid = _holder(text)
-    if host is None or pid is None:
+    holder = _holder(text)
+    if holder is None or (holder.host == socket.gethostname() and not _is_alive(holder.pid)):
         return
-    if host == socket.gethostname() and not _is_alive(pid):
-        return
-    raise _taken(what, host, pid, place)
+    raise _taken(what, holder, place)
 
 
 def _is_alive(pid: int) -> bool:
@@ -70,44 +90,23 @@ def _is_alive(pid: int) -> bool:
     return pid != os.getpid()  # a lock of ours is left from an earlier call
 
 
-def _taken(what: str, host: str | None, pid: int | None, place: object) -> UserError:
+def _taken(what: str, holder: _Holder | None, place: object) -> UserError:
+    who = "another process"
+    if holder is not None:
+        since = f" since {holder.since}" if holder.since else ""
+        who = f"process {holder.pid} on {holder.host}{since}"
     return UserError(
-        f"{what} is being written by process {pid} on {host}; wait for it, or, if it is "
-        f"dead, delete {place}"
+        f"{what} is being written by {who}; wait for it, or, if it is dead, delete {place}"
     )
 
 
-def _take(path: Path, what: str) -> IO[str]:
-    while True:
-        file = path.open("a+", encoding="utf-8")
-        free = _try(file)
-        file.seek(0)
-        host, pid = _holder(file.read())
-        if not free or host not in (socket.gethostname(), None):
-            file.close()
-            raise _taken(what, host, pid, path)
-        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-            break
-        file.close()  # its holder has just deleted it
-    file.truncate(0)
-    file.write(own_text())
-    file.flush()
-    return file
+def _holder_in(path: Path) -> _Holder | None:
+    return _holder(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def _try(file: IO[str]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks: what the file says has to do
-        pass
-    return True
-
-
-def _holder(text: str) -> tuple[str | None, int | None]:
+def _holder(text: str) -> _Holder | None:
     try:
         value = json.loads(text)
-        return str(value["host"]), int(value["pid"])
+        return _Holder(str(value["host"]), int(value["pid"]), str(value.get("since", "")))
     except (ValueError, KeyError, TypeError):
-        return None, None  # new, or its holder died while it wrote its name
+        return None  # new, or its holder died while it wrote its name

@@ -26,14 +26,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ecgan.checkpoint import write_whole
 from ecgan.data import datasets, loader
 from ecgan.data.datasets import Item
 from ecgan.data.loader import TripleDataset
 from ecgan.errors import UsageError, UserError
 from ecgan.labels import Labels, LabelSpace
 from ecgan.recipe import Recipe
-from ecgan.sampling.sampler import one_thread
+from ecgan.runtime.device import one_thread
+from ecgan.runtime.files import write_whole
 from ecgan.segmentation.segmenter import (
     Segmenter,
     Sources,

@@ -12,9 +12,7 @@ import hashlib
 import itertools
 import json
 import logging
-import os
 import re
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -31,13 +29,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from ecgan.checkpoint import sha256
 from ecgan.data import loader
 from ecgan.data.datasets import Item
 from ecgan.data.loader import TripleDataset
 from ecgan.errors import UserError
 from ecgan.labels import Labels, LabelSpace
 from ecgan.models.pretrained import Frozen
+from ecgan.runtime.files import sha256, whole_folder, writing
 from ecgan.segmentation.unet import UNet
 
 _log = logging.getLogger(__name__)
@@ -266,52 +264,40 @@ class Segmenter(Frozen):
             UserError: the disk is full, or the folder cannot be written.
         """
         try:
-            self._save(folder)
-        except OSError as error:
-            raise UserError(
-                f"{folder}: cannot write: {error.strerror or error}; make room there, or choose "
-                "another folder"
-            ) from error
+            with writing(folder), whole_folder(folder) as partial:
+                self._write(partial)
+        except UserError:
+            if not (folder / _OWN_FILE).is_file():  # else another process was faster
+                raise
 
-    def _save(self, folder: Path) -> None:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
-        try:
-            partial.mkdir()
-            if isinstance(self.network, UNet):
-                config = {"model_type": "ecgan-unet", "id2label": self.network.config.id2label}
-                _write_json(partial / "config.json", config)
-                weights = {k: v.contiguous() for k, v in self.network.state_dict().items()}
-                safetensors.torch.save_file(weights, partial / "model.safetensors")
-            else:
-                with _quiet_transformers():
-                    cast(Any, self.network).save_pretrained(partial)
-            mean, std = self.normalisation.mean, self.normalisation.std
-            _write_json(
-                partial / "preprocessor_config.json",
-                {
-                    "image_processor_type": "SegformerImageProcessor",
-                    "image_mean": mean,
-                    "image_std": std,
-                    "do_resize": False,
-                },
-            )
-            own = {
-                "class_map": self.class_map,
-                "names": self.names,
-                "evaluation": self.evaluation,
-                "provenance": asdict(self.provenance),
-                "task": None if self._task is None else self._task.tolist(),
-                "sources": self.sources.to_json(),
-            }
-            _write_json(partial / _OWN_FILE, own)
-            try:
-                partial.rename(folder)
-            except OSError:
-                if not (folder / _OWN_FILE).is_file():  # else another process was faster
-                    raise
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    def _write(self, folder: Path) -> None:
+        if isinstance(self.network, UNet):
+            config = {"model_type": "ecgan-unet", "id2label": self.network.config.id2label}
+            _write_json(folder / "config.json", config)
+            weights = {k: v.contiguous() for k, v in self.network.state_dict().items()}
+            safetensors.torch.save_file(weights, folder / "model.safetensors")
+        else:
+            with _quiet_transformers():
+                cast(Any, self.network).save_pretrained(folder)
+        mean, std = self.normalisation.mean, self.normalisation.std
+        _write_json(
+            folder / "preprocessor_config.json",
+            {
+                "image_processor_type": "SegformerImageProcessor",
+                "image_mean": mean,
+                "image_std": std,
+                "do_resize": False,
+            },
+        )
+        own = {
+            "class_map": self.class_map,
+            "names": self.names,
+            "evaluation": self.evaluation,
+            "provenance": asdict(self.provenance),
+            "task": None if self._task is None else self._task.tolist(),
+            "sources": self.sources.to_json(),
+        }
+        _write_json(folder / _OWN_FILE, own)
 
 
 def load_segmenter(

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from ecgan import labels
-from ecgan.checkpoint import sha256
 from ecgan.data import datasets
 from ecgan.data.loader import TripleDataset
 from ecgan.errors import UserError
 from ecgan.evaluation import judge as judges
 from ecgan.recipe import parse_recipe
+from ecgan.runtime.files import sha256
 from ecgan.segmentation.segmenter import Normalisation, Provenance, Segmenter, Sources, segformer
 from tests.helpers.tiny import NAMES, write_pairs
 

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ecgan import labels
-from ecgan.checkpoint import sha256
 from ecgan.data import datasets
 from ecgan.data.loader import TripleDataset, to_images
 from ecgan.errors import UserError
 from ecgan.labels import LabelClass, LabelSpace
 from ecgan.recipe import parse_recipe
+from ecgan.runtime.files import sha256
 from ecgan.segmentation import label_filter as consistency
 from ecgan.segmentation import segmenter as segmentation
 from ecgan.segmentation.label_filter import (

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import safetensors
 
-from ecgan.checkpoint import sha256
+from ecgan.runtime.files import sha256
 from ecgan.runtime.storage import HIDDEN, open_store
 from ecgan.segmentation.segmenter import Sources
 from ecgan.shards.dataset import SampleDataset, manifest

@@ -19,7 +19,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ecgan.checkpoint import write_whole
 from ecgan.errors import UserError
 from ecgan.evaluation.downstream import leakage
 from ecgan.evaluation.downstream import student as students
@@ -28,6 +27,7 @@ from ecgan.evaluation.downstream.student import Run, Teacher
 from ecgan.metrics import statistics
 from ecgan.runtime import cluster
 from ecgan.runtime.cluster import Done
+from ecgan.runtime.files import write_whole
 
 __all__ = ["Request", "check", "match_samples", "run"]
 

@@ -10,6 +10,7 @@ from ecgan import checkpoint
 from ecgan.errors import UserError
 from ecgan.evaluation.report import page
 from ecgan.recipe import Recipe, parse_recipe
+from ecgan.runtime.files import sha256
 from ecgan.shards import dataset
 from ecgan.training import objective
 
@@ -102,7 +103,7 @@ def _entries(place: Path, known: Mapping[str, Mapping[str, Any]]) -> list[Entry]
         if (place / "recipe.yaml").is_file():
             raise UserError(f"{place}: its training is not finished; run the same command again")
         return [_of_report(place, one) for one in page.sets(page.load(place))]
-    numbers = known.get(checkpoint.sha256(generator))
+    numbers = known.get(sha256(generator))
     if numbers is None:
         raise UserError(f"{place}: no report of this generator; ecgan evaluate --samples {place}")
     file = checkpoint.read_metadata(generator)

@@ -25,7 +25,6 @@ import base64
 import io
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -39,6 +38,7 @@ from PIL import Image
 
 from ecgan import __version__
 from ecgan.errors import UserError
+from ecgan.runtime.files import write_whole
 
 SCHEMA = 1
 
@@ -164,12 +164,8 @@ def write(report: Mapping[str, Any], out: Path, illustrations: Sequence[Illustra
         illustrations: one for each set of samples, in the order of :func:`sets`.
     """
     page = html(report, illustrations)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        _replace(out / "report.html", page)
-        _replace(out / "report.json", json.dumps(report, indent=2, allow_nan=False) + "\n")
-    except OSError as error:
-        raise UserError(f"{out}: cannot write the report: {error.strerror}") from error
+    write_whole(out / "report.html", page)
+    write_whole(out / "report.json", json.dumps(report, indent=2, allow_nan=False) + "\n")
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -508,15 +504,6 @@ def _source(picture: Picture) -> str:
         image.save(stream, "JPEG", quality=88, subsampling=0)
     kind = "png" if picture.exact else "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def lines_of(rows: Sequence[Sequence[str]], *, markdown: bool) -> Iterator[str]:

@@ -25,13 +25,13 @@ import numpy.typing as npt
 from PIL import Image
 
 from ecgan import labels
-from ecgan.checkpoint import write_whole, writing
 from ecgan.data import datasets
 from ecgan.data.transforms import resize_image
 from ecgan.errors import UsageError, UserError
 from ecgan.evaluation.report.page import lines_of
 from ecgan.labels import LabelSpace
 from ecgan.metrics import statistics
+from ecgan.runtime.files import write_whole, writing
 from ecgan.shards import dataset as sets
 from ecgan.shards.dataset import SampleDataset
 from ecgan.shards.formats import ShardSample

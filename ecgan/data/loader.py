@@ -12,6 +12,7 @@ import atexit
 import signal
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import cv2
@@ -26,6 +27,7 @@ from ecgan.data.sample import Sample
 from ecgan.data.transforms import Edges, Size
 from ecgan.errors import UserError
 from ecgan.labels import LabelSpace
+from ecgan.runtime.torch_private import shut_down_loader
 
 CACHE_BYTES = 2**30  # resized samples kept in memory by a loader without processes
 _ORDER, _CUT = 0, 1  # streams of random numbers
@@ -262,7 +264,7 @@ def _load(
     found = iter(loader)
     # The processes outlive SIGTERM (see _start_worker), and multiprocessing would wait for them for
     # ever at exit: they are told to end even where a traceback still holds the iterator.
-    stop = getattr(found, "_shutdown_workers", lambda: None)
+    stop = partial(shut_down_loader, found)
     atexit.register(stop)
     try:
         for batch in found:

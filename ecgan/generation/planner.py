@@ -29,8 +29,8 @@ from ecgan.generation.state import Wanted, plan_id
 from ecgan.generation.worker import OnInconsistent, Output, Settings, Variation
 from ecgan.labels import LabelSpace
 from ecgan.recipe import Recipe, parse_recipe
-from ecgan.runtime import distributed
 from ecgan.runtime.cluster import Workers
+from ecgan.runtime.device import choose_device
 from ecgan.runtime.placing import Executor, Wish, place_workers
 from ecgan.runtime.storage import open_store
 from ecgan.sampling import styles
@@ -185,7 +185,7 @@ def prepare(request: Request) -> Prepared:
         UserError: the options contradict each other or the generator; the labels have faults.
     """
     _check_options(request)
-    device = distributed.choose_device(request.device)
+    device = choose_device(request.device)
     wish = Wish(
         request.device,
         request.executor,
@@ -523,7 +523,7 @@ def _judged(
         layouts=digests,
         root=_root(request, recipe),
         cache=request.generator.absolute().parent / "segmenters",
-        device=distributed.choose_device(request.device),
+        device=choose_device(request.device),
         thresholds=thresholds,
         progress=not request.quiet,
     )

@@ -24,10 +24,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.parametrizations import _SpectralNorm  # it has no other name
 from torch.utils.checkpoint import checkpoint
 
 from ecgan.models.layers import SpectralNorm, convolution, initialised, leaky, over_styles
+from ecgan.runtime.torch_private import AnyBatchNorm, TorchSpectralNorm
 
 Modulation = tuple[Tensor, Tensor]
 """gamma and beta of one normalisation, each (L, C, h, w)."""
@@ -235,9 +235,9 @@ def _again(block: nn.Module) -> Iterator[None]:
     Batch norms count a batch once, and spectral norms stay with the vectors of the first pass, one
     power iteration further: those that the first pass divided by.
     """
-    norms = [m for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    norms = [m for m in block.modules() if isinstance(m, AnyBatchNorm)]
     kept = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
-    spectral = [m for m in block.modules() if isinstance(m, _SpectralNorm) and m.training]
+    spectral = [m for m in block.modules() if isinstance(m, TorchSpectralNorm) and m.training]
     for norm in spectral:
         norm.train(False)
     try:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
-from torch.nn.utils.parametrizations import _SpectralNorm
+
+from ecgan.runtime.torch_private import TorchSpectralNorm
 
 SpectralNorm = Literal["default", "all", "none"]
 """Where spectral norm is: in the trunk's blocks and D's inner layers, everywhere, nowhere."""
@@ -53,7 +54,7 @@ def initialised(layer: nn.Conv2d | nn.Linear, *, spectral: bool) -> nn.Module:
     return layer
 
 
-class ExactSpectralNorm(_SpectralNorm):
+class ExactSpectralNorm(TorchSpectralNorm):
     """torch's, in the weight's own precision.
 
     Autocast would run the power iteration in bfloat16, but the kept generator, which is folded

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ecgan.errors import UsageError, UserError
+from ecgan.runtime.device import choose_device, require_gpus
 
 # Others wait while rank 0 trains the label generator or scores; a dead rank is noticed by torchrun.
 _TIMEOUT = timedelta(hours=12)
@@ -53,35 +54,6 @@ def rank() -> int:
 def world_size() -> int:
     """R, number of processes."""
     return dist.get_world_size() if _is_initialized() else 1
-
-
-def choose_device(name: str, *, current: bool = False) -> torch.device:
-    """The device of this process: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``.
-
-    Args:
-        name: as above.
-        current: make a GPU the one on which this process's kernels and events are.
-
-    Raises:
-        UserError: no such device here.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UsageError(f"--device {name}: expected auto, cpu, cuda or cuda:N") from None
-    if device.type not in {"cpu", "cuda"}:
-        raise UsageError(f"--device {name}: expected auto, cpu, cuda or cuda:N")
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise UsageError(f"--device {name}: torch sees no CUDA device here; use --device cpu")
-        index = device.index if device.index is not None else int(os.environ.get("LOCAL_RANK", "0"))
-        _require_gpus(index + 1)
-        if current:
-            torch.cuda.set_device(index)
-        return torch.device("cuda", index)
-    return device
 
 
 @contextmanager
@@ -251,7 +223,7 @@ def launch(num_processes: int, arguments: Sequence[str], *, device: str) -> int:
             raise UsageError(
                 f"--device {device} is one GPU; with --nproc-per-node use --device cuda"
             )
-        _require_gpus(num_processes)
+        require_gpus(num_processes)
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
         *(f"--nproc-per-node={num_processes}", "-m", "ecgan_cli", *arguments),
@@ -281,15 +253,6 @@ def launch(num_processes: int, arguments: Sequence[str], *, device: str) -> int:
 
 def _is_initialized() -> bool:
     return dist.is_available() and dist.is_initialized()
-
-
-def _require_gpus(needed: int) -> None:
-    there = torch.cuda.device_count()
-    if needed > there:
-        raise UserError(
-            f"{needed} GPUs are asked for, but torch sees {there}; lower --nproc-per-node or "
-            "--device, or set CUDA_VISIBLE_DEVICES"
-        )
 
 
 class _Gather(torch.autograd.Function):

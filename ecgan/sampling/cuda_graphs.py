@@ -17,43 +17,9 @@ from torch import Tensor
 from ecgan.models.inference import Shared
 
 WARM_UPS = 3  # runs before a recording: to compile, and for libraries to take what memory they need
-SHAPES = 64  # that may be compiled in one process; torch's own limit is 8
 
 Share = Callable[[Tensor, Tensor | None], Shared]
 Draw = Callable[[Shared, Tensor | None], tuple[Tensor, Tensor | None]]
-
-
-def compiled(function: Callable[..., Any], *, backend: str = "inductor") -> Callable[..., Any]:
-    """A function of fixed shapes, compiled at its first call; the same sums in every run.
-
-    Args:
-        function: without a branch or loop that depends on values.
-        backend: of torch.compile; ``eager`` compiles nothing and checks that all can be traced.
-    """
-    options: dict[str, Any] = {}
-    import torch._inductor.config  # not there before it is asked for
-
-    if backend == "inductor" and hasattr(torch._inductor.config, "deterministic"):
-        # Kernels are not chosen by how fast they happened to be. Early versions of torch do not
-        # know the option; they choose so only where max_autotune is set
-        options["deterministic"] = True
-    made: Callable[..., Any] = torch.compile(
-        function, fullgraph=True, dynamic=False, backend=backend, options=options
-    )
-
-    def call(*inputs: Any) -> Any:  # noqa: ANN401
-        with torch._dynamo.config.patch(recompile_limit=SHAPES):
-            return made(*inputs)
-
-    return call
-
-
-def compile_failures() -> tuple[type[Exception], ...]:
-    """What is raised where a network cannot be compiled."""
-    from torch._dynamo.exc import TorchDynamoException
-    from torch._inductor.exc import InductorError
-
-    return TorchDynamoException, InductorError
 
 
 class RecordedPass:

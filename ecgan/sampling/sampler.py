@@ -34,9 +34,9 @@ from ecgan.labels import Labels, LabelSpace
 from ecgan.models.inference import FoldedGenerator, Shared
 from ecgan.ops.onehot_conv import one_hot
 from ecgan.recipe import Recipe
+from ecgan.runtime.device import compile_failures, compiled, downloading, one_thread, uploaded
 from ecgan.runtime.timings import Clock
-from ecgan.runtime.transfers import downloading, uploaded
-from ecgan.sampling.cuda_graphs import Draw, RecordedPass, Share, compile_failures, compiled
+from ecgan.sampling.cuda_graphs import Draw, RecordedPass, Share
 
 ARITHMETIC = 2
 """Counts changes of the order of sums: data sets made with another one are not gone on with."""
@@ -317,17 +317,6 @@ class Pending:
     def seconds(self) -> dict[str, float]:
         """How long each stage took, once there is a result."""
         return self._clock.seconds()
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Sums in one order, whatever the number of cores: samples are the same to the byte."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ecgan.models.generator import Generator
 from ecgan.models.layers import channels_last
+from ecgan.runtime.torch_private import AnyBatchNorm
 
 RAMP = 0.05
 """Half-life as a share of the images seen so far, until that reaches the full half-life."""
@@ -94,11 +95,7 @@ def reestimate_statistics(
         generator: its trunk holds all of its batch norms.
         batches: condition S, (B, channels of S, H, W), and style z, (B, 256), or None without.
     """
-    norms = [
-        module
-        for module in generator.modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm)
-    ]
+    norms = [module for module in generator.modules() if isinstance(module, AnyBatchNorm)]
     with _measuring(generator, norms):
         seen = False
         for S, z in batches:
@@ -108,9 +105,7 @@ def reestimate_statistics(
 
 
 @contextmanager
-def _measuring(
-    generator: Generator, norms: list[nn.modules.batchnorm._BatchNorm]
-) -> Iterator[None]:
+def _measuring(generator: Generator, norms: list[AnyBatchNorm]) -> Iterator[None]:
     """Only the norms in training mode, from nothing, in a cumulative average (momentum None)."""
     modes = {module: module.training for module in generator.modules()}
     momenta = [norm.momentum for norm in norms]

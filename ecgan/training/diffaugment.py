@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ecgan.runtime.transfers import uploaded
+from ecgan.runtime.device import uploaded
 
 MAX_SHIFT = 1 / 8  # of height and of width
 CUTOUT = 1 / 2  # side of the hole, of height and of width

@@ -15,9 +15,9 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from ecgan.checkpoint import write_whole
 from ecgan.errors import UserError
 from ecgan.runtime import distributed
+from ecgan.runtime.files import write_whole
 
 
 @dataclass

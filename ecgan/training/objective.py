@@ -33,8 +33,8 @@ from ecgan.models.pretrained import PerceptualFeatures
 from ecgan.models.style import StyleEncoder, reparameterise
 from ecgan.recipe import Recipe
 from ecgan.runtime import distributed
+from ecgan.runtime.device import uploaded
 from ecgan.runtime.profiling import measured
-from ecgan.runtime.transfers import uploaded
 from ecgan.segmentation.segmenter import Segmenter
 from ecgan.training.diffaugment import diffaugment, draw
 

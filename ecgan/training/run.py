@@ -31,9 +31,10 @@ from ecgan.models.encoder import BLOCK_WIDTHS
 from ecgan.models.pretrained import Hed, PerceptualFeatures, perceptual_features
 from ecgan.recipe import Recipe, label_space, load_recipe
 from ecgan.runtime import distributed, lock, profiling
+from ecgan.runtime.device import choose_device, compile_failures
+from ecgan.runtime.files import write_whole, writing
 from ecgan.runtime.profiling import StepProfile, measured
 from ecgan.runtime.timings import Clock, device_name, matrix_ceiling, peak_memory
-from ecgan.sampling.cuda_graphs import compile_failures
 from ecgan.sampling.sampler import condition
 from ecgan.segmentation.segmenter import (
     Normalisation,
@@ -83,7 +84,7 @@ def run(
     Raises:
         UserError: whatever the user can mend, before anything is computed where possible.
     """
-    own_device = distributed.choose_device(device, current=True)
+    own_device = choose_device(device, current=True)
     recipe = resolved(recipe, own_device)
     with distributed.process_group(own_device):
         place = _Place(out, own_device, init, quiet)
@@ -112,7 +113,7 @@ def _only_writer(out: Path) -> Iterator[None]:
     """Keep a second training out of the run folder; rank 0 speaks for all."""
     with ExitStack() as stack:
         if distributed.is_first():
-            with checkpoint.writing(out):
+            with writing(out):
                 out.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(lock.held(out / _LOCK, str(out)))
         yield
@@ -185,7 +186,7 @@ def choose_batch(recipe: Recipe, out: Path, *, device: str = "auto", num_process
     """
     if (out / "recipe.yaml").is_file():
         return load_recipe(str(out / "recipe.yaml")).train.batch
-    own_device = distributed.choose_device(device)
+    own_device = choose_device(device)
     return fitting_batch(
         resolved(recipe, own_device),
         label_space(recipe.data),
@@ -201,7 +202,7 @@ def dry_run(recipe: Recipe, out: Path, *, device: str = "auto", num_processes: i
     Raises:
         UserError: what ``run`` would refuse, but for faults inside files.
     """
-    own_device = distributed.choose_device(device)
+    own_device = choose_device(device)
     recipe = resolved(recipe, own_device)
     space, (train_set, validation_set) = check(
         recipe, out, num_processes=num_processes, read_files=False
@@ -228,7 +229,7 @@ def profile(recipe: Recipe, *, steps: int, device: str = "auto") -> str:
     Raises:
         UserError: what :func:`run` would refuse.
     """
-    own_device = distributed.choose_device(device, current=True)
+    own_device = choose_device(device, current=True)
     recipe = resolved(recipe, own_device)
     with tempfile.TemporaryDirectory(prefix="ecgan-") as folder:
         place = _Place(Path(folder) / "run", own_device, None, quiet=True)
@@ -359,8 +360,8 @@ class _Training:
         source = checkpoint.load_generator(place.init) if place.init is not None else None
         if distributed.rank() == 0:
             classes = json.dumps(space.to_json(), indent=1).encode()
-            checkpoint.write_whole(place.out / _CLASSES, classes)
-            checkpoint.write_whole(place.out / "recipe.yaml", recipe.to_yaml().encode())
+            write_whole(place.out / _CLASSES, classes)
+            write_whole(place.out / "recipe.yaml", recipe.to_yaml().encode())
         self.objective = Objective(
             recipe,
             space,
@@ -386,7 +387,7 @@ class _Training:
             taken = transfer(side.generator, side.style_encoder, recipe, space, source)
             self.notes = [f"--init {place.init}", *taken.lines()]
             if distributed.is_first():
-                checkpoint.write_whole(place.out / "init.txt", taken.listing().encode())
+                write_whole(place.out / "init.txt", taken.listing().encode())
             self.progress.init = source.sha256
             self.progress.inherited = checkpoint.inheritance(place.init)
         self.averaged.start(self.players.side)

@@ -21,8 +21,8 @@ from ecgan.models.discriminator import Discriminator
 from ecgan.models.layers import channels_last
 from ecgan.recipe import Recipe
 from ecgan.runtime import distributed
+from ecgan.runtime.device import Download
 from ecgan.runtime.profiling import measured
-from ecgan.runtime.transfers import Download
 from ecgan.training.objective import (
     GeneratorSide,
     Inputs,

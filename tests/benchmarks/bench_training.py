@@ -45,7 +45,6 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch.nn.utils.parametrizations import _SpectralNorm  # it has no other name
 
 from ecgan import losses
 from ecgan.data import transforms
@@ -58,6 +57,7 @@ from ecgan.ops.pair_similarity import BOUND
 from ecgan.recipe import label_space, load_recipe
 from ecgan.runtime import profiling
 from ecgan.runtime.timings import Clock, device_name, matrix_ceiling
+from ecgan.runtime.torch_private import TorchSpectralNorm
 from ecgan.sampling.sampler import condition
 from ecgan.training import run
 from ecgan.training import step as players
@@ -345,7 +345,7 @@ def differ(one, reference):
 
 @contextmanager
 def still(form):
-    norms = [m for s in form.sides for m in s.network.modules() if isinstance(m, _SpectralNorm)]
+    norms = [m for s in form.sides for m in s.network.modules() if isinstance(m, TorchSpectralNorm)]
     for norm in norms:
         norm.train(False)
     try:

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from torch.nn.utils.parametrizations import _SpectralNorm
 
 from ecgan.errors import UserError
 from ecgan.models.encoder import Trunk, _again
 from ecgan.recipe import label_space, load_recipe, parse_recipe
+from ecgan.runtime.torch_private import TorchSpectralNorm
 from ecgan.training import estimate
 
 SIZE = (32, 64)
@@ -52,7 +52,7 @@ def test_the_trunk_is_left_training():
     network = trunk(7, style=False)
     two_steps(network, style=False)
     assert all(module.training for module in network.modules())
-    assert any(isinstance(module, _SpectralNorm) for module in network.modules())
+    assert any(isinstance(module, TorchSpectralNorm) for module in network.modules())
 
 
 def test_a_second_pass_counts_no_batch_whatever_the_norm_is():

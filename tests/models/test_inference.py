@@ -14,7 +14,7 @@ from ecgan.models.inference import Conv, FoldedGenerator
 from ecgan.ops import neighbourhoods as ops
 from ecgan.ops.neighbourhoods import Neighbourhoods, distinct_windows, neighbourhoods
 from ecgan.ops.onehot_conv import one_hot
-from ecgan.sampling.cuda_graphs import compiled
+from ecgan.runtime.device import compiled
 
 N = 3
 FORMS = pytest.mark.parametrize("lookups", [True, False], ids=["lookups", "dense"])

@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.utils.flop_counter import FlopCounterMode
 
 from ecgan.models.contrastive import ContrastiveHead
@@ -14,6 +13,7 @@ from ecgan.models.encoder import Spade, Trunk
 from ecgan.models.generator import Generator, edge_transfer, reweight_classes
 from ecgan.models.layers import channels_last, convolution
 from ecgan.models.style import StyleEncoder, reparameterise
+from ecgan.runtime.torch_private import TorchSpectralNorm
 
 N, IGNORE = 3, 255
 HEIGHT, WIDTH = 32, 64
@@ -38,7 +38,9 @@ def test_features_are_laid_out_as_weights_are(style):
 def test_spectral_norms_are_not_taken_in_half_precision(monkeypatch):
     seen = []
     monkeypatch.setattr(
-        _SpectralNorm, "_power_method", lambda *_: seen.append(torch.is_autocast_enabled("cpu"))
+        TorchSpectralNorm,
+        "_power_method",
+        lambda *_: seen.append(torch.is_autocast_enabled("cpu")),
     )
     layer = convolution(3, 4, spectral=True)
     seen.clear()

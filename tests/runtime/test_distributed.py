@@ -14,6 +14,7 @@ from ecgan.data.loader import TripleDataset, to_images
 from ecgan.errors import UserError
 from ecgan.recipe import label_space, load_recipe
 from ecgan.runtime import distributed
+from ecgan.runtime.device import choose_device
 from ecgan.sampling.sampler import condition
 from ecgan.segmentation.segmenter import Normalisation, Provenance, Segmenter, segformer
 from ecgan.training import step as players
@@ -41,14 +42,14 @@ def test_one_process_is_a_world_of_one():
 
 
 def test_a_device_that_is_not_there_is_refused(monkeypatch):
-    assert distributed.choose_device("cpu") == torch.device("cpu")
+    assert choose_device("cpu") == torch.device("cpu")
     for name in ("gpu", "mps:99999999999", "meta"):
         with pytest.raises(UserError, match="expected auto, cpu, cuda or cuda:N"):
-            distributed.choose_device(name)
+            choose_device(name)
     if not torch.cuda.is_available():
-        assert distributed.choose_device("auto") == torch.device("cpu")
+        assert choose_device("auto") == torch.device("cpu")
         with pytest.raises(UserError, match="no CUDA device here; use --device cpu"):
-            distributed.choose_device("cuda")
+            choose_device("cuda")
 
 
 def test_kernels_and_events_are_on_the_gpu_that_was_asked_for(monkeypatch):
@@ -57,9 +58,9 @@ def test_kernels_and_events_are_on_the_gpu_that_was_asked_for(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    assert distributed.choose_device("cuda:1") == torch.device("cuda", 1)
+    assert choose_device("cuda:1") == torch.device("cuda", 1)
     assert not chosen, "who only asks makes no context"
-    distributed.choose_device("cuda:1", current=True)
+    choose_device("cuda:1", current=True)
     assert chosen == [1]
 
 

@@ -48,8 +48,9 @@ _MESSAGES = {
 )
 @click.option(
     "--batch",
-    metavar="N|auto",
-    help="Images a step (train.batch); auto: as many as fit into memory by estimate.",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Images a step over all ranks (train.batch).",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("-n", "--dry-run", is_flag=True, help="Print parameters, memory, steps, and stop.")
@@ -61,7 +62,7 @@ _MESSAGES = {
     help="Measure N steps, print where the time goes, keep nothing.",
 )
 @click.option("-q", "--quiet", is_flag=True, help="No progress bar.")
-def train(  # noqa: C901  one branch for each thing that the command can do
+def train(
     recipe_name: str,
     data: Path | None,
     out: Path | None,
@@ -70,7 +71,7 @@ def train(  # noqa: C901  one branch for each thing that the command can do
     init: Path | None,
     device: str,
     *,
-    batch: str | None,
+    batch: int | None,
     profiled: int | None,
     dry_run: bool,
     quiet: bool,
@@ -85,31 +86,24 @@ def train(  # noqa: C901  one branch for each thing that the command can do
 
     Ctrl-C and SIGTERM write a checkpoint first; the exit code is 130 then.
     """
-    if data is not None:
-        overrides = (*overrides, f"data.root={json.dumps(str(data))}")
+    overrides = _with_options(overrides, data, batch)
     recipe = load_recipe(recipe_name, overrides)
     run = out if out is not None else Path("runs") / recipe.name
     if init is not None and not init.is_file():
         raise UsageError(f"--init {init}: no such file; give a generator.safetensors of a run")
 
     from ecgan.runtime import distributed
+    from ecgan.training import estimate
     from ecgan.training import run as library
 
-    if batch == "auto":
-        ranks = nproc_per_node or distributed.world_size()
-        batch = str(library.choose_batch(recipe, run, device=device, num_processes=ranks))
-        click.echo(f"train.batch: {batch}", err=True)
-    if batch is not None:
-        overrides = (*overrides, f"train.batch={batch}")
-        recipe = load_recipe(recipe_name, overrides)
+    ranks = nproc_per_node or distributed.launched_ranks()
+    _check_profile(profiled, ranks, dry_run=dry_run)
     if dry_run:
-        ranks = nproc_per_node or 1
-        click.echo(library.dry_run(recipe, run, device=device, num_processes=ranks))
-        return
-    if profiled is not None:
-        click.echo(library.profile(recipe, steps=profiled, device=device))
-        return
-    if nproc_per_node is not None:
+        text = estimate.dry_run(recipe, run, device=device, num_processes=ranks, init=init)
+        click.echo(text)
+    elif profiled is not None:
+        click.echo(estimate.profile(recipe, steps=profiled, device=device, init=init))
+    elif nproc_per_node is not None:
         # what can be refused at once is refused once, not by every rank
         library.check(recipe, run, num_processes=nproc_per_node, read_files=False)
         arguments = ["train", "--recipe", recipe_name, "--out", str(run), "--device", device]
@@ -117,8 +111,30 @@ def train(  # noqa: C901  one branch for each thing that the command can do
         arguments += ["--init", str(init)] if init is not None else []
         arguments += ["--quiet"] if quiet else []
         sys.exit(distributed.launch(nproc_per_node, arguments, device=device))
-    outcome = library.run(recipe, run, device=device, init=init, quiet=quiet)
-    if distributed.is_first():
-        click.echo(_MESSAGES[outcome].format(run=run), err=outcome == "interrupted")
-    if outcome == "interrupted":
-        sys.exit(INTERRUPTED)
+    else:
+        outcome = library.run(recipe, run, device=device, init=init, quiet=quiet)
+        if distributed.is_first():
+            click.echo(_MESSAGES[outcome].format(run=run), err=outcome == "interrupted")
+        if outcome == "interrupted":
+            sys.exit(INTERRUPTED)
+
+
+def _with_options(
+    overrides: tuple[str, ...], data: Path | None, batch: int | None
+) -> tuple[str, ...]:
+    """The overrides of ``--set``, then those of options that set a key of the recipe."""
+    if data is not None:
+        overrides = (*overrides, f"data.root={json.dumps(str(data))}")
+    return overrides if batch is None else (*overrides, f"train.batch={batch}")
+
+
+def _check_profile(profiled: int | None, ranks: int, *, dry_run: bool) -> None:
+    if profiled is None:
+        return
+    if dry_run:
+        raise UsageError("--dry-run runs no step and --profile runs some; give one of them")
+    if ranks > 1:
+        raise UsageError(
+            f"--profile measures one process, got {ranks}; leave out --nproc-per-node and "
+            "torchrun, and give --batch the images of one rank"
+        )

@@ -41,6 +41,11 @@ def is_launched() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
+def launched_ranks() -> int:
+    """Number of processes that torchrun started, this one included; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def is_first() -> bool:
     """Whether this process is rank 0; also before and after the ranks are joined."""
     return int(os.environ.get("RANK", "0")) == 0

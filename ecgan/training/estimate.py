@@ -1,24 +1,33 @@
-"""What a training would be, without training: parts, terms, parameters, memory, steps, splits."""
+"""Dry run and profile of a training: its parts, memory and steps, and where its time goes."""
 
-import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, closing, nullcontext
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from ecgan.errors import UsageError
+from ecgan import checkpoint
+from ecgan.data.loader import Batch
 from ecgan.labels import LabelSpace
 from ecgan.models.generator import STYLE_DIM
 from ecgan.recipe import Recipe
+from ecgan.runtime import distributed, profiling
+from ecgan.runtime.device import choose_device
+from ecgan.runtime.profiling import StepProfile, measured
+from ecgan.runtime.timings import Clock, device_name, matrix_ceiling, peak_memory
+from ecgan.training import run
 from ecgan.training.objective import GeneratorSide, build_discriminator, modules, pictures, terms
+from ecgan.training.warm_start import transfer
 
-MOST_AT_ONCE = 64  # images; a larger batch than this teaches no better
 ADAM_COPIES = 4  # the weight, its gradient, Adam's two moments; float32
 
 
 def parameters(recipe: Recipe, space: LabelSpace) -> dict[str, int]:
-    """Parameters of each network that is trained, without allocating any."""
-    with torch.device("meta"):
-        side, discriminator = GeneratorSide(recipe, space), build_discriminator(recipe, space)
+    """Parameters of each network that is trained."""
+    side, discriminator = GeneratorSide(recipe, space), build_discriminator(recipe, space)
     networks: dict[str, nn.Module | None] = {
         "G": side.generator,
         "D": discriminator,
@@ -33,92 +42,81 @@ def parameters(recipe: Recipe, space: LabelSpace) -> dict[str, int]:
     return {name: count for name, count in counts.items() if count}
 
 
-class Estimate:
-    """Estimate of a rank's memory by images at a time; networks are built once, on meta.
+def memory(recipe: Recipe, space: LabelSpace, images: int, trained: int) -> int:
+    """Estimate the bytes that a rank needs for a pass over ``images`` images, on the meta device.
 
-    What the forward passes of G and D keep for their gradients is added up on the meta device.
-    The frozen networks and class-specific heads are not in it: they depend on the labels and on
-    weights that are not read yet.
+    The weights of G and D with Adam's copies and the average, and what their forward passes keep
+    for the gradients. The frozen networks and class-specific heads are not in it: they depend on
+    the labels and on weights that are not read yet.
 
     Args:
         recipe: what would be trained.
         space: its class list.
-        bfloat16: what networks run in.
-        trained: number of parameters, if it is known already.
+        images: number of images at a time on a rank.
+        trained: number of parameters.
     """
-
-    def __init__(
-        self, recipe: Recipe, space: LabelSpace, *, bfloat16: bool, trained: int | None = None
-    ) -> None:
-        model = recipe.model.model_copy(update={"class_specific": False, "output": "refined"})
-        self.recipe = recipe.model_copy(update={"model": model})
-        self.bfloat16 = bfloat16
-        self.num_conditions = space.num_conditions(boundary=recipe.data.instances)
-        self.trained = sum(parameters(recipe, space).values()) if trained is None else trained
-        with torch.device("meta"):
-            self.side = GeneratorSide(self.recipe, space)
-            self.discriminator = build_discriminator(self.recipe, space)
-
-    def of(self, images: int) -> int:
-        """Bytes for a part of ``images`` images."""
-        size = self.recipe.data.height, self.recipe.data.width
-        with torch.device("meta"):
-            S = torch.empty(images, self.num_conditions, *size)
-            image = torch.empty(images, 3, *size)
-            labels = torch.empty(images, *size, dtype=torch.int64)
-            noise = torch.empty(images, STYLE_DIM)
-        kept = _Kept()
-        with torch.autograd.graph.saved_tensors_hooks(kept.add, lambda tensor: tensor):
-            made = self.side(S, labels, image, noise)
-            if self.discriminator is not None:
-                # Of D's two passes, one at a time: real and generated pictures, then these alone
-                fakes = [getattr(made.generated, name) for name in pictures(self.recipe)]
-                self.discriminator(S, torch.cat([*fakes, image, image]))
-        activations = kept.bytes // 2 if self.bfloat16 else kept.bytes
-        return self.trained * 4 * (ADAM_COPIES + 1) + activations  # and once more for the average
+    model = recipe.model.model_copy(update={"class_specific": False, "output": "refined"})
+    recipe = recipe.model_copy(update={"model": model})
+    size = recipe.data.height, recipe.data.width
+    kept = _Kept()
+    # Drawn on the CPU and then moved: weights are drawn twenty times as slowly on meta
+    side, discriminator = (
+        GeneratorSide(recipe, space).to("meta"),
+        build_discriminator(recipe, space),
+    )
+    with torch.device("meta"):
+        S = torch.empty(images, space.num_conditions(boundary=recipe.data.instances), *size)
+        image = torch.empty(images, 3, *size)
+        labels = torch.empty(images, *size, dtype=torch.int64)
+        noise = torch.empty(images, STYLE_DIM)
+    with torch.autograd.graph.saved_tensors_hooks(kept.add, lambda tensor: tensor):
+        made = side(S, labels, image, noise)
+        if discriminator is not None:
+            # Of D's two passes, one at a time: real and generated pictures, then these alone
+            fakes = [getattr(made.generated, name) for name in pictures(recipe)]
+            discriminator.to("meta")(S, torch.cat([*fakes, image, image]))
+    activations = kept.bytes // 2 if recipe.train.precision == "bfloat16" else kept.bytes
+    return trained * 4 * (ADAM_COPIES + 1) + activations  # and once more for the average
 
 
-def fitting_batch(
-    recipe: Recipe, space: LabelSpace, *, device: torch.device, world: int, available: int
-) -> int:
-    """The largest batch, a power of two, that the estimate fits into a rank's memory.
-
-    The estimate is linear in the images at a time. What it does not count (frozen networks,
-    class-specific heads, the allocator's rest) is given as much again as an image takes, and a
-    fifth of the memory stays free.
+def dry_run(
+    recipe: Recipe,
+    out: Path,
+    *,
+    device: str = "auto",
+    num_processes: int = 1,
+    init: Path | None = None,
+) -> str:
+    """Parameters, memory, steps and splits of a training, which writes nothing.
 
     Args:
         recipe: what would be trained.
-        space: its class list.
-        device: where; bfloat16 is that of its precision.
-        world: number of ranks.
-        available: bytes that are free on each.
+        out: run folder.
+        device: auto, cpu, cuda or cuda:N.
+        num_processes: ranks.
+        init: a generator to start from.
 
     Raises:
-        UserError: not even one image fits.
+        UserError: what :func:`run.run` would refuse, but for faults inside files.
     """
-    precision = recipe.train.precision
-    bfloat16 = precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
-    estimate = Estimate(recipe, space, bfloat16=bfloat16)
-    one, two = estimate.of(1), estimate.of(2)
-    each, fixed = two - one, 2 * one - two
-    room = 0.8 * available - fixed
-    at_once = int(room // (2 * each))
-    if at_once < 1:
-        raise UsageError(
-            f"--batch auto: one image of {recipe.data.height} x {recipe.data.width} needs about "
-            f"{(fixed + 2 * each) / 2**30:.1f} GiB, {available / 2**30:.1f} GiB are free; lower "
-            "data.height, data.width or model.width, or set train.checkpointing=3"
-        )
-    batch = 2 ** (min(at_once, MOST_AT_ONCE).bit_length() - 1)
-    return batch * world * recipe.train.accumulate
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory that is free on a device: of the GPU, or of the machine."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    own_device = choose_device(device)
+    recipe = run.resolved(recipe, own_device)
+    space, (train_set, validation_set) = run.check(
+        recipe, out, num_processes=num_processes, read_files=False
+    )
+    text = describe(
+        recipe,
+        space,
+        device=own_device,
+        world=num_processes,
+        sizes={"train": len(train_set), "validation": len(validation_set)},
+    )
+    if init is None:
+        return text
+    side = GeneratorSide(recipe, space)
+    source = checkpoint.load_generator(init)
+    taken = transfer(side.generator, side.style_encoder, recipe, space, source)
+    return "\n".join([text, f"{'init:':<12}{init}", *(f"{'':12}{x}" for x in taken.lines())])
 
 
 def describe(
@@ -140,10 +138,7 @@ def describe(
     """
     train, counts = recipe.train, parameters(recipe, space)
     part = train.batch // (world * train.accumulate)
-    precision = train.precision
-    bfloat16 = precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
-    estimate = Estimate(recipe, space, bfloat16=bfloat16, trained=sum(counts.values()))
-    memory = estimate.of(part)
+    gib = memory(recipe, space, part, sum(counts.values())) / 2**30
     steps = -(-train.images // train.batch)
     lines = {
         "recipe": recipe.name,
@@ -162,7 +157,7 @@ def describe(
         "parameters": ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in counts.items()),
         "steps": f"{steps} of {train.batch} images ({part} at a time on a rank), "
         f"{steps * train.batch / max(1, sizes.get('train', 1)):.1f} epochs",
-        "memory": f"about {memory / 2**30:.1f} GiB on each rank, frozen networks not counted",
+        "memory": f"about {gib:.1f} GiB on each rank, frozen networks not counted",
     }
     return "\n".join(f"{name + ':':<12}{text}" for name, text in lines.items())
 
@@ -172,13 +167,86 @@ class _Kept:
 
     def __init__(self) -> None:
         self.bytes = 0
-        self._seen: set[int] = set()
-        self._alive: list[Tensor] = []  # an address means a tensor while it lives only
+        self._seen: dict[int, torch.UntypedStorage] = {}  # kept alive, so that no id comes again
 
     def add(self, tensor: Tensor) -> Tensor:
-        key = tensor.untyped_storage()._cdata
-        if key not in self._seen:
-            self._seen.add(key)
-            self._alive.append(tensor)
-            self.bytes += tensor.untyped_storage().nbytes()
+        storage = tensor.untyped_storage()
+        if id(storage) not in self._seen:
+            self._seen[id(storage)] = storage
+            self.bytes += storage.nbytes()
         return tensor
+
+
+_WARM_UP_STEPS = 2  # of a profile
+
+
+def profile(recipe: Recipe, *, steps: int, device: str = "auto", init: Path | None = None) -> str:
+    """Where the time of training goes, from some steps of it; nothing is kept.
+
+    A label generator that would be trained first has random weights here: the same arithmetic.
+
+    Args:
+        recipe: what would be trained.
+        steps: that are measured, after two that warm up.
+        device: auto, cpu, cuda or cuda:N.
+        init: a generator to start from.
+
+    Raises:
+        UserError: what :func:`run.run` would refuse.
+    """
+    own_device = choose_device(device, current=True)
+    recipe = run.resolved(recipe, own_device)
+    with tempfile.TemporaryDirectory(prefix="ecgan-") as folder:
+        place = run.Place(Path(folder) / "run", own_device, init, quiet=True)
+        space, sets = run.check(recipe, place.out, read_files=False)
+        training = run.Training(recipe, space, sets, place, for_profile=True)
+        return _profiled(training, steps).table()
+
+
+def _profiled(training: run.Training, steps: int) -> StepProfile:
+    device, batch = training.place.device, training.recipe.train.batch
+    with closing(training.batches()) as found:
+        for _ in range(_WARM_UP_STEPS):
+            _measured_step(training, found)
+        clock, start = Clock(device), profiling.wait(device)
+        with profiling.measuring(clock):
+            for _ in range(steps):
+                _measured_step(training, found)
+        elapsed = profiling.wait(device) - start
+        clock.wait()
+        with FlopCounterMode(display=False) as counter, _eager(training.recipe):
+            _measured_step(training, found)
+    with closing(training.batches()) as found:
+        next(found)  # its processes are up
+        start = profiling.wait(device)
+        for _ in range(steps):
+            next(found)
+        loader = steps * batch / max(1e-9, profiling.wait(device) - start)
+    bfloat16 = training.recipe.train.precision == "bfloat16"
+    dtype = torch.bfloat16 if bfloat16 else torch.float32
+    return StepProfile(
+        device=device_name(device),
+        arithmetic="bfloat16" if bfloat16 else "float32",
+        steps=steps,
+        batch=batch,
+        elapsed=elapsed,
+        seconds=clock.seconds(),
+        loader=loader / distributed.world_size(),
+        flops=float(counter.get_total_flops()),
+        ceiling=matrix_ceiling(device, dtype),
+        peak_bytes=peak_memory(device),
+    )
+
+
+def _measured_step(training: run.Training, found: Iterator[Batch]) -> None:
+    with measured("load"):
+        batch = next(found)
+    training.step(batch)
+    training.progress.images_seen += training.recipe.train.batch
+    with measured("averaging"):
+        training.averaged.update(training.players.side, training.progress.images_seen)
+
+
+def _eager(recipe: Recipe) -> AbstractContextManager[object]:
+    """Compiled networks without compilation: the counter of FLOPs looks at single operations."""
+    return torch.compiler.set_stance("force_eager") if recipe.train.compile else nullcontext()

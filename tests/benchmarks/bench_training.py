@@ -59,9 +59,8 @@ from ecgan.runtime import profiling
 from ecgan.runtime.timings import Clock, device_name, matrix_ceiling
 from ecgan.runtime.torch_private import TorchSpectralNorm
 from ecgan.sampling.sampler import condition
-from ecgan.training import run
+from ecgan.training import networks, run
 from ecgan.training import step as players
-from ecgan.training.estimate import free_bytes
 from ecgan.training.objective import Inputs, Objective, pictures, terms
 from tests.benchmarks.bench_losses import machine, versions
 from tests.benchmarks.bench_sampling import flops, seconds
@@ -219,8 +218,8 @@ class Form:
             recipe,
             space,
             device,
-            run._untrained(recipe, space, device),
-            run._perceptual_network(recipe, device),
+            networks.untrained_label_generator(recipe, space, device),
+            networks.perceptual_network(recipe, device),
         )
         both = players.build(recipe, space, device)
         inputs = to_inputs(pairs, space, device)
@@ -286,6 +285,13 @@ def to_inputs(pairs, space, device):
         image=to_images(moved.images),
         edge=to_images(moved.edges).expand(-1, 3, -1, -1),
     )
+
+
+def free_bytes(device):
+    """Memory that is free on a device: of the GPU, or of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def forms(case, device, *, compile=False):  # noqa: A002

@@ -105,7 +105,7 @@ def ran(recipe, folder):
 
 def remembered(recipe, _):
     """The estimate of memory."""
-    return estimate.Estimate(recipe, label_space(recipe.data), bfloat16=False).of(2)
+    return estimate.memory(recipe, label_space(recipe.data), images=2, trained=0)
 
 
 def compiled(recipe, _):

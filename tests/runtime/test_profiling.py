@@ -11,7 +11,7 @@ from ecgan.recipe import load_recipe
 from ecgan.runtime import profiling
 from ecgan.runtime.profiling import StepProfile, measured
 from ecgan.runtime.timings import Clock
-from ecgan.training import run
+from ecgan.training import estimate
 from ecgan_cli.main import cli
 from tests.helpers.tiny import write_pairs
 from tests.training.test_run import LIGHT
@@ -99,7 +99,7 @@ def test_a_profile_does_as_much_arithmetic_as_there_is(root):
         for width in (8, 16)
     )
     flops = [
-        float(re.search(r"([0-9.]+) GFLOP an image", run.profile(r, steps=1, device="cpu"))[1])
+        float(re.search(r"([0-9.]+) GFLOP an image", estimate.profile(r, steps=1, device="cpu"))[1])
         for r in (small, large)
     ]
     assert flops[1] > 1.5 * flops[0] > 0

@@ -595,6 +595,68 @@ def test_a_dry_run_tells_and_writes_nothing(scenes, tmp_path):
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    "options",
+    [(), ("--nproc-per-node", "2"), ("--batch", "4", "-q"), ("--init",), ("--profile", "1")],
+)
+def test_a_dry_run_writes_nothing_beside_any_option(scenes, recipe, tmp_path, monkeypatch, options):
+    monkeypatch.chdir(tmp_path)
+    if options == ("--init",):
+        options = ("--init", str(untrained_generator(recipe(), tmp_path / "old")))
+    before = sorted(tmp_path.rglob("*"))
+    result = ecgan_train(
+        *("--recipe", "demo", "--data", str(scenes), "--dry-run", "--device", "cpu"),
+        *options, *sets((*TINY, "model.label_generator=train")),
+    )  # fmt: skip
+    assert sorted(tmp_path.rglob("*")) == before
+    if "--profile" in options:
+        assert result.exit_code == 2
+        assert "give one of them" in result.output
+        return
+    assert result.exit_code == 0, result.output
+    if "--init" in options:
+        assert re.search(r"init: +.*\n.* of .* weights taken, 5 classes matched", result.output)
+    if "--nproc-per-node" in options:
+        assert "(1 at a time on a rank)" in result.output
+
+
+def untrained_generator(recipe, folder):
+    """A generator file as a run writes it."""
+    space, path = label_space(recipe.data), folder / checkpoint.GENERATOR
+    style_encoder = checkpoint.build_style_encoder(recipe)
+    checkpoint.save_generator(
+        path, checkpoint.build_generator(recipe, space), recipe, space, style_encoder=style_encoder
+    )
+    return path
+
+
+@pytest.mark.parametrize("ranks", ["option", "torchrun"])
+def test_a_profile_of_several_ranks_is_refused(scenes, monkeypatch, ranks):
+    options = ("--nproc-per-node", "2") if ranks == "option" else ()
+    if ranks == "torchrun":
+        monkeypatch.setenv("WORLD_SIZE", "2")
+    result = ecgan_train(
+        *("--recipe", "demo", "--data", str(scenes), "--profile", "1", *options), *sets(LIGHT)
+    )
+    assert result.exit_code == 2
+    assert "--profile measures one process, got 2" in result.output
+    assert "elapsed" not in result.output
+
+
+def test_a_profile_starts_from_the_generator_of_init(scenes, recipe, tmp_path, monkeypatch):
+    init = untrained_generator(recipe("model.width=8"), tmp_path)
+    started = []
+    monkeypatch.setattr(
+        train, "transfer", lambda *args: started.append(args[-1].sha256) or transfer(*args)
+    )
+    result = ecgan_train(
+        *("--recipe", "demo", "--data", str(scenes), "--profile", "1", "--device", "cpu"),
+        *("--init", str(init), *sets(LIGHT)),
+    )
+    assert result.exit_code == 0, result.output
+    assert started == [checkpoint.sha256(init)]
+
+
 def test_the_command_refuses_what_is_not_there(scenes, tmp_path):
     for arguments, message in (
         (("--recipe", "no"), "no recipe 'no'"),

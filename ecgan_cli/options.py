@@ -232,8 +232,6 @@ def make(
 
 def _tell(outcome: "Outcome", out: str) -> None:
     """Say what was done."""
-    for note in outcome.notes:
-        click.echo(note, err=True)
     if outcome.failed:
         raise _Failed(UserError(f"{out}: {len(outcome.failed)} shards failed", outcome.failed))
     now = f"{outcome.made} made now"

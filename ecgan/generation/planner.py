@@ -9,6 +9,7 @@ import os
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -137,29 +138,41 @@ class Request:
         return value
 
 
+class TrainedFilter(NamedTuple):
+    """Segmenters of the label filter, as the plan needs them."""
+
+    spec: consistency.FilterSpec
+    folds: npt.NDArray[np.int8]  # number of the segmenter that judges each layout, (L,)
+    losses: npt.NDArray[np.float64]  # mean of each class on real pairs, (N,)
+
+
 @dataclass(frozen=True, eq=False)
-class Prepared:
-    """A plan, and what is needed to carry it out.
+class DatasetPlan:
+    """Samples that a data set will have, and everything that decides their bytes.
 
     Attributes:
+        request: options of the command.
         file: the generator.
         recipe: its recipe, with the request's overrides.
-        wanted: rows and fingerprint.
-        settings: for the workers.
-        workers: how many there shall be, and where.
-        samples_per_shard: of the request, or the recipe.
-        shares: of the classes among the labelled pixels, without and with balance, (N,) each.
-        notes: what the user should know before the work begins.
+        workers: number and kind of the workers.
+        devices: devices of the workers, in turn.
+        items: label maps, sorted by key.
+        check: class counts and digests of the label maps.
+        photos: files of --style-images.
+        styles: styles of the photos, (photos, 256); None before :func:`encode_styles`.
+        filter: None before :func:`train_filter`, and where nothing needs one.
     """
 
+    request: Request
     file: GeneratorFile
     recipe: Recipe
-    wanted: Wanted
-    settings: Settings
     workers: Workers
-    samples_per_shard: int
-    shares: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
-    notes: tuple[str, ...] = ()
+    devices: tuple[str, ...]
+    items: Sequence[Item]
+    check: datasets.LabelCheck
+    photos: tuple[Path, ...] = ()
+    styles: Vectors | None = None
+    filter: TrainedFilter | None = None
 
     @property
     def space(self) -> LabelSpace:
@@ -170,16 +183,129 @@ class Prepared:
         """Height and width of samples."""
         return self.recipe.data.height, self.recipe.data.width
 
+    @property
+    def needs_filter(self) -> bool:
+        """Whether segmenters judge samples or layouts."""
+        return self.request.label_filter is not None or self.request.spread == "hardness"
 
-class _PhotoStyles(NamedTuple):
-    """Styles of photos, (n, 256), and their hash; None without."""
+    @property
+    def unknown(self) -> frozenset[str]:
+        """Keys of the fingerprint that :func:`encode_styles` and :func:`train_filter` decide."""
+        names: set[str] = set()
+        if self.photos and self.styles is None:
+            names.add("--style-images or --styles")
+        if self.needs_filter and self.filter is None:
+            names.add("--filter")
+            if self.request.spread == "hardness":
+                names |= {"--balance", "layouts", "styles of a layout"}
+        return frozenset(names)
 
-    vectors: Vectors | None
-    digest: str | None
+    @cached_property
+    def even_counts(self) -> Counts:
+        """Styles of each layout and of each of its varied forms without --balance, (L, forms)."""
+        request, num_layouts = self.request, len(self.items)
+        forms = 1 + (request.n_variants or 1 if request.changes else 0)
+        if request.num is not None:
+            return spread(request.num, num_layouts * forms).reshape(num_layouts, forms)
+        each = request.n_styles or len(self.photos) or 1
+        return np.full((num_layouts, forms), each, np.int64)
+
+    @cached_property
+    def counts(self) -> Counts:
+        """Counts of the same sum as --balance spreads them; even ones where it is not known how."""
+        request, even = self.request, self.even_counts
+        pixels = np.repeat(self._pixels, even.shape[1], axis=0)
+        total, most = int(even.sum()), self.recipe.sampling.balance_max_styles
+        if request.spread == "hardness" and self.filter is not None:
+            hardness = balance.hardness(pixels, self.filter.losses)
+            return balance.hardness_counts(hardness, total, most).reshape(even.shape)
+        if request.spread == "target":
+            targets = balance.parse_targets(request.targets, self.space.names)
+            return balance.target_counts(pixels, targets, total, most).reshape(even.shape)
+        return even
+
+    @cached_property
+    def _pixels(self) -> npt.NDArray[np.int64]:
+        """Pixels of each class in a sample of each layout, (L, N): layouts may differ in size."""
+        counts = self.check.counts.astype(np.int64)
+        whole = counts.sum(axis=1) + self.check.unlabelled
+        return counts * (self.size[0] * self.size[1]) // whole[:, None]
+
+    @property
+    def shares(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Shares of the classes of the labelled pixels, without and with balance, (N,) each."""
+        even, planned = (
+            balance.shares(self._pixels, counts.sum(axis=1))
+            for counts in (self.even_counts, self.counts)
+        )
+        return even, planned
+
+    @cached_property
+    def settings(self) -> Settings:
+        """Settings of the workers."""
+        request, sampling = self.request, self.recipe.sampling
+        filters = self.filter is not None and request.label_filter is not None
+        return Settings(
+            generator=request.generator.absolute(),
+            devices=self.devices,
+            out=_absolute(request.out),
+            output=_output(request, self.recipe, self.file),
+            styles=Styles(request.seed or 0, request.style_seed, self.styles),
+            variation=Variation(
+                request.changes, _things(request, self.recipe, self.space), request.seed or 0
+            ),
+            filter=self.filter.spec if filters and self.filter is not None else None,
+            on_inconsistent=request.on_inconsistent,
+            retries=sampling.filter_retries,
+            encoders=_encoders(self.workers),
+            compiled=compiles(self.recipe, int(self.counts.sum()), on_cuda=self._on_cuda),
+            profile=request.profile,
+        )
+
+    @property
+    def _on_cuda(self) -> bool:
+        return self.devices[0].startswith("cuda")
+
+    @cached_property
+    def wanted(self) -> Wanted:
+        """Rows and fingerprint, as the data set's state keeps them."""
+        request = self.request
+        filters = self.filter is not None and request.label_filter is not None
+        stage = Stage(
+            self.items,
+            whole_rows(self.counts),
+            0,
+            request.samples_per_shard or self.recipe.sampling.samples_per_shard,
+            self.filter.folds if filters and self.filter is not None else None,
+            "paste" in request.changes,
+        )
+        digests = _digests(self.check)
+        fingerprint = self._fingerprint(stage, digests)
+        stage = replace(stage, plan=plan_id(fingerprint))
+        return Wanted(stage, digests, fingerprint, request.to_json())
+
+    def _fingerprint(self, stage: Stage, digests: Sequence[str]) -> dict[str, Any]:
+        request, trained = self.request, self.filter
+        vectors, names = self.styles, [path.stem for path in self.photos]
+        by = "" if trained is None else f" {trained.spec.hash[:12]}"
+        return _fingerprint(request, self.recipe, self.file, self.settings) | {
+            "--style-images or --styles": None
+            if vectors is None
+            else styles.photo_digest(names, vectors),
+            "--filter": None
+            if request.label_filter is None or trained is None
+            else trained.spec.hash,
+            "--balance": request.spread + (by if request.spread == "hardness" else ""),
+            "labels": _hash([f"{i.key} {d}" for i, d in zip(self.items, digests, strict=True)]),
+            "layouts": len(np.unique(stage.rows.layouts)),
+            "styles of a layout": f"{stage.rows.counts.min()} to {stage.rows.counts.max()}",
+            "samples": stage.num_samples,
+            "sampling.compile": self.settings.compiled,
+        }
 
 
-def prepare(request: Request) -> Prepared:
-    """Check everything that can be refused, and plan.
+def plan(request: Request) -> DatasetPlan:
+    """Check everything that can be refused, and plan; nothing is written, trained or generated.
 
     Raises:
         UserError: the options contradict each other or the generator; the labels have faults.
@@ -198,68 +324,57 @@ def prepare(request: Request) -> Prepared:
     file = checkpoint.load_generator(request.generator)
     recipe = _recipe(request, file)
     _check_against_generator(request, recipe)
-    things = _things(request, recipe, file.space)
     items = _items(request, recipe)
-    photos = _photo_styles(request)
-    counts = _even_counts(request, len(items), photos)
-    _check_style_count(request, recipe, int(counts.max()), len(items))
+    photos = () if request.style_images is None else _style_photos(request.style_images)
     check = datasets.check_labels(
         items, file.space, recipe.data.dataset, check_images=False, progress=not request.quiet
     )
-    digests = _digests(check)
-    judged = _judged(request, recipe, file.space, items, check)
-    even = counts
-    most = recipe.sampling.balance_max_styles
-    pixels = _sample_pixels(check, recipe.data.height * recipe.data.width)
-    counts = _balanced(request, file.space, even, pixels, most, judged)
-    stage = Stage(
-        items,
-        whole_rows(counts),
-        0,
-        request.samples_per_shard or recipe.sampling.samples_per_shard,
-        None if judged is None or request.label_filter is None else judged.folds,
-        "paste" in request.changes,
+    made = DatasetPlan(request, file, recipe, workers, devices, items, check, photos)
+    _check_style_count(request, recipe, int(made.even_counts.max()), len(items))
+    refuse_colliding_keys(made.wanted.stage)
+    return made
+
+
+def encode_styles(plan: DatasetPlan) -> DatasetPlan:
+    """Encode the photos of --style-images.
+
+    Raises:
+        UserError: a photo cannot be read.
+    """
+    if not plan.photos:
+        return plan
+    sampler = Sampler(plan.request.generator, torch.device("cpu"))
+    return replace(plan, styles=sampler.encode_styles(plan.photos).numpy())
+
+
+def train_filter(plan: DatasetPlan) -> DatasetPlan:
+    """Train the segmenters of the label filter, or load them, and balance by their losses.
+
+    Raises:
+        UserError: the real pairs are not there, or the segmenter does not fit.
+    """
+    if not plan.needs_filter:
+        return plan
+    request, sampling = plan.request, plan.recipe.sampling
+    thresholds = consistency.Thresholds(
+        sampling.filter_tolerance, sampling.filter_min_kept, sampling.filter_min_class_kept
     )
-    refuse_colliding_keys(stage)
-    output = _output(request, recipe, file)
-    on_cuda = device.type == "cuda" or request.gpus_per_worker is not None
-    compiled = compiles(recipe, stage.num_samples, on_cuda=on_cuda)
-    fingerprint = _fingerprint(request, recipe, file, output, device) | {
-        "--style-images or --styles": photos.digest,
-        "--filter": None if request.label_filter is None or judged is None else judged.spec.hash,
-        "--balance": request.spread
-        if request.spread != "hardness" or judged is None
-        else f"hardness {judged.spec.hash[:12]}",
-        "labels": _hash([f"{i.key} {d}" for i, d in zip(items, digests, strict=True)]),
-        "layouts": len(np.unique(stage.rows.layouts)),
-        "styles of a layout": f"{stage.rows.counts.min()} to {stage.rows.counts.max()}",
-        "samples": stage.num_samples,
-        "sampling.compile": compiled,
-    }
-    stage = replace(stage, plan=plan_id(fingerprint))
-    settings = Settings(
-        generator=request.generator.absolute(),
-        devices=devices,
-        out=_absolute(request.out),
-        output=output,
-        styles=Styles(request.seed or 0, request.style_seed, photos.vectors),
-        variation=Variation(request.changes, things, request.seed or 0),
-        filter=None if judged is None or request.label_filter is None else judged.spec,
-        on_inconsistent=request.on_inconsistent,
-        retries=recipe.sampling.filter_retries,
-        encoders=_encoders(workers),
-        compiled=compiled,
-        profile=request.profile,
+    digests = {i.key: bytes(d).hex() for i, d in zip(plan.items, plan.check.digests, strict=True)}
+    spec, folds = consistency.prepare_filter(
+        request.label_filter or "train",
+        plan.recipe,
+        plan.space,
+        layouts=digests,
+        root=_root(request, plan.recipe),
+        cache=request.generator.absolute().parent / "segmenters",
+        device=choose_device(request.device),
+        thresholds=thresholds,
+        progress=not request.quiet,
     )
-    return Prepared(
-        file,
-        recipe,
-        Wanted(stage, digests, fingerprint, request.to_json()),
-        settings,
-        workers,
-        stage.samples_per_shard,
-        (balance.shares(pixels, even.sum(axis=1)), balance.shares(pixels, counts.sum(axis=1))),
-    )
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()  # the workers need it: segmenters were trained in this process
+    numbers = np.array([folds.fold(key, digest) for key, digest in digests.items()], np.int8)
+    return replace(plan, filter=TrainedFilter(spec, numbers, spec.pooled_losses()))
 
 
 # Checks
@@ -457,20 +572,7 @@ def _digests(check: datasets.LabelCheck) -> list[str]:
     return [a + b for a, b in zip(own, others, strict=True)]
 
 
-# Styles
-
-
-def _photo_styles(request: Request) -> _PhotoStyles:
-    """Styles of --style-images."""
-    if request.style_images is None:
-        return _PhotoStyles(None, None)
-    photos = _style_photos(request.style_images)
-    sampler = Sampler(request.generator, torch.device("cpu"))
-    vectors = sampler.encode_styles(photos).numpy()
-    return _PhotoStyles(vectors, styles.photo_digest([path.stem for path in photos], vectors))
-
-
-def _style_photos(folder: Path) -> list[Path]:
+def _style_photos(folder: Path) -> tuple[Path, ...]:
     if not folder.is_dir():
         raise UsageError(f"--style-images {folder}: no such folder")
     photos = sorted(
@@ -478,87 +580,7 @@ def _style_photos(folder: Path) -> list[Path]:
     )
     if not photos:
         raise UsageError(f"--style-images {folder}: no photos below it")
-    return photos
-
-
-# Counts
-
-
-def _even_counts(request: Request, num_layouts: int, photos: _PhotoStyles) -> Counts:
-    """Styles of each layout and of each of its varied forms, (layouts, 1 + variants)."""
-    forms = 1 + (request.n_variants or 1 if request.changes else 0)
-    if request.num is not None:
-        return spread(request.num, num_layouts * forms).reshape(num_layouts, forms)
-    default = 1 if photos.vectors is None else len(photos.vectors)
-    return np.full((num_layouts, forms), request.n_styles or default, np.int64)
-
-
-class _Judged(NamedTuple):
-    """What the label filter's segmenters give to the plan."""
-
-    spec: consistency.FilterSpec
-    folds: npt.NDArray[np.int8]
-    losses: npt.NDArray[np.float64]  # mean of each class on real pairs, (N,)
-
-
-def _judged(
-    request: Request,
-    recipe: Recipe,
-    space: LabelSpace,
-    items: Sequence[Item],
-    check: datasets.LabelCheck,
-) -> _Judged | None:
-    """The filter's segmenters, calibrated; None where nothing needs them."""
-    if request.label_filter is None and request.spread != "hardness":
-        return None
-    sampling = recipe.sampling
-    thresholds = consistency.Thresholds(
-        sampling.filter_tolerance, sampling.filter_min_kept, sampling.filter_min_class_kept
-    )
-    digests = {i.key: bytes(d).hex() for i, d in zip(items, check.digests, strict=True)}
-    spec, folds = consistency.prepare_filter(
-        request.label_filter or "train",
-        recipe,
-        space,
-        layouts=digests,
-        root=_root(request, recipe),
-        cache=request.generator.absolute().parent / "segmenters",
-        device=choose_device(request.device),
-        thresholds=thresholds,
-        progress=not request.quiet,
-    )
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()  # the workers need it: segmenters were trained in this process
-    numbers = [folds.fold(key, digest) for key, digest in digests.items()]
-    return _Judged(spec, np.array(numbers, np.int8), spec.pooled_losses())
-
-
-def _sample_pixels(check: datasets.LabelCheck, size: int) -> npt.NDArray[np.int64]:
-    """Pixels of each class in a sample of each layout, (L, N): layouts may differ in size."""
-    counts = check.counts.astype(np.int64)
-    whole = counts.sum(axis=1) + check.unlabelled
-    return counts * size // whole[:, None]
-
-
-def _balanced(
-    request: Request,
-    space: LabelSpace,
-    counts: Counts,
-    class_pixels: npt.NDArray[np.int64],
-    most: int,
-    judged: _Judged | None,
-) -> Counts:
-    """Counts of the same sum, spread as --balance says; ``most`` of one row."""
-    if request.spread == "none":
-        return counts
-    pixels = np.repeat(class_pixels, counts.shape[1], axis=0)
-    total = int(counts.sum())
-    if request.spread == "hardness":
-        assert judged is not None
-        hardness = balance.hardness(pixels, judged.losses)
-        return balance.hardness_counts(hardness, total, most).reshape(counts.shape)
-    targets = balance.parse_targets(request.targets, space.names)
-    return balance.target_counts(pixels, targets, total, most).reshape(counts.shape)
+    return tuple(photos)
 
 
 # What decides the bytes
@@ -586,12 +608,12 @@ def _output(request: Request, recipe: Recipe, file: GeneratorFile) -> Output:
 
 
 def _fingerprint(
-    request: Request, recipe: Recipe, file: GeneratorFile, output: Output, device: torch.device
+    request: Request, recipe: Recipe, file: GeneratorFile, settings: Settings
 ) -> dict[str, Any]:
     """Everything that decides the bytes; names are what a refusal says."""
     cpu = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-    on_cuda = device.type == "cuda" or request.gpus_per_worker is not None
-    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else "cuda"
+    device, output = torch.device(settings.devices[0]), settings.output
+    gpu = torch.cuda.get_device_name(device) if torch.cuda.is_available() else "cuda"
     sampling = recipe.sampling
     found: dict[str, Any] = {
         "checkpoint": file.sha256,
@@ -610,7 +632,7 @@ def _fingerprint(
         "--target": sorted(request.targets) or None,
         "--vary": ",".join(request.changes) or None,
         "--n-variants": (request.n_variants or 1) if request.changes else 0,
-        "device": gpu if on_cuda else cpu,
+        "device": gpu if device.type == "cuda" else cpu,
         "threads": 1,
         "order of sums": ARITHMETIC,
         **{f"version of {name}": version for name, version in versions().items()},

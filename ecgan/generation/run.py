@@ -23,9 +23,9 @@ import numpy as np
 from tqdm import tqdm
 
 from ecgan.errors import UserError
-from ecgan.generation import planner as prepare
+from ecgan.generation import planner
 from ecgan.generation.plan import SPLIT, Job, Plan
-from ecgan.generation.planner import Prepared, Request
+from ecgan.generation.planner import DatasetPlan, Request
 from ecgan.generation.state import FAILURES, LOG, Committed, Ledger
 from ecgan.generation.worker import MadeShard, ShardMaker
 from ecgan.runtime import cluster
@@ -54,7 +54,6 @@ class Outcome:
         failed: what could not be made, one sentence for each shard; empty when all is there.
         spent: where the time went.
         filtered: what the label filter did, in words; empty without one.
-        notes: what the user should know.
     """
 
     out: str
@@ -66,17 +65,16 @@ class Outcome:
     failed: tuple[str, ...] = ()
     spent: Spent = field(default_factory=Spent)
     filtered: str = ""
-    notes: tuple[str, ...] = ()
 
 
 def describe(request: Request) -> str:
-    """What ``run`` would make, how large it would be, and which classes it would hold."""
+    """Samples, classes and bytes that :func:`run` would make; writes and trains nothing."""
     ledger = Ledger(open_store(request.out))
     ledger.check_place()
-    prepared = prepare.prepare(request)
+    prepared = planner.plan(request)
     plan = Plan((prepared.wanted.stage,))
     if not request.overwrite:
-        plan, _ = ledger.resolve(prepared.wanted, extend=request.extend)
+        plan, _ = ledger.resolve(prepared.wanted, extend=request.extend, unknown=prepared.unknown)
     height, width = prepared.size
     stage = prepared.wanted.stage
     size = plan.num_samples * _estimated_bytes(prepared)
@@ -84,19 +82,24 @@ def describe(request: Request) -> str:
     varied = int((stage.rows.variants > 0).sum())
     forms = f"{layouts} layouts" + (f" and {varied} varied forms" if varied else "")
     counts = stage.rows.counts
-    text = (
+    lines = [
         f"{plan.num_samples} samples of {height} x {width} ({forms}, {counts.min()} to "
         f"{counts.max()} styles each) in {plan.num_shards} shards ({request.data_format}), about "
         f"{size / 1e6:.1f} MB, in {request.out}"
-    )
+    ]
+    if "--balance" in prepared.unknown:
+        lines.append(
+            "--balance hardness: class shares and styles of each layout are not known before the "
+            "filter is trained; those of an even spread are shown"
+        )
+    lines.append(f"  {'class':<20} {'evenly':>8} {'planned':>8}   share of the labelled pixels")
     before, after = prepared.shares
-    rows = [
+    lines += [
         f"  {name:<20} {a:8.2%} {b:8.2%}"
         for name, a, b in zip(prepared.space.names, before, after, strict=True)
         if a or b
     ]
-    head = f"  {'class':<20} {'evenly':>8} {'planned':>8}   share of the labelled pixels"
-    return "\n".join([text, *prepared.notes, head, *rows])
+    return "\n".join(lines)
 
 
 def run(request: Request) -> Outcome:
@@ -111,8 +114,9 @@ def run(request: Request) -> Outcome:
     store = open_store(request.out)
     ledger = Ledger(store)
     ledger.check_place()
-    prepared = prepare.prepare(request)
+    prepared = planner.plan(request)
     cluster.require(prepared.workers)
+    prepared = planner.train_filter(planner.encode_styles(prepared))
     start = time.monotonic()
     with _writable(store, prepared, ledger), store.held():
         if request.overwrite and ledger.is_ours():
@@ -137,14 +141,13 @@ def run(request: Request) -> Outcome:
         failed=tuple(making.failed),
         spent=making.spent,
         filtered=_filtered(prepared, done),
-        notes=prepared.notes,
     )
 
 
 class _Making:
     """Makes the shards that are missing, and keeps count."""
 
-    def __init__(self, request: Request, prepared: Prepared, ledger: Ledger, plan: Plan) -> None:
+    def __init__(self, request: Request, prepared: DatasetPlan, ledger: Ledger, plan: Plan) -> None:
         self.request, self.prepared, self.ledger, self.plan = request, prepared, ledger, plan
         self.committed = ledger.committed(plan, verify=request.verify)
         self.failed: list[str] = []
@@ -221,13 +224,13 @@ def _tell(text: str) -> None:
     tqdm.write(text, file=sys.stderr)
 
 
-def make_shards(settings: prepare.Settings, index: int) -> _MakeShards:
+def make_shards(settings: planner.Settings, index: int) -> _MakeShards:
     """Build a worker; what :func:`ecgan.runtime.cluster.run_jobs` calls in each of them."""
     return _MakeShards(ShardMaker(settings, index))
 
 
 @contextmanager
-def _writable(store: Store, prepared: Prepared, ledger: Ledger) -> Iterator[None]:
+def _writable(store: Store, prepared: DatasetPlan, ledger: Ledger) -> Iterator[None]:
     """Turn what keeps us from writing into a sentence.
 
     A full disk says what was kept and how much room is needed.
@@ -255,14 +258,14 @@ def _writable(store: Store, prepared: Prepared, ledger: Ledger) -> Iterator[None
         ) from error
 
 
-def _estimated_bytes(prepared: Prepared) -> float:
+def _estimated_bytes(prepared: DatasetPlan) -> float:
     """Of a sample."""
     height, width = prepared.size
     per_pixel = _BYTES_PER_PIXEL[prepared.settings.output.image_format] + _MAP_BYTES_PER_PIXEL
     return height * width * per_pixel + len(prepared.settings.output.mark)
 
 
-def _filtered(prepared: Prepared, committed: Committed) -> str:
+def _filtered(prepared: DatasetPlan, committed: Committed) -> str:
     """What the label filter did, in words."""
     if prepared.settings.filter is None:
         return ""
@@ -277,14 +280,14 @@ def _filtered(prepared: Prepared, committed: Committed) -> str:
 # The manifest
 
 
-def _manifest(request: Request, prepared: Prepared, making: _Making) -> dict[str, Any]:
+def _manifest(request: Request, prepared: DatasetPlan, making: _Making) -> dict[str, Any]:
     """All there is to know of the data set; no time, so that the same set has the same bytes."""
     recipe, output, plan = prepared.recipe, prepared.settings.output, making.plan
     committed, file, space = making.committed, prepared.file, prepared.space
     keys = {stage.items[i].key for stage in plan.stages for i in np.unique(stage.rows.layouts)}
     about: dict[str, Any] = {
         "schema": dataset.SCHEMA,
-        "versions": prepare.versions(),
+        "versions": planner.versions(),
         "format": output.data_format,
         "split": SPLIT,
         "samples": committed.samples,
@@ -317,12 +320,12 @@ def _manifest(request: Request, prepared: Prepared, making: _Making) -> dict[str
         about["provenance"] = {
             "digital_source_type": formats.DIGITAL_SOURCE,
             "checkpoint": {"sha256": file.sha256, "images_seen": file.images_seen},
-            "recipe_hash": prepare.recipe_hash(recipe),
+            "recipe_hash": planner.recipe_hash(recipe),
         }
     return about
 
 
-def _filter_entry(request: Request, prepared: Prepared, committed: Committed) -> dict[str, Any]:
+def _filter_entry(request: Request, prepared: DatasetPlan, committed: Committed) -> dict[str, Any]:
     spec = prepared.settings.filter
     if spec is None:
         return {"kind": "none"}
@@ -343,14 +346,14 @@ def _filter_entry(request: Request, prepared: Prepared, committed: Committed) ->
     }
 
 
-def _boundary_source(request: Request, prepared: Prepared) -> str:
+def _boundary_source(request: Request, prepared: DatasetPlan) -> str:
     if not prepared.recipe.data.instances:
         return "none"
     from_files = request.labels is None or request.instances is not None
     return "instance ids" if from_files else "boundaries between classes"
 
 
-def _style_source(request: Request, prepared: Prepared) -> str:
+def _style_source(request: Request, prepared: DatasetPlan) -> str:
     if not prepared.recipe.model.style:
         return "none"
     if request.style_images is not None:

@@ -12,7 +12,7 @@ Readers and later calls trust committed shards only.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -140,12 +140,15 @@ class Ledger:
         store.remove([FAILURES, LOG, REQUEST])
         store.remove([PLAN])
 
-    def resolve(self, wanted: Wanted, *, extend: bool) -> tuple[Plan, bool]:
+    def resolve(
+        self, wanted: Wanted, *, extend: bool, unknown: Collection[str] = ()
+    ) -> tuple[Plan, bool]:
         """What is there and what is asked for, as one plan.
 
         Args:
             wanted: of this call.
             extend: add what is asked for beyond what is there.
+            unknown: names in the fingerprint that are not known yet, and not compared.
 
         Returns:
             The plan, and whether its last stage is new.
@@ -158,7 +161,8 @@ class Ledger:
         book = self._book()
         before = book["stages"][-1]["fingerprint"]
         fingerprint = json.loads(json.dumps(wanted.fingerprint))
-        differing = [n for n in {**before, **fingerprint} if before.get(n) != fingerprint.get(n)]
+        names = [name for name in {**before, **fingerprint} if name not in unknown]
+        differing = [n for n in names if before.get(n) != fingerprint.get(n)]
         if not extend or set(differing) - _EXTENDABLE:
             _refuse(self.store, before, fingerprint, differing, extend=extend)
         kept, digests = self._kept_stages(book, wanted)

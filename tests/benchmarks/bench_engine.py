@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ecgan.generation import planner as prepare
+from ecgan.generation import planner
 from ecgan.generation.plan import Plan, Stage, commit_name, passes, whole_rows
 from ecgan.generation.planner import Request
 from ecgan.generation.state import Ledger
@@ -114,7 +114,7 @@ def plan_in_a_process(path, layouts, styles):
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         request = request_of(path, layouts, Path(folder) / "out", n_styles=styles)
-        wanted = prepare.prepare(request).wanted
+        wanted = planner.plan(request).wanted
         ledger = Ledger(open_store(request.out))
         ledger.check_place()
         plan, _ = ledger.resolve(wanted, extend=False)
@@ -207,7 +207,7 @@ def measure_engine(
         path, layouts, folder / "null", samples_per_shard=300, n_styles=styles,
         data_format=data_format, image_format=image_format,
     )  # fmt: skip
-    prepared = prepare.prepare(request)
+    prepared = planner.plan(request)
     settings = replace(prepared.settings, encoders=threads or prepared.settings.encoders)
     job = prepared.wanted.stage.job(0)
     maker = ShardMaker(settings, sampler=NullSampler(path, torch.device("cpu")))
@@ -251,7 +251,7 @@ def measure_end_to_end(folder, repeats):
         data={"height": SIZE[0], "width": SIZE[1], "classes": ["road", "sky", "car"]},
         model={"width": 16},
     )
-    prepared = prepare.prepare(request_of(path, layouts, folder / "whole", samples_per_shard=60))
+    prepared = planner.plan(request_of(path, layouts, folder / "whole", samples_per_shard=60))
     maker = ShardMaker(prepared.settings)
     job = prepared.wanted.stage.job(0)
     sampler = maker.sampler

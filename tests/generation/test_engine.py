@@ -21,13 +21,14 @@ from PIL import Image
 from ecgan.data import SampleDataset
 from ecgan.data.datasets import Item
 from ecgan.errors import UserError
-from ecgan.generation import planner as prepare
+from ecgan.generation import planner
 from ecgan.generation import run as generate
 from ecgan.generation.plan import Stage, whole_rows
 from ecgan.generation.planner import Request
 from ecgan.generation.worker import ShardMaker
 from ecgan.runtime.storage import open_store
 from ecgan.runtime.timings import STAGES, Spent
+from ecgan.segmentation import label_filter
 from ecgan.shards import codecs, dataset, formats
 from ecgan.shards.convert import convert
 from ecgan.shards.verify import verify
@@ -230,7 +231,7 @@ def test_a_data_set_in_memory_has_the_bytes_of_one_in_a_folder(request_, tmp_pat
 
 
 def test_where_the_time_went_is_counted(request_):
-    prepared = prepare.prepare(request_())
+    prepared = planner.plan(request_())
     made = ShardMaker(prepared.settings)(prepared.wanted.stage.job(0))
     assert tuple(made.seconds) == STAGES
     assert made.seconds["judge"] == 0
@@ -505,7 +506,7 @@ def test_a_layout_with_the_name_of_a_varied_one_is_refused(request_, tmp_path):
     for name in ("a", "a-v1"):
         trees.save(tmp_path / "labels" / f"{name}.png", trees.stripes([0, 1]))
     with pytest.raises(UserError, match="a-v1 would be the name of a varied form"):
-        prepare.prepare(request_(labels=tmp_path / "labels", changes=("flip",)))
+        planner.plan(request_(labels=tmp_path / "labels", changes=("flip",)))
 
 
 # Provenance
@@ -711,3 +712,39 @@ def test_a_plain_folder_and_other_peoples_tars_are_datasets_too(world, three, tm
     assert len(SampleDataset(tmp_path / "theirs")) == 12
     with pytest.raises(UserError, match="no samples here"):
         SampleDataset(tmp_path / "plain" / "images")
+
+
+# Dry runs
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"label_filter": "train"},
+        {"spread": "hardness"},
+        {"style_images": True},
+        {"label_filter": "train", "on_inconsistent": "drop", "changes": ("flip",)},
+    ],
+)
+def test_a_dry_run_writes_and_trains_nothing(request_, world, tmp_path, monkeypatch, changes):
+    run = shutil.copytree(world / "run", tmp_path / "run", ignore=lambda *_: ["segmenters"])
+    if "style_images" in changes:
+        trees.save(tmp_path / "photos/a.jpg", trees.photo(0))
+        changes = {"style_images": tmp_path / "photos"}
+    monkeypatch.setattr(label_filter, "train_segmenter", None)
+    before = [*map(contents, (tmp_path, world))]
+    text = generate.describe(request_(generator=run / "generator.safetensors", **changes))
+    assert "samples of" in text
+    assert [*map(contents, (tmp_path, world))] == before
+    hardness = "not known before the filter is trained" in text
+    assert hardness == (changes.get("spread") == "hardness")
+
+
+def test_a_dry_run_over_a_filtered_data_set_compares_what_it_knows(request_, world, tmp_path):
+    changes = {"label_filter": "train", "spread": "hardness"}
+    generate.run(request_(**changes))
+    before = contents(tmp_path)
+    assert "18 samples" in generate.describe(request_(**changes))
+    with pytest.raises(UserError, match="--seed"):
+        generate.describe(request_(**changes, seed=1))
+    assert contents(tmp_path) == before

@@ -25,7 +25,7 @@ from PIL import Image
 
 from ecgan.data.datasets import Item
 from ecgan.errors import UserError
-from ecgan.generation import planner as prepare
+from ecgan.generation import planner
 from ecgan.generation import run as generate
 from ecgan.generation.plan import Plan, Stage, passes, whole_rows
 from ecgan.generation.planner import Request
@@ -148,7 +148,7 @@ def test_a_plan_holds_every_sample_once_in_full_shards(counts, per_shard, batch)
     ("num", "expected"), [(3, [1, 1, 1]), (5, [1] * 5), (8, [2, 2, 2, 1, 1]), (10, [2] * 5)]
 )
 def test_a_number_of_samples_is_spread_over_the_layouts(request_, num, expected):
-    stage = prepare.prepare(request_(n_styles=None, num=num)).wanted.stage
+    stage = planner.plan(request_(n_styles=None, num=num)).wanted.stage
     assert stage.rows.counts.tolist() == expected
     keys = [stage.key(row) for row in range(len(stage.rows))]
     assert keys == ["a-0", "a-2", "a-4", "b-1", "b-3"][: len(expected)]
@@ -341,7 +341,7 @@ def test_a_run_without_style_encoder_makes_one_style(request_, plain_generator, 
         ({"style_seed": 1, "n_styles": 1}, "--style-seed: this run has no style encoder"),
     ]:
         with pytest.raises(UserError, match=message):
-            prepare.prepare(request_(generator=plain_generator, **changes))
+            planner.plan(request_(generator=plain_generator, **changes))
 
 
 # Twice, resumed, refused
@@ -414,7 +414,7 @@ def test_the_folder_of_a_data_set_does_not_show_in_its_bytes(request_, finished,
 )
 def test_other_settings_are_refused_by_name(request_, tmp_path, changes, message):
     ledger = Ledger(open_store(tmp_path / "out"))
-    wanted = prepare.prepare(request_()).wanted
+    wanted = planner.plan(request_()).wanted
     ledger.record_stage(Plan((wanted.stage,)), wanted)
     with pytest.raises(UserError, match=message):
         generate.run(request_(**changes))

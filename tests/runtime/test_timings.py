@@ -162,7 +162,7 @@ def test_the_time_of_retries_is_counted(tmp_path):
     request = planner.Request(
         path, tmp_path / "out", labels=tmp_path, n_styles=2, device="cpu", quiet=True
     )
-    prepared = planner.prepare(request)
+    prepared = planner.plan(request)
     settings = replace(prepared.settings, on_inconsistent="retry", retries=3)
     maker, spent = ShardMaker(settings), Timings()
     maker.filter = SimpleNamespace(

@@ -246,13 +246,13 @@ def test_the_order_of_sums_and_compiling_are_part_of_the_plan(tmp_path, monkeypa
     request = planner.Request(
         path, tmp_path / "out", labels=tmp_path, device="cpu", quiet=True, n_styles=1
     )
-    wanted = planner.prepare(request).wanted
+    wanted = planner.plan(request).wanted
     ledger = Ledger(open_store(request.out))
     ledger.record_stage(Plan((wanted.stage,)), wanted)
-    ledger.resolve(planner.prepare(request).wanted, extend=False)
+    ledger.resolve(planner.plan(request).wanted, extend=False)
     monkeypatch.setattr(planner, "ARITHMETIC", sampling.ARITHMETIC + 1)
     monkeypatch.setattr(planner, "compiles", lambda *_, **__: True)
-    other = planner.prepare(request)
+    other = planner.plan(request)
     assert other.settings.compiled
     with pytest.raises(
         UserError, match=r"differ in order of sums \(2, now 3\), sampling.compile \(False, now True"

@@ -82,7 +82,7 @@ class Command(click.Command):
         """Write the options under their headings."""
         sections: dict[str, list[tuple[str, str]]] = {}
         for param in self.get_params(ctx):
-            record = param.get_help_record(ctx)
+            record = param.get_help_record(ctx) if isinstance(param, click.Option) else None
             if record is not None:
                 sections.setdefault(getattr(param, "heading", "Options"), []).append(record)
         for heading, records in sections.items():

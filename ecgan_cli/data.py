@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,18 +10,32 @@ import click
 
 from ecgan.errors import UsageError, UserError
 from ecgan_cli.command import Group
-from ecgan_cli.options import write_new
+from ecgan_cli.options import (
+    COUNT,
+    DIRECTORY,
+    FORMAT,
+    JSON,
+    PATH,
+    POSITIVE,
+    QUIET,
+    SET,
+    data_option,
+    option,
+    recipe_option,
+    write_new,
+)
 
 if TYPE_CHECKING:
     from ecgan.data.survey import Inspection
     from ecgan.labels import LabelSpace
 
+_side = partial(option, type=click.IntRange(min=16), metavar="PIXELS", show_default=True)
 _PIXELS = 256 * 512  # of a proposed size, at most: the paper's Cityscapes
 
 
 @click.group(cls=Group)
 def data() -> None:
-    """Draw, inspect, check and convert data.
+    """Draw, inspect, verify and convert data.
 
     \b
     ecgan data toy --out datasets/toy --num 200
@@ -31,49 +46,44 @@ def data() -> None:
     """
 
 
-@data.command()
-@click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="Folder; must not exist yet."
-)
-@click.option("--num", type=click.IntRange(min=1), default=200, show_default=True, help="Scenes.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option("--height", type=click.IntRange(min=16), default=128, show_default=True)
-@click.option("--width", type=click.IntRange(min=16), default=256, show_default=True)
+@data.command(short_help="Draw a toy data set.")
+@option("--out", type=PATH, metavar="DIR", required=True, help="New folder.")
+@option("--num", type=POSITIVE, metavar="N", default=200, show_default=True, help="Scenes.")
+@option("--seed", type=COUNT, metavar="N", default=0, show_default=True, help="Seed.")
+@_side("--height", default=128, help="Height in pixels.")
+@_side("--width", default=256, help="Width in pixels.")
 def toy(out: Path, num: int, seed: int, height: int, width: int) -> None:
-    """Draw street scenes with label maps: a data set with no licence to mind."""
+    """Draw a toy data set: street scenes with label maps, free of any licence."""
     from ecgan.demo.toy import write_toy
 
     write_toy(out, num, seed, height=height, width=width)
     click.echo(f"Wrote {num} scenes to {out}; train on them with --recipe demo --data {out}")
 
 
-@data.command()
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@click.option(
+@data.command(short_help="Survey a data set, propose a recipe.")
+@click.argument("folder", metavar="DIR", type=PATH)
+@option(
     "--dataset",
     type=click.Choice(["folder", "cityscapes", "ade20k", "coco_stuff"]),
-    help="Layout of the files; default: what the folders look like.",
+    help="Directory structure.",
+    show_default="recognised from the folders",
 )
-@click.option(
+@option(
     "--files",
-    type=click.IntRange(min=0),
+    type=COUNT,
+    metavar="N",
     default=500,
     show_default=True,
-    help="Pairs to open, spread evenly; 0: all.",
+    help="Number of pairs to open, spread evenly; 0: all.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option(
+@JSON
+@option(
     "--write-classes",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FILE",
-    help="Write the proposed class list, to be named by you.",
+    help="Write the proposed class list; its names are yours to fill in.",
 )
-@click.option(
-    "--write-recipe",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Write the proposed recipe.",
-)
+@option("--write-recipe", type=PATH, metavar="FILE", help="Write the proposed recipe.")
 def inspect(
     folder: Path,
     dataset: str | None,
@@ -83,7 +93,7 @@ def inspect(
     write_classes: Path | None,
     write_recipe: Path | None,
 ) -> None:
-    """Print what DIR holds, and propose a recipe for it."""
+    """Print files, sizes and classes of the data set in DIR, and propose a recipe for it."""
     from ecgan.data import survey as library
 
     found = library.inspect(folder, dataset=dataset, num_files=files)
@@ -104,14 +114,15 @@ def inspect(
     click.echo(recipe, nl=False)
 
 
-@data.command()
+@data.command(short_help="Verify the files of generated samples.")
 @click.argument("place", metavar="DIR|URL")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress bar.")
+@JSON
+@QUIET
 def verify(place: str, *, as_json: bool, quiet: bool) -> None:
-    """Read every byte of a finished data set of ecgan, and say what is wrong with it.
+    """Verify a finished data set of ecgan: read every byte and list all faults.
 
-    Hashes, counts, keys, fields, kinds of maps, ids, class pixels. Exit code 1 if anything is.
+    Checks hashes, counts, keys, fields, kinds of maps, ids and class pixels. Exit code 1 if
+    there is a fault.
     """
     from dataclasses import asdict
 
@@ -122,23 +133,19 @@ def verify(place: str, *, as_json: bool, quiet: bool) -> None:
         click.echo(json.dumps(asdict(found), indent=2))
     if found.faults:
         more = [f"and {found.more} more"] if found.more else []
-        raise UserError(f"{place}: not as it was written", [*found.faults, *more])
+        raise UserError(f"{place}: verification failed", [*found.faults, *more])
     if not as_json:
-        click.echo(f"{place}: {found.samples} samples in {found.shards} shards, all as written")
+        click.echo(f"{place}: {found.samples} samples in {found.shards} shards, no faults")
 
 
-@data.command()
+@data.command(short_help="Convert samples to another format.")
 @click.argument("source", metavar="DIR|URL")
 @click.argument("out", metavar="OUT")
-@click.option(
-    "--format",
-    "data_format",
-    type=click.Choice(["webdataset", "parquet", "folder"]),
-    required=True,
-    help="Tar shards, Parquet shards, or loose files.",
+@FORMAT(required=True)
+@option(
+    "--samples-per-shard", type=int, metavar="N", help="Samples a shard.", show_default="as before"
 )
-@click.option("--samples-per-shard", type=int, help="Default: the shards as they are.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress bar.")
+@QUIET
 def convert(
     source: str,
     out: str,
@@ -147,7 +154,7 @@ def convert(
     *,
     quiet: bool,
 ) -> None:
-    """Write a finished data set of ecgan in another format, the same samples byte for byte."""
+    """Convert a finished data set of ecgan to another format; samples keep their bytes."""
     from ecgan.shards.convert import convert as library
 
     count = library(source, out, data_format, samples_per_shard=samples_per_shard, quiet=quiet)
@@ -215,16 +222,12 @@ def _classes(
     return {"classes": proposed.to_json()["classes"], "ignore": proposed.ignore}
 
 
-@data.command()
-@click.option("--recipe", "recipe_name", required=True, metavar="NAME|FILE", help="Says the size.")
-@click.option(
-    "--data", "root", type=click.Path(path_type=Path), metavar="DIR", help="The recipe's data.root."
-)
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the copy.")
-@click.option(
-    "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change the recipe."
-)
-@click.option("--threads", type=click.IntRange(min=1), help="Default: one for each core.")
+@data.command(short_help="Copy a data set, resized for training.")
+@recipe_option(required=True, help="Recipe to train with; gives the size.")
+@data_option("root", type=DIRECTORY)
+@option("--out", type=PATH, metavar="DIR", required=True, help="Folder of the copy.")
+@SET
+@option("--threads", type=POSITIVE, metavar="N", help="Threads.", show_default="all cores")
 def cache(
     recipe_name: str,
     root: Path | None,
@@ -232,13 +235,13 @@ def cache(
     overrides: tuple[str, ...],
     threads: int | None,
 ) -> None:
-    """Copy a recipe's data, resized as training would, so that its loader only reads.
+    """Copy a data set, resized as the recipe's training would, so that loading is faster.
 
     \b
     ecgan data cache --recipe cityscapes --data DIR --out cached
     ecgan train --recipe cityscapes --set data.dataset=folder --data cached
 
-    The copy is lossless and gives the same tensors. The same command again goes on.
+    The copy is lossless and gives the same tensors. The same command again resumes.
     """
     import os
 

@@ -6,29 +6,33 @@ from pathlib import Path
 import click
 
 from ecgan_cli.command import INTERRUPTED, Command
-from ecgan_cli.options import PATH
+from ecgan_cli.options import DEVICE, PATH, QUIET, SET, option
 
 
 @click.command(cls=Command)
-@click.option("--out", type=PATH, default=Path("ecgan-demo"), show_default=True, help="Folder.")
-@click.option(
-    "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change the recipe."
+@option(
+    "--out",
+    type=PATH,
+    metavar="DIR",
+    default=Path("ecgan-demo"),
+    show_default=True,
+    help="Output folder.",
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress bars.")
+@SET
+@DEVICE
+@QUIET
 def demo(out: Path, overrides: tuple[str, ...], device: str, *, quiet: bool) -> None:
-    """Everything once, on a toy data set, in five minutes on two CPU cores.
+    """Run every step once, on a toy data set, in five minutes on two CPU cores.
 
-    Draws street scenes, trains the demo recipe on them, makes shards with 5 styles of each
-    validation layout, evaluates them and writes the report. The same command again goes on where
-    it stopped.
+    Draws street scenes, trains the demo recipe on them, generates shards with 5 styles of each
+    validation layout, evaluates them and writes the report. The same command again resumes.
     """
     from ecgan.demo import run as library
     from ecgan.evaluation.report import page
 
     outcome = library.run(out, device=device, overrides=overrides, quiet=quiet, say=click.echo)
     if outcome.state == "interrupted":
-        click.echo(f"Interrupted; the same command goes on where it stopped ({out})", err=True)
+        click.echo(f"Interrupted; the same command resumes ({out})", err=True)
         sys.exit(INTERRUPTED)
     click.echo()
     click.echo(page.table(outcome.numbers))

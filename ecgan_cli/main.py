@@ -9,14 +9,22 @@ from ecgan_cli.command import Group
 
 _COMMANDS = {
     "train": ("ecgan_cli.train", "Train ECGAN on photos with label maps."),
-    "sample": ("ecgan_cli.sample", "Make a data set from the recipe's own layouts."),
-    "augment": ("ecgan_cli.augment", "Make a data set from a folder of label maps."),
-    "evaluate": ("ecgan_cli.evaluate", "Measure what samples are worth."),
-    "report": ("ecgan_cli.report", "Read a report again."),
-    "data": ("ecgan_cli.data", "Draw, inspect, check and convert data."),
-    "recipes": ("ecgan_cli.recipes", "List, show and copy recipes."),
-    "demo": ("ecgan_cli.demo", "Everything once, on a toy data set, in five minutes."),
+    "sample": ("ecgan_cli.sample", "Generate samples of the recipe's layouts."),
+    "augment": ("ecgan_cli.augment", "Generate samples of a folder of label maps."),
+    "evaluate": ("ecgan_cli.evaluate", "Measure the quality of samples."),
+    "report": ("ecgan_cli.report", "Show, compare and publish evaluations."),
+    "data": ("ecgan_cli.data", "Draw, inspect, verify and convert data."),
+    "recipes": ("ecgan_cli.recipes", "List, show, copy and check recipes."),
+    "demo": ("ecgan_cli.demo", "Run every step once, on a toy data set."),
 }
+_EXIT_CODES = (
+    ("0", "Success."),
+    ("1", "Error: data, a file or the machine."),
+    ("2", "Wrong option, argument or override."),
+    ("3", "Some shards failed; the others are kept."),
+    ("4", "A metric is below --fail-below."),
+    ("130", "Interrupted; the same command resumes."),
+)
 
 
 class _Group(Group):
@@ -34,16 +42,26 @@ class _Group(Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+        with formatter.section("Exit codes"):
+            formatter.write_dl(_EXIT_CODES)
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="ecgan")
-def cli() -> None:
-    """Labelled images from label maps: train ECGAN, make data sets with it, measure them.
+@click.group(
+    cls=_Group,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="""Completion in bash (zsh, fish: zsh_source, fish_source):
 
     \b
-    ecgan demo                                      everything once, on toy data
-    ecgan train --recipe cityscapes --data DIR      train on photos with label maps
+    eval "$(_ECGAN_COMPLETE=bash_source ecgan)"
+    """,
+)
+@click.version_option(__version__, prog_name="ecgan")
+def cli() -> None:
+    """Train ECGAN on photos with label maps, generate labelled images, measure them.
+
+    \b
+    ecgan demo                                      every step once, on a toy data set
+    ecgan train --recipe cityscapes --data DIR      photos with label maps in, generator out
     ecgan augment --labels DIR --n-styles 5         label maps in, shards of samples out
-    ecgan evaluate                                  what the samples are worth
+    ecgan evaluate                                  quality of the newest data set
     """

@@ -1,20 +1,84 @@
-"""Options that ``sample`` and ``augment`` share, and what both do at the end."""
+"""Options that several commands share, and completion of their values."""
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from ecgan.errors import UsageError, UserError
-from ecgan_cli.command import FAILED_SHARDS, INTERRUPTED
+from ecgan_cli.command import FAILED_SHARDS, INTERRUPTED, Option
 
 if TYPE_CHECKING:
     from ecgan.generation.run import Outcome
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 PATH = click.Path(path_type=Path)
+DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
+POSITIVE, COUNT = click.IntRange(min=1), click.IntRange(min=0)
+option = partial(click.option, cls=Option)
+
+
+def _complete_recipe(
+    _: click.Context, __: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    from ecgan.recipe import recipe_names
+
+    names = [CompletionItem(name) for name in recipe_names() if name.startswith(incomplete)]
+    return names or [CompletionItem(incomplete, type="file")]
+
+
+def complete_run(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Finished runs below runs/; folders, if none of them fits."""
+    runs = sorted(str(path.parent) for path in Path("runs").glob("*/generator.safetensors"))
+    fitting = [CompletionItem(run) for run in runs if run.startswith(incomplete)]
+    return fitting or [CompletionItem(incomplete, type="dir")]
+
+
+def _complete_key(
+    _: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    from ecgan.recipe import Recipe
+
+    sampling_alone = (param.metavar or "").startswith("sampling.")
+    return [
+        CompletionItem(f"{name}.{key}=")
+        for name, section in Recipe.model_fields.items()
+        for key in getattr(section.annotation, "model_fields", ())
+        if f"{name}.{key}=".startswith(incomplete) and (name == "sampling" or not sampling_alone)
+    ]
+
+
+recipe_option = partial(
+    option, "--recipe", "recipe_name", metavar="NAME|FILE", shell_complete=_complete_recipe
+)
+recipe_argument = partial(click.argument, shell_complete=_complete_recipe)
+set_option = partial(option, "--set", "overrides", multiple=True, shell_complete=_complete_key)
+SET = set_option(metavar="SECTION.KEY=VALUE", help="Change a key of the recipe; repeatable.")
+data_option = partial(
+    option,
+    "--data",
+    metavar="DIR",
+    help="Root folder of the data set.",
+    show_default="data.root of the recipe",
+)
+DEVICE = option(
+    "--device", metavar="DEVICE", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N."
+)
+JSON = option("--json", "as_json", is_flag=True, help="Print JSON.")
+MARKDOWN = option("--markdown", is_flag=True, help="Print Markdown.")
+QUIET = option("-q", "--quiet", is_flag=True, help="No progress bars.")
+DRY_RUN = partial(option, "-n", "--dry-run", is_flag=True)
+FORMAT = partial(
+    option,
+    "--format",
+    "data_format",
+    type=click.Choice(["webdataset", "parquet", "folder"]),
+    help="Tar shards, Parquet shards or loose files.",
+)
 
 INSTANCES = click.option(
     "--instances",
@@ -124,12 +188,9 @@ _WRITING = (
         show_default=True,
         help="Mark images and records as synthetic, and name the generator.",
     ),
-    click.option(
-        "--set",
-        "overrides",
-        multiple=True,
+    set_option(
         metavar="sampling.KEY=VALUE",
-        help="Change a key of the recipe's section sampling; may be repeated.",
+        help="Change a key of the recipe's section sampling.",
     ),
 )
 _WHERE = (
@@ -170,7 +231,14 @@ _WHERE = (
     click.option("-q", "--quiet", is_flag=True, help="No progress bar."),
 )
 _SHARED = (
-    click.option("--run", type=PATH, help="Run folder; default: the newest finished below runs/."),
+    option(
+        "--run",
+        type=PATH,
+        metavar="DIR",
+        help="Run folder.",
+        show_default="the newest finished below runs/",
+        shell_complete=complete_run,
+    ),
     click.option("--checkpoint", type=PATH, help="A generator.safetensors, in place of --run."),
     click.option(
         "--data",

@@ -1,34 +1,33 @@
-"""``ecgan recipes``: the recipes that come with the package."""
+"""``ecgan recipes``: the recipes that come with the package, and their keys."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
 from ecgan.recipe import Recipe, load_recipe, recipe_names, recipe_text
 from ecgan_cli.command import Group
-from ecgan_cli.options import write_new
+from ecgan_cli.options import JSON, PATH, SET, option, recipe_argument, write_new
 
 
 @click.group(cls=Group)
 def recipes() -> None:
-    """List, show and copy recipes; print their schema."""
+    """List, show, copy and check recipes."""
 
 
-@recipes.command("list")
+@recipes.command("list", short_help="List the recipes.")
 def list_() -> None:
-    """Names of the recipes, with their first line."""
+    """List the recipes, each with its first line."""
     width = max(map(len, recipe_names())) + 2
     for name in recipe_names():
         click.echo(f"{name:<{width}}{recipe_text(name).splitlines()[0].lstrip('# ')}")
 
 
-@recipes.command()
-@click.argument("name")
-@click.option("--resolved", is_flag=True, help="Every key, with its default.")
-@click.option(
-    "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change a key."
-)
+@recipes.command(short_help="Print a recipe.")
+@recipe_argument("name")
+@option("--resolved", is_flag=True, help="Every key, defaults too.")
+@SET
 def show(name: str, overrides: tuple[str, ...], *, resolved: bool) -> None:
     """Print the recipe NAME."""
     if resolved or overrides:
@@ -37,28 +36,61 @@ def show(name: str, overrides: tuple[str, ...], *, resolved: bool) -> None:
         click.echo(recipe_text(name), nl=False)
 
 
-@recipes.command()
-@click.argument("name")
-@click.argument("file", type=click.Path(path_type=Path), required=False)
+@recipes.command(short_help="Copy a recipe to a file.")
+@recipe_argument("name")
+@click.argument("file", type=PATH, required=False)
 def cp(name: str, file: Path | None) -> None:
-    """Copy the recipe NAME to FILE (default: NAME.yaml here), to be changed."""
+    """Copy the recipe NAME to FILE, to edit it; by default to NAME.yaml in this folder."""
     target = file or Path(f"{name}.yaml")
     write_new(target, recipe_text(name))
     click.echo(f"Wrote {target}")
 
 
-@recipes.command()
-@click.option("--json", "as_json", is_flag=True, help="JSON Schema, for editors.")
+@recipes.command(short_help="Check a recipe file.")
+@recipe_argument("file", metavar="FILE|NAME")
+@SET
+def validate(file: str, overrides: tuple[str, ...]) -> None:
+    """Check the keys and values of the recipe FILE; list all faults at once."""
+    load_recipe(file, overrides)
+    click.echo(f"{file}: valid")
+
+
+@recipes.command(short_help="Print all keys of a recipe.")
+@JSON
 def schema(*, as_json: bool) -> None:
-    """Every key of a recipe: type, default, meaning."""
+    """Print every key of a recipe: type or choices, default and meaning.
+
+    With --json, print a JSON Schema, which editors use to complete and check recipes.
+    """
+    document = Recipe.model_json_schema()
     if as_json:
-        click.echo(json.dumps(Recipe.model_json_schema(), indent=2))
+        click.echo(json.dumps(document, indent=2))
         return
     for name, section in Recipe.model_fields.items():
-        fields = getattr(section.annotation, "model_fields", None)
+        fields = document["$defs"].get(getattr(section.annotation, "__name__", ""))
         if fields is None:
             continue
         click.echo(f"{name}:  {section.description}")
-        for key, field in fields.items():
-            text = " ".join((field.description or "").split())
-            click.echo(f"  {key}: {json.dumps(field.default)}\n      {text}")
+        for key, field in fields["properties"].items():
+            default = json.dumps(field.get("default"))
+            click.echo(f"  {key}: {value_type(field)}  [default: {default}]")
+            click.echo(f"      {' '.join(field.get('description', '').split())}")
+
+
+def value_type(field: dict[str, Any]) -> str:
+    """Type of a recipe's key in words, from its JSON Schema: choices, bounds, kinds of items."""
+    if "anyOf" in field:
+        return " or ".join(value_type(choice) for choice in field["anyOf"])
+    if "enum" in field or "const" in field:
+        return " | ".join(str(value) for value in field.get("enum", [field.get("const")]))
+    kind = str(field.get("type", "any"))
+    if kind == "array":
+        return f"list of {value_type(field['items'])}"
+    bounds = (
+        ("minimum", ">="),
+        ("exclusiveMinimum", ">"),
+        ("maximum", "<="),
+        ("multipleOf", "multiple of"),
+    )
+    words = [f"{sign} {field[bound]:g}" for bound, sign in bounds if bound in field]
+    return " ".join([kind, ", ".join(words)]).rstrip()

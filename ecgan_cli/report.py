@@ -1,21 +1,21 @@
-"""``ecgan report``: reports read again, and put together."""
+"""``ecgan report``: evaluation reports shown and compared; the user study."""
 
 from pathlib import Path
 
 import click
 
 from ecgan_cli.command import Group
-from ecgan_cli.options import PATH
+from ecgan_cli.options import COUNT, JSON, MARKDOWN, PATH, POSITIVE, option
 
 
 @click.group(cls=Group)
 def report() -> None:
-    """Read a report again."""
+    """Show, compare and publish evaluation results."""
 
 
-@report.command()
-@click.argument("path", type=click.Path(path_type=Path))
-@click.option("--markdown", is_flag=True, help="As Markdown, for a pull request.")
+@report.command(short_help="Print the numbers of a report.")
+@click.argument("path", type=PATH)
+@MARKDOWN
 def show(path: Path, *, markdown: bool) -> None:
     """Print the numbers of the report in PATH, a folder or a report.json."""
     from ecgan.evaluation.report import page as library
@@ -23,26 +23,26 @@ def show(path: Path, *, markdown: bool) -> None:
     click.echo(library.table(library.load(path), markdown=markdown), nl=False)
 
 
-@report.command()
+@report.command(short_help="Compare runs as the paper's Table 3.")
 @click.argument("places", metavar="RUN...", nargs=-1, required=True, type=PATH)
-@click.option(
+@option(
     "--report",
     "reports",
     multiple=True,
     type=PATH,
     metavar="DIR",
-    help="Where reports of runs are looked for: a report, or a folder of reports; may be repeated. "
-    "Default: reports.",
+    help="Folder in which the runs' reports are searched; repeatable.",
+    show_default="reports",
 )
-@click.option("--markdown", is_flag=True, help="As Markdown.")
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@MARKDOWN
+@JSON
 def ablation(
     places: tuple[Path, ...], reports: tuple[Path, ...], *, markdown: bool, as_json: bool
 ) -> None:
-    """Print mIoU, Acc and FID of several runs as the paper's Table 3.
+    """Print mIoU, accuracy and FID of several runs as the paper's Table 3.
 
-    RUN is a run, for which the report of its generator is looked for, or a report. Reports of
-    different protocols are refused.
+    RUN is a run folder, whose report is searched, or a report. Reports with different protocols
+    are refused.
     """
     from ecgan.evaluation.report import ablation as library
 
@@ -53,19 +53,20 @@ def ablation(
         click.echo(library.table(entries, markdown=markdown), nl=False)
 
 
-@report.command()
+@report.command(short_help="Make a user study of two data sets.")
 @click.argument("a", type=PATH)
 @click.argument("b", type=PATH)
-@click.option("--out", type=PATH, default=Path("study"), show_default=True, help="Folder.")
-@click.option("--num", type=click.IntRange(min=1), default=50, show_default=True, help="Layouts.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option("--question", help="What participants are asked.")
-@click.option("--show-reference", is_flag=True, help="Show the real photo of each layout, too.")
-@click.option(
+@option("--out", type=PATH, metavar="DIR", default=Path("study"), show_default=True, help="Output.")
+@option("--num", type=POSITIVE, metavar="N", default=50, show_default=True, help="Layouts.")
+@option("--seed", type=COUNT, metavar="N", default=0, show_default=True, help="Seed of the order.")
+@option("--question", metavar="SENTENCE", help="Question that participants are asked.")
+@option("--show-reference", is_flag=True, help="Also show the real photo of each layout.")
+@option(
     "--reference",
     type=PATH,
     metavar="DIR",
-    help="Where that photo is from; default: the data set of the samples' recipe.",
+    help="Data set of these photos.",
+    show_default="the data set of the samples' recipe",
 )
 def study(
     a: Path,
@@ -78,11 +79,11 @@ def study(
     *,
     show_reference: bool,
 ) -> None:
-    """Make a page that asks people which of two data sets is better (the paper's Table 1).
+    """Make a web page that asks people which of two data sets is better (the paper's Table 1).
 
     OUT/study.html is for participants: a layout, an image of A and one of B in random order. It
-    needs no network and exports its answers. OUT/assignment.json says whose image is whose: keep
-    it.
+    needs no network and exports its answers. OUT/assignment.json says which image is whose; do not
+    publish it.
     """
     from ecgan.evaluation.report import study as library
 
@@ -97,14 +98,21 @@ def study(
         reference=reference,
     )
     if count < num:
-        click.echo(f"The sets have {count} layouts in common, not {num}", err=True)
-    click.echo(f"{out}/study.html: {count} layouts; keep {out}/assignment.json to yourself")
+        click.echo(f"The data sets have {count} layouts in common, fewer than {num}", err=True)
+    click.echo(f"{out}/study.html: {count} layouts; do not publish {out}/assignment.json")
 
 
-@report.command("study-results")
+@report.command("study-results", short_help="Evaluate the answers of a user study.")
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=PATH)
-@click.option("--assignment", type=PATH, default=Path("study/assignment.json"), show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@option(
+    "--assignment",
+    type=PATH,
+    metavar="FILE",
+    default=Path("study/assignment.json"),
+    show_default=True,
+    help="File written by ecgan report study.",
+)
+@JSON
 def study_results(files: tuple[Path, ...], assignment: Path, *, as_json: bool) -> None:
     """Count the answers that participants exported."""
     import json

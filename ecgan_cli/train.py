@@ -9,59 +9,60 @@ import click
 from ecgan.errors import UsageError
 from ecgan.recipe import load_recipe
 from ecgan_cli.command import INTERRUPTED, Command
+from ecgan_cli.options import (
+    DEVICE,
+    DIRECTORY,
+    DRY_RUN,
+    PATH,
+    POSITIVE,
+    QUIET,
+    SET,
+    data_option,
+    option,
+    recipe_option,
+)
 
 _MESSAGES = {
     "done": "{run}/generator.safetensors",
-    "interrupted": "Interrupted; the same command goes on where it stopped ({run})",
+    "interrupted": "Interrupted; the same command resumes ({run})",
 }
 
 
 @click.command(cls=Command)
-@click.option("--recipe", "recipe_name", required=True, metavar="NAME|FILE", help="What to train.")
-@click.option(
-    "--data",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder of the data set (data.root).",
-)
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="Run folder; default: runs/RECIPE's name."
-)
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="SECTION.KEY=VALUE",
-    help="Change a key of the recipe; may be repeated.",
-)
-@click.option(
+@recipe_option(required=True, help="Recipe to train.")
+@data_option("data", type=DIRECTORY)
+@option("--out", type=PATH, metavar="DIR", show_default="runs/NAME", help="Run folder.")
+@SET
+@option(
     "--nproc-per-node",
-    type=click.IntRange(min=1),
-    default=None,
+    type=POSITIVE,
     metavar="N",
-    help="Ranks on this machine, one for each GPU; starts torchrun.",
+    help="Processes on this machine, one for each GPU; starts torchrun.",
 )
-@click.option(
+@option(
     "--init",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FILE",
-    help="Start from another run's generator.safetensors; its class list may differ.",
+    help="Start from the weights of another run's generator.safetensors; its class list may "
+    "differ.",
 )
-@click.option(
+@option(
     "--batch",
-    type=click.IntRange(min=1),
+    type=POSITIVE,
     metavar="N",
-    help="Images a step over all ranks (train.batch).",
+    help="Images a step, over all processes.",
+    show_default="train.batch of the recipe",
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("-n", "--dry-run", is_flag=True, help="Print parameters, memory, steps, and stop.")
-@click.option(
+@DEVICE
+@DRY_RUN(help="Print parameters, memory and steps; train nothing.")
+@option(
     "--profile",
     "profiled",
-    type=click.IntRange(min=1),
+    type=POSITIVE,
     metavar="N",
     help="Measure N steps, print where the time goes, keep nothing.",
 )
-@click.option("-q", "--quiet", is_flag=True, help="No progress bar.")
+@QUIET
 def train(
     recipe_name: str,
     data: Path | None,
@@ -76,7 +77,7 @@ def train(
     dry_run: bool,
     quiet: bool,
 ) -> None:
-    """Train on photos with label maps. The same command again resumes.
+    """Train ECGAN on photos with label maps. The same command again resumes.
 
     \b
     ecgan train --recipe camvid --data DIR
@@ -84,7 +85,7 @@ def train(
     ecgan train --recipe cityscapes --data DIR --nproc-per-node 8
     torchrun --nproc-per-node 8 -m ecgan_cli train --recipe cityscapes --data DIR
 
-    Ctrl-C and SIGTERM write a checkpoint first; the exit code is 130 then.
+    Ctrl-C and SIGTERM write a checkpoint before the command exits with 130.
     """
     overrides = _with_options(overrides, data, batch)
     recipe = load_recipe(recipe_name, overrides)

@@ -1,6 +1,7 @@
 """Recipes: what comes with the package, overrides, and every refusal with its sentence."""
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
@@ -226,6 +227,12 @@ def test_the_commands_print_recipes_that_can_be_read_again(tmp_path, monkeypatch
     again = run(cli, ["recipes", "cp", "demo"])
     assert again.exit_code == 2
     assert "demo.yaml exists already" in again.output
+    assert run(cli, ["recipes", "validate", "demo.yaml"]).output == "demo.yaml: valid\n"
+    Path("demo.yaml").write_text("train: {batch: 0, sed: 1}\n")
+    faulty = run(cli, ["recipes", "validate", "demo.yaml"])
+    assert faulty.exit_code == 1
+    assert "train.batch" in faulty.output
+    assert "train.sed: no such key (did you mean seed?)" in faulty.output
 
 
 def test_the_schema_names_every_key_with_a_description():
@@ -236,5 +243,8 @@ def test_the_schema_names_every_key_with_a_description():
         for key, inner in field.annotation.model_fields.items():
             assert f"  {key}: " in output
             assert inner.description, f"{section}.{key} says nothing"
+    assert "  images: integer > 0  [default: 595200]" in output
+    assert "  image_format: jpg | png | webp" in output
+    assert "  similarity_stride: auto or integer > 0" in output
     schema = json.loads(CliRunner().invoke(cli, ["recipes", "schema", "--json"]).output)
     assert schema["additionalProperties"] is False

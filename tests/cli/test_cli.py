@@ -91,3 +91,47 @@ def test_verbose_shows_what_is_logged():
     assert CliRunner().invoke(work, []).stderr == "slow disk\n"
     assert CliRunner().invoke(work, ["-v"]).stderr == "fetching the weights\nslow disk\n"
     assert CliRunner().invoke(work, []).stderr == "slow disk\n"
+
+
+def commands():
+    """Every command and command of a group, with its name."""
+    context = click.Context(cli, info_name="ecgan")
+    for name in cli.list_commands(context):
+        command = cli.get_command(context, name)
+        yield [name], command
+        for inner in getattr(command, "commands", {}):
+            yield [name, inner], command.commands[inner]
+
+
+def test_no_line_of_a_group_is_cut():
+    for words, command in commands():
+        if len(words) == 2:
+            assert command.short_help, words
+            assert len(command.short_help) <= 45, words
+    for words in ([], ["data"], ["report"], ["recipes"]):
+        output = CliRunner().invoke(cli, [*words, "--help"], terminal_width=80).output
+        assert "...\n" not in output.partition("Commands:")[2]
+
+
+@pytest.mark.parametrize(
+    ("words", "incomplete", "expected"),
+    [
+        ("ecgan train --recipe", "cam", "plain,camvid"),
+        ("ecgan train --recipe", "mine", "file,mine"),
+        ("ecgan train --set", "train.acc", "plain,train.accumulate="),
+        ("ecgan sample --set", "train.acc", ""),
+        ("ecgan sample --run", "runs/c", "plain,runs/city"),
+        ("ecgan recipes show", "de", "plain,demo"),
+    ],
+)
+def test_the_shell_completes(words, incomplete, expected, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/city").mkdir(parents=True)
+    (tmp_path / "runs/city/generator.safetensors").touch()
+    environment = {
+        "_ECGAN_COMPLETE": "bash_complete",
+        "COMP_WORDS": f"{words} {incomplete}",
+        "COMP_CWORD": str(len(words.split())),
+    }
+    result = CliRunner().invoke(cli, [], prog_name="ecgan", env=environment)
+    assert result.output.strip() == expected

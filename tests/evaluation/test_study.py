@@ -213,7 +213,7 @@ def test_the_real_photo_is_shown_where_it_is_asked_for(tmp_path):
     arguments = ["report", "study", str(a), str(b), "--out"]
     result = CliRunner().invoke(cli, [*arguments, str(tmp_path / "out"), "--show-reference"])
     assert result.exit_code == 0, result.output
-    assert "The sets have 2 layouts in common, not 50" in result.output
+    assert "The data sets have 2 layouts in common, fewer than 50" in result.output
     known = json.loads((tmp_path / "out" / "assignment.json").read_text())["trials"]
     shades = {}
     for trial in page_data(tmp_path / "out")["trials"]:

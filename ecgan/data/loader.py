@@ -28,9 +28,9 @@ from ecgan.data.transforms import Edges, Size
 from ecgan.errors import UserError
 from ecgan.labels import LabelSpace
 from ecgan.runtime.torch_private import shut_down_loader
+from ecgan.seeds import NumpyStream, numpy_generator
 
 CACHE_BYTES = 2**30  # resized samples kept in memory by a loader without processes
-_ORDER, _CUT = 0, 1  # streams of random numbers
 
 
 class Batch(NamedTuple):
@@ -103,7 +103,7 @@ class TripleDataset(Dataset[Sample]):
         if not self.train:
             return self.load_plain(position)
         index = self.index(position)
-        rng = np.random.default_rng((self.seed, _CUT, position))
+        rng = numpy_generator(self.seed, NumpyStream.CROP, position)
         return transforms.cut(
             self._resized(index), self.size, flip=self.flip, edges=self.edges, rng=rng
         )
@@ -117,7 +117,7 @@ class TripleDataset(Dataset[Sample]):
         """Which item a position shows: every epoch has its own permutation."""
         epoch, place = divmod(position, len(self))
         if self._order is None or self._order[0] != epoch:
-            rng = np.random.default_rng((self.seed, _ORDER, epoch))
+            rng = numpy_generator(self.seed, NumpyStream.ORDER, epoch)
             self._order = epoch, rng.permutation(len(self))
         return int(self._order[1][place])
 

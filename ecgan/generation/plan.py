@@ -8,7 +8,6 @@ shards of earlier ones stay as they are.
 Memory grows with the layouts, not with the samples: a shard's job is made when it is asked for.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import numpy.typing as npt
 from ecgan.data.datasets import Item
 from ecgan.errors import UserError
 from ecgan.runtime.storage import HIDDEN
+from ecgan.seeds import variant_seed
 
 Counts = npt.NDArray[np.int64]
 SPLIT = "train"  # what the samples are for
@@ -176,7 +176,7 @@ class Stage:
         With a filter, of the same fold: what is pasted must not come from a pair that the layout's
         judge learnt from.
         """
-        rng = np.random.default_rng(variation_seed(0, self.items[layout].key, variant))
+        rng = np.random.default_rng(variant_seed(0, self.items[layout].key, variant))
         drawn = rng.integers(len(self.items), size=4 * NUM_DONORS)
         others = dict.fromkeys(
             int(i)
@@ -219,12 +219,6 @@ def commit_name(number: int) -> str:
 def row_key(source: str, variant: int) -> str:
     """Key of a layout, or of its varied form."""
     return f"{source}-v{variant}" if variant else source
-
-
-def variation_seed(run_seed: int, source: str, variant: int) -> int:
-    """Seed of what is done to a layout for its N-th varied form."""
-    digest = hashlib.sha256(f"variation\n{run_seed}\n{source}\n{variant}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 11
 
 
 def whole_rows(counts: Counts) -> Rows:

@@ -21,13 +21,14 @@ import torch
 
 from ecgan.errors import UserError
 from ecgan.generation import layout_augmentation
-from ecgan.generation.plan import SPLIT, Group, Job, commit_name, passes, variation_seed
+from ecgan.generation.plan import SPLIT, Group, Job, commit_name, passes
 from ecgan.labels import Labels
 from ecgan.runtime.prefetch import prefetch
 from ecgan.runtime.storage import open_store
 from ecgan.runtime.timings import Profile, Timings, device_name, matrix_ceiling, peak_memory
 from ecgan.sampling.sampler import Layout, Made, Pending, Sampler
 from ecgan.sampling.styles import Styles
+from ecgan.seeds import variant_seed
 from ecgan.segmentation.label_filter import Filter, FilterSpec, Judgement
 from ecgan.shards import codecs
 from ecgan.shards import formats as shards
@@ -323,7 +324,7 @@ class ShardMaker:
                 variation.changes,
                 self.sampler.space,
                 things=variation.things,
-                seed=variation_seed(variation.seed, group.source, group.variant),
+                seed=variant_seed(variation.seed, group.source, group.variant),
             )
             label, instances, done = varied.label, varied.instances, varied.done
         return self.sampler.layout(group.key, label, instances), done

@@ -26,7 +26,7 @@ from ecgan.metrics.statistics import Estimate, resampled, with_percentiles
 from ecgan.models.generator import Generator
 from ecgan.models.pretrained import efficientnet_lite0
 from ecgan.sampling import sampler
-from ecgan.sampling.styles import sample_seed
+from ecgan.seeds import sample_seed
 from ecgan.segmentation.segmenter import Segmenter
 
 Counts = npt.NDArray[np.int64]

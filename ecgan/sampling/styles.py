@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ecgan.models.generator import STYLE_DIM
+from ecgan.seeds import sample_seed
 
 Vectors = npt.NDArray[np.float32]
 
@@ -51,12 +52,6 @@ class Styles:
             return torch.from_numpy(self.vectors[style % len(self.vectors)].copy())
         generator = torch.Generator().manual_seed(self.seed_of(source, style, attempt))
         return torch.randn(STYLE_DIM, generator=generator)
-
-
-def sample_seed(run_seed: int, source: str, style: int) -> int:
-    """Seed of a sample, below 2^53 (JSON's safe integers); never of its batch, shard or device."""
-    digest = hashlib.sha256(f"{run_seed}\n{source}\n{style}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 11
 
 
 def photo_digest(names: Sequence[str], vectors: Vectors) -> str:

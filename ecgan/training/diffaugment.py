@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ecgan.runtime.device import uploaded
+from ecgan.seeds import NumpyStream, numpy_generator
 
 MAX_SHIFT = 1 / 8  # of height and of width
 CUTOUT = 1 / 2  # side of the hole, of height and of width
@@ -38,14 +39,12 @@ class Draws(NamedTuple):
         return Draws(*(values.repeat(num) for values in self))
 
 
-def draw(keys: Sequence[Sequence[int]]) -> Draws:
-    """One draw for each key.
-
-    Args:
-        keys: numbers that name a draw, such as (seed, position); the same key gives the same draw,
-            on any rank and in a batch of any size.
-    """
-    values = [np.random.default_rng(list(key)).random(len(Draws._fields)) for key in keys]
+def draw(seed: int, positions: Sequence[int]) -> Draws:
+    """One draw for each position, the same on any rank and in a batch of any size."""
+    values = [
+        numpy_generator(seed, NumpyStream.DIFFAUGMENT, position).random(len(Draws._fields))
+        for position in positions
+    ]
     table = torch.from_numpy(np.stack(values, axis=1)).float()
     return Draws(*table)
 

@@ -24,15 +24,15 @@ from ecgan.models.generator import STYLE_DIM, Generator
 from ecgan.models.pretrained import Hed
 from ecgan.recipe import Recipe
 from ecgan.sampling.sampler import condition
+from ecgan.seeds import TorchStream, torch_generator
 from ecgan.segmentation.segmenter import Segmenter, load_segmenter, train_segmenter
 from ecgan.training.averaging import Average, reestimate_statistics
-from ecgan.training.objective import GeneratorSide, keyed
+from ecgan.training.objective import GeneratorSide
 from ecgan.visualization import colorize, grid
 
 NUM_LAYOUTS = 512  # that statistics are estimated over
 LAYOUTS_AT_ONCE = 8  # at most, whatever the batch of all ranks: one of them estimates, in float32
 PREVIEW_ROWS = 6
-_STATISTICS, _PREVIEW = 10, 11  # streams of random numbers, beside the objective's
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -129,7 +129,7 @@ class AveragedGenerator:
                 condition(moved.labels, moved.boundary, self.space),
                 moved.labels.long(),
                 self.space.ignore_index,
-                self._style(_PREVIEW, [index]),
+                self._style(TorchStream.PREVIEW, [index]),
             )
             edges = moved.edges
             if hed is not None:
@@ -190,15 +190,17 @@ class AveragedGenerator:
             )
             self._layouts = [batch._replace(images=None, edges=None) for batch in found]
         for batch in self._layouts:
-            z = self._style(_STATISTICS, batch.positions.tolist())
+            z = self._style(TorchStream.STATISTICS, batch.positions.tolist())
             moved = to_device(batch, self.device)
             yield condition(moved.labels, moved.boundary, self.space), z
 
-    def _style(self, stream: int, numbers: list[int]) -> Tensor | None:
+    def _style(self, stream: TorchStream, numbers: list[int]) -> Tensor | None:
         if not self.recipe.model.style:
             return None
         seed = self.recipe.train.seed
-        draws = [torch.randn(STYLE_DIM, generator=keyed(seed, stream, n)) for n in numbers]
+        draws = [
+            torch.randn(STYLE_DIM, generator=torch_generator(seed, stream, n)) for n in numbers
+        ]
         return torch.stack(draws).to(self.device)
 
 

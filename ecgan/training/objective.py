@@ -17,7 +17,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -35,11 +34,9 @@ from ecgan.recipe import Recipe
 from ecgan.runtime import distributed
 from ecgan.runtime.device import uploaded
 from ecgan.runtime.profiling import measured
+from ecgan.seeds import TorchStream, torch_generator
 from ecgan.segmentation.segmenter import Segmenter
 from ecgan.training.diffaugment import diffaugment, draw
-
-# Streams of random numbers; a draw is keyed by (seed, stream, position).
-_STYLE, _AUGMENT, _BANK = range(3)
 
 
 def terms(recipe: Recipe) -> dict[str, float]:
@@ -193,7 +190,8 @@ class MemoryBank(nn.Module):
         classes = torch.arange(num_classes, device=self.count.device)
         for embedding, label, position in zip(embeddings, labels, positions.tolist(), strict=True):
             flat = label.flatten()
-            order = torch.randperm(len(flat), generator=keyed(self.seed, _BANK, position))
+            rng = torch_generator(self.seed, TorchStream.MEMORY_BANK, position)
+            order = torch.randperm(len(flat), generator=rng)
             order = uploaded(order, flat.device)
             last = torch.full((num_classes + 1,), -1, device=flat.device)
             ids = torch.where(flat < num_classes, flat, num_classes)[order]
@@ -252,7 +250,7 @@ class Objective:
         """What the styles of a batch are drawn from, (B, 256)."""
         seed = self.recipe.train.seed
         draws = [
-            torch.randn(STYLE_DIM, generator=keyed(seed, _STYLE, position))
+            torch.randn(STYLE_DIM, generator=torch_generator(seed, TorchStream.STYLE, position))
             for position in positions.tolist()
         ]
         return uploaded(torch.stack(draws), self.device)
@@ -443,8 +441,7 @@ class Objective:
         """D's maps, for each picture a list of scales of lists of maps; one pass for all."""
         S, shown = inputs.S, [picture for _, picture in named]
         if self.recipe.train.augment == "diffaugment":
-            seed = self.recipe.train.seed
-            draws = draw([(seed, _AUGMENT, position) for position in inputs.positions.tolist()])
+            draws = draw(self.recipe.train.seed, inputs.positions.tolist())
             S = diffaugment(S, draws, colour=False)
             shown = [diffaugment(p, draws, colour=name != "edge") for name, p in named]
         with self.autocast():
@@ -453,12 +450,6 @@ class Objective:
         return [
             [[chunks[index] for chunks in scale] for scale in parts] for index in range(len(shown))
         ]
-
-
-def keyed(seed: int, stream: int, position: int) -> torch.Generator:
-    """Random numbers of one position, whatever the rank, the batch and the resumption."""
-    state = np.random.SeedSequence((seed, stream, position)).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state[0]))
 
 
 def _split(network: nn.Module, images: Sequence[Tensor]) -> list[list[Tensor]]:

@@ -32,7 +32,7 @@ from ecgan.generation.planner import Request
 from ecgan.generation.state import Ledger
 from ecgan.runtime import lock
 from ecgan.runtime.storage import open_store
-from ecgan.sampling.styles import sample_seed
+from ecgan.seeds import sample_seed
 from ecgan.shards import dataset, formats
 from ecgan_cli.main import cli
 from tests.helpers import trees

@@ -18,7 +18,8 @@ from ecgan.runtime.storage import open_store
 from ecgan.runtime.timings import Clock
 from ecgan.sampling import sampler as sampling
 from ecgan.sampling.sampler import COMPILED_FROM, Layout, Sampler, compiles, condition, is_full
-from ecgan.sampling.styles import Styles, sample_seed
+from ecgan.sampling.styles import Styles
+from ecgan.seeds import sample_seed
 from tests.helpers.tiny import SIZE, make_generator
 
 CPU = torch.device("cpu")

@@ -15,16 +15,16 @@ def draws(num=1, **chosen):
 
 
 def test_draws_belong_to_their_key():
-    together = draw([(7, position) for position in range(4)])
-    alone = draw([(7, 2)])
+    together = draw(7, range(4))
+    alone = draw(7, [2])
     for all_values, value in zip(together, alone, strict=True):
         assert all_values[2] == value[0]
     assert len({float(value) for value in together.brightness}) == 4
-    assert draw([(8, 2)]).brightness != alone.brightness
+    assert draw(8, [2]).brightness != alone.brightness
 
 
 def test_repeated_draws_follow_the_order_of_concatenation():
-    keyed = draw([(0, 1), (0, 2)])
+    keyed = draw(0, [1, 2])
     pictures = torch.rand(2, 3, 16, 24)
     twice = diffaugment(torch.cat([pictures, pictures]), keyed.repeated(2), colour=True)
     once = diffaugment(pictures, keyed, colour=True)
@@ -68,7 +68,7 @@ def test_colour_changes_images_alone():
 
 
 def test_condition_and_image_stay_aligned():
-    keyed = draw([(3, position) for position in range(8)])
+    keyed = draw(3, range(8))
     S = (torch.rand(8, 1, 16, 32) > 0.5).float()
     image = (2 * S - 1).expand(-1, 3, -1, -1)
     seen_S, seen = diffaugment(S, keyed, colour=False), diffaugment(image, keyed, colour=False)
@@ -80,5 +80,5 @@ def test_condition_and_image_stay_aligned():
 
 def test_gradient_passes():
     picture = torch.rand(2, 3, 8, 16, dtype=torch.float64, requires_grad=True)
-    keyed = draw([(0, 0), (0, 1)])
+    keyed = draw(0, [0, 1])
     assert torch.autograd.gradcheck(lambda x: diffaugment(x, keyed, colour=True), picture)

@@ -36,6 +36,7 @@ from ecgan.metrics.distribution import ConfusionMatrix
 from ecgan.runtime.device import uploaded
 from ecgan.runtime.placing import settle
 from ecgan.runtime.prefetch import map_ahead
+from ecgan.seeds import NumpyStream, numpy_generator
 from ecgan.segmentation.segmenter import (
     VOID,
     Descent,
@@ -48,7 +49,6 @@ from ecgan.segmentation.segmenter import (
 from ecgan.shards import formats
 
 MOST_ZOOM = 1.5  # a random window of 1/zoom of each side fills the picture
-_KIND, _CUT = 2, 3  # streams of random numbers
 _TEST_BATCH = 16
 _AHEAD = 4  # batches that are prepared while one is learnt from
 # Of fine-tuning: the encoder's, as SegFormer was (arXiv:2105.15203, Sec. 4.1); ten times that for
@@ -165,7 +165,7 @@ def draws(seed: int, share: float, num_real: int, num_synthetic: int, total: int
     for kind, count in ((False, num_real), (True, num_synthetic)):
         where = np.flatnonzero(synthetic == kind)
         epochs = [
-            np.random.default_rng((seed, _KIND, int(kind), epoch)).permutation(count)
+            numpy_generator(seed, NumpyStream.STUDENT_ORDER, int(kind), epoch).permutation(count)
             for epoch in range(-(-len(where) // count) if len(where) else 0)
         ]
         indices[where] = np.concatenate([*epochs, np.zeros(0, np.int64)])[: len(where)]
@@ -268,7 +268,7 @@ class Teacher:
         def prepare(position: int) -> tuple[Tensor, Tensor]:
             index = int(plan.indices[position])
             pair = self._sample(sets, index) if plan.synthetic[position] else self._real(own[index])
-            rng = np.random.default_rng((run.seed, _CUT, position))
+            rng = numpy_generator(run.seed, NumpyStream.STUDENT_CROP, position)
             image, label = augment(pair, rng, flip=settings.flip)
             known = label < settings.space.num_evaluation_classes
             learnt = np.where(known, label.astype(np.int64), VOID)

@@ -42,6 +42,7 @@ from ecgan.shards import codecs
 from ecgan.shards import formats as shards
 from ecgan.shards.codecs import ImageFormat
 from ecgan.shards.formats import Format
+from ecgan.shards.manifest import layout_digest, layouts_digest
 
 LabelSpaceName = Literal["input", "evaluation"]
 Balance = Literal["none", "hardness", "target"]
@@ -296,7 +297,7 @@ class DatasetPlan:
             if request.label_filter is None or trained is None
             else trained.spec.hash,
             "--balance": request.spread + (by if request.spread == "hardness" else ""),
-            "labels": _hash([f"{i.key} {d}" for i, d in zip(self.items, digests, strict=True)]),
+            "labels": layouts_digest(zip((i.key for i in self.items), digests, strict=True)),
             "layouts": len(np.unique(stage.rows.layouts)),
             "styles of a layout": f"{stage.rows.counts.min()} to {stage.rows.counts.max()}",
             "samples": stage.num_samples,
@@ -564,12 +565,12 @@ def _with_instances(items: Sequence[Item], dataset: str, folder: Path) -> list[I
 
 
 def _digests(check: datasets.LabelCheck) -> list[str]:
-    """What each layout's files hold: 16 hexadecimal digits, 32 with an instance map."""
-    own = [bytes(row[:8]).hex() for row in check.digests]
+    """Digests of the layouts' files."""
+    own = [bytes(row).hex() for row in check.digests]
     if check.instance_digests is None:
-        return own
-    others = [bytes(row[:8]).hex() for row in check.instance_digests]
-    return [a + b for a, b in zip(own, others, strict=True)]
+        return [layout_digest(label) for label in own]
+    others = (bytes(row).hex() for row in check.instance_digests)
+    return [layout_digest(*files) for files in zip(own, others, strict=True)]
 
 
 def _style_photos(folder: Path) -> tuple[Path, ...]:
@@ -657,10 +658,6 @@ def versions() -> dict[str, str]:
     """Of the programs that decide the bytes."""
     own = {"ecgan": ecgan.__version__}
     return own | {n: metadata.version(n) for n in ("torch", "numpy", "pyarrow")} | codecs.versions()
-
-
-def _hash(lines: Sequence[str]) -> str:
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _absolute(out: str | Path) -> str:

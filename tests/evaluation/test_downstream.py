@@ -1099,8 +1099,23 @@ def test_pasted_objects_come_from_the_layouts_of_the_command(world, tmp_path):
         assert any("--vary paste took objects" in note for note in notes) == (name == "some")
 
 
-def make_pasted(folder, real, **options):
-    make_samples(folder, real)
+def test_a_whole_part_with_instance_maps_is_known_as_such(world, tmp_path):
+    real = shutil.copytree(world / "real", tmp_path / "real")
+    for path in real.glob("labels/*/*.png"):
+        folder = real / "instances" / path.parent.name
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.array(Image.open(path)).astype(np.uint16)).save(folder / path.name)
+    make_pasted(tmp_path / "all", real, data={"instances": True}, n_styles=1)
+    place = tmp_path / "all" / "samples"
+    assert len(next(iter(leaks._layout_digests(str(place)).values()))) == 32, "two files"
+    request = request_of(
+        world, tmp_path, samples=(place,), generators=(tmp_path / "all" / checkpoint.GENERATOR,)
+    )
+    assert not any("--vary paste took objects" in n for n in downstream.check(request).notes)
+
+
+def make_pasted(folder, real, data=(), **options):
+    make_samples(folder, real, data=data)
     shutil.rmtree(folder / "samples")
     generate.run(
         generate.Request(

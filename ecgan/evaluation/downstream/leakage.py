@@ -5,7 +5,6 @@ its key. A generator is known by the file that the manifest names by its hash, a
 layouts its training saw.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,10 +18,10 @@ from ecgan.runtime.files import sha256
 from ecgan.runtime.storage import HIDDEN, open_store
 from ecgan.segmentation.segmenter import Sources
 from ecgan.shards.dataset import SampleDataset, manifest
+from ecgan.shards.manifest import label_digest, layouts_digest
 
 ON_REQUEST = "taken on request"  # in the note of a set whose generator is not known
 UNKNOWN = "is not known"  # in the note of a set that may show more than its generator saw
-_DIGITS = 16  # of a label map's SHA-256 that a stage keeps
 
 Where = Literal["part", "train", "held", "unclear", "other"]
 
@@ -52,7 +51,7 @@ class Part:
 
         Args:
             key: of the layout.
-            digest: the first digits of its label map's SHA-256, where they are known.
+            digest: digest of its label map, where it is known.
         """
         for name, labels in self._digests.items():
             if digest is not None and digest in labels:
@@ -69,7 +68,7 @@ class Part:
         """In this order: a label map that two splits have in common is no secret."""
         parts: dict[Where, Sources] = {"part": self.own, "train": self.train, "held": self.held}
         return {
-            name: frozenset(digest[:_DIGITS] for digest in pairs.labels)
+            name: frozenset(label_digest(digest) for digest in pairs.labels)
             for name, pairs in parts.items()
         }
 
@@ -141,13 +140,17 @@ def check(
 
 
 def digests(place: str) -> dict[str, str]:
-    """First digits of the SHA-256 of label maps by layout, of a set that kept them."""
+    """Digests of label maps by layout, of a set that kept them."""
+    return {key: label_digest(digest) for key, digest in _layout_digests(place).items()}
+
+
+def _layout_digests(place: str) -> dict[str, str]:
     store = open_store(place)
     names = sorted(name for name in store.sizes(f"{HIDDEN}/stages") if name.endswith(".json"))
     found: dict[str, str] = {}
     for name in names:  # as ecgan.generation.plan.stage_text writes them
         stage = json.loads(store.read(f"{HIDDEN}/stages/{name}"))
-        found |= {k: d[:_DIGITS] for k, d in zip(stage["keys"], stage["digests"], strict=True)}
+        found |= zip(stage["keys"], stage["digests"], strict=True)
     return found
 
 
@@ -201,13 +204,11 @@ def _check_layouts(place: str, part: Part, about: Mapping[str, Any], found: Find
 
 def _is_whole_part(place: str, part: Part, about: Mapping[str, Any]) -> bool:
     """Whether the layouts that the command was given are those of the part, one and all."""
-    known = layouts(place)
-    lines = [f"{key} {digest}" for key, digest in sorted(known.items())]
-    given = hashlib.sha256("\n".join(lines).encode()).hexdigest()
-    same = given == about.get("fingerprint", {}).get(
-        "labels"
-    )  # as ecgan.generation.planner writes it
-    return same and all(part.where(*layout) == "part" for layout in known.items())
+    given = _layout_digests(place)
+    same = layouts_digest(given.items()) == about.get("fingerprint", {}).get("labels")
+    return same and all(
+        part.where(key, label_digest(digest)) == "part" for key, digest in given.items()
+    )
 
 
 def _check_generator(

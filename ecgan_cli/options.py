@@ -224,9 +224,9 @@ _WHERE = (
     ),
     click.option(
         "--profile",
-        is_flag=True,
-        help="Say where the time went, what memory it took, and how near G comes to the device's "
-        "limit.",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Make N samples, print where the time goes, keep nothing.",
     ),
     click.option("-q", "--quiet", is_flag=True, help="No progress bar."),
 )
@@ -273,7 +273,7 @@ def make(
     **options: Any,  # noqa: ANN401
 ) -> None:
     """Make a data set and say what was done."""
-    dry_run = options.pop("dry_run")
+    dry_run, profiled = options.pop("dry_run"), options.pop("profile")
     from ecgan.checkpoint import resolve_generator
     from ecgan.generation import planner
     from ecgan.generation import run as generate
@@ -286,6 +286,9 @@ def make(
     request = planner.Request(generator=path, out=out, **options)
     if dry_run:
         click.echo(generate.describe(request))
+        return
+    if profiled is not None:
+        click.echo(generate.profile(request, profiled))
         return
     with terminable():
         try:
@@ -312,8 +315,6 @@ def _tell(outcome: "Outcome", out: str) -> None:
     click.echo(f"{outcome.num_samples} samples, {outcome.bytes / 1e6:.1f} MB ({now})")
     if outcome.filtered:
         click.echo(outcome.filtered)
-    if profile := outcome.spent.table():
-        click.echo(profile)
     click.echo(f"{out}/preview.png shows some of them")
 
 

@@ -60,7 +60,7 @@ _MESSAGES = {
     "profiled",
     type=POSITIVE,
     metavar="N",
-    help="Measure N steps, print where the time goes, keep nothing.",
+    help="Train N steps, print where the time goes, keep nothing.",
 )
 @QUIET
 def train(

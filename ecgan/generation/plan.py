@@ -10,7 +10,7 @@ Memory grows with the layouts, not with the samples: a shard's job is made when 
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -155,6 +155,16 @@ class Stage:
             groups.append(self._group(row, skipped, stop - first))
             first, row = stop, row + 1
         return Job(number, tuple(groups), self.plan)
+
+    def first(self, num_samples: int) -> "Stage":
+        """Its first samples, in one shard."""
+        counts = np.clip(num_samples - self._starts[:-1], 0, self.rows.counts)
+        layouts, variants, firsts, counts = (
+            column[counts > 0]
+            for column in (self.rows.layouts, self.rows.variants, self.rows.firsts, counts)
+        )
+        rows = Rows(layouts, variants, firsts, counts)
+        return replace(self, rows=rows, first_shard=0, samples_per_shard=num_samples)
 
     def _group(self, row: int, skipped: int, count: int) -> Group:
         layout, variant = int(self.rows.layouts[row]), int(self.rows.variants[row])

@@ -88,7 +88,6 @@ class Request:
         shard_timeout: seconds after which the worker of a shard is taken for stalled.
         device: auto, cpu, cuda or cuda:N.
         quiet: no progress bar.
-        profile: measure where the time goes.
     """
 
     generator: Path
@@ -125,12 +124,11 @@ class Request:
     shard_timeout: float | None = None
     device: str = "auto"
     quiet: bool = False
-    profile: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Options that decide the samples; paths are absolute."""
         where = {"executor", "workers", "gpus_per_worker", "ray_address", "shard_timeout"}
-        how = {"overwrite", "extend", "verify", "quiet", "profile"}
+        how = {"overwrite", "extend", "verify", "quiet"}
         value = {k: v for k, v in asdict(self).items() if k not in where | how}
         for name, one in value.items():
             if isinstance(one, Path):
@@ -260,7 +258,6 @@ class DatasetPlan:
             retries=sampling.filter_retries,
             encoders=_encoders(self.workers),
             compiled=compiles(self.recipe, int(self.counts.sum()), on_cuda=self._on_cuda),
-            profile=request.profile,
         )
 
     @property

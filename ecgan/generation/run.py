@@ -12,10 +12,11 @@ import errno
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -31,7 +32,7 @@ from ecgan.generation.worker import MadeShard, ShardMaker
 from ecgan.runtime import cluster
 from ecgan.runtime.cluster import Done, Failed, StopRun
 from ecgan.runtime.storage import Store, open_store
-from ecgan.runtime.timings import STAGES, Spent
+from ecgan.runtime.timing import STAGES, StageSeconds, table
 from ecgan.shards import dataset, formats
 from ecgan.shards.finalize import finish
 
@@ -63,7 +64,7 @@ class Outcome:
     bytes: int
     made_bytes: int = 0
     failed: tuple[str, ...] = ()
-    spent: Spent = field(default_factory=Spent)
+    spent: StageSeconds = field(default_factory=StageSeconds)
     filtered: str = ""
 
 
@@ -144,6 +145,34 @@ def run(request: Request) -> Outcome:
     )
 
 
+def profile(request: Request, num_samples: int) -> str:
+    """Table of where the time of making samples goes, and the bottleneck.
+
+    One worker in this process makes the first samples of the plan, after a pass that warms up.
+    They are written to a temporary folder and thrown away.
+
+    Raises:
+        UserError: what :func:`run` would refuse.
+    """
+    prepared = planner.train_filter(planner.encode_styles(planner.plan(request)))
+    output, encoders = prepared.settings.output, prepared.settings.encoders
+    stage = prepared.wanted.stage
+    spent = StageSeconds(encoders)
+    with tempfile.TemporaryDirectory(prefix="ecgan-") as folder:
+        maker = ShardMaker(replace(prepared.settings, out=folder))
+        maker(stage.first(output.batch).job(0))
+        made = maker(stage.first(num_samples).job(0))
+    spent.add(made.seconds, made.elapsed, made.shard.samples)
+    title = (
+        f"{spent.samples} samples on {maker.sampler.device}, one worker with {encoders} encoding "
+        f"thread(s), {spent.samples / spent.elapsed:.2f} samples/s"
+    )
+    return (
+        f"{table(title, 'sample', spent.samples, spent.busy(), spent.elapsed)}\n"
+        f"bottleneck: {spent.bottleneck()}"
+    )
+
+
 class _Making:
     """Makes the shards that are missing, and keeps count."""
 
@@ -154,7 +183,7 @@ class _Making:
         self._failures: list[str] = []  # lines of failures.jsonl
         self.made, self.made_bytes = 0, 0
         settings = prepared.settings
-        self.spent = Spent(settings.encoders, prepared.workers.count)
+        self.spent = StageSeconds(settings.encoders, prepared.workers.count)
 
     def run(self) -> None:
         """Make them; failures are kept in mind and on the disk, and the others are made."""
@@ -185,7 +214,7 @@ class _Making:
             self.committed.add(job.number, made.shard)
             self.made += made.shard.samples
             self.made_bytes += made.shard.bytes
-            self.spent.add(made.seconds, made.elapsed, made.shard.samples, made.profile)
+            self.spent.add(made.seconds, made.elapsed, made.shard.samples)
             return
         self.failed.append(f"{job}: {outcome.reason}")
         line = {"shard": job.number, "attempts": outcome.attempts, "reason": outcome.reason}

@@ -25,7 +25,7 @@ from ecgan.generation.plan import SPLIT, Group, Job, commit_name, passes
 from ecgan.labels import Labels
 from ecgan.runtime.prefetch import prefetch
 from ecgan.runtime.storage import open_store
-from ecgan.runtime.timings import Profile, Timings, device_name, matrix_ceiling, peak_memory
+from ecgan.runtime.timing import StageTimer
 from ecgan.sampling.sampler import Layout, Made, Pending, Sampler
 from ecgan.sampling.styles import Styles
 from ecgan.seeds import variant_seed
@@ -95,7 +95,6 @@ class Settings:
         retries: bound of ``retry``.
         encoders: threads that encode.
         compiled: compile the network for full passes.
-        profile: measure the device, and count the arithmetic of a sample.
     """
 
     generator: Path
@@ -109,7 +108,6 @@ class Settings:
     retries: int = 3
     encoders: int = 1
     compiled: bool = False
-    profile: bool = False
 
 
 class MadeShard(NamedTuple):
@@ -118,7 +116,6 @@ class MadeShard(NamedTuple):
     shard: Shard
     seconds: dict[str, float]  # of each stage
     elapsed: float
-    profile: Profile | None = None  # of the device, where it was asked for
 
 
 class Sample(NamedTuple):
@@ -154,7 +151,7 @@ class ShardMaker:
         self.filter = None
         if settings.filter is not None:
             self.filter = Filter(settings.filter, self.sampler.space, device)
-        self._profile: Profile | None = None
+        self.timer = StageTimer()  # of the shard that is made now
 
     def __call__(self, job: Job) -> MadeShard:
         """Make a shard and commit it.
@@ -163,54 +160,32 @@ class ShardMaker:
             UserError: a label map cannot be read, or the filter left nothing.
             OSError: the shard cannot be written.
         """
-        profile = self._measured(job) if self.settings.profile else None
-        timings, start = Timings(), time.perf_counter()
+        self.timer, start = StageTimer(), time.perf_counter()
         counted = _Counted()
         output = self.settings.output
-        with closing(self._samples(job, timings, counted)) as samples:
+        with closing(self._samples(job, counted)) as samples:
             shard = shards.write_shard(
                 self.store,
                 shards.shard_name(output.data_format, SPLIT, job.number),
-                _timed(samples, timings),
+                self._timed(samples),
                 data_format=output.data_format,
                 image_format=output.image_format,
                 num_classes=output.num_classes,
             )
         shard = replace(shard, filter=shard.filter + counted.totals(), plan=job.plan)
-        with timings.measured("write"):
+        with self.timer.measured("write"):
             self.store.write(commit_name(job.number), shard.commit_text())
         elapsed = time.perf_counter() - start
-        if profile is not None:
-            profile = profile._replace(peak_bytes=peak_memory(self.sampler.device))
-        return MadeShard(shard, timings.seconds, elapsed, profile)
+        return MadeShard(shard, self.timer.seconds, elapsed)
 
-    def _measured(self, job: Job) -> Profile:
-        """What the device can do, and what a sample asks of it: measured once, on a first pass."""
-        if self._profile is None:
-            sampler, part = self.sampler, next(passes(job.groups, self.settings.output.batch))
-            with sampler.same_sums():
-                ceiling = matrix_ceiling(sampler.device, sampler.dtype)
-            layouts = [self._layout(group)[0] for group in part]
-            z = self._styles(part, [range(g.first, g.first + g.count) for g in part])
-            self._profile = Profile(
-                device_name(sampler.device),
-                str(sampler.dtype).removeprefix("torch."),
-                ceiling,
-                sampler.flops(layouts, z) / sum(group.count for group in part),
-                0,
-            )
-        return self._profile
-
-    def _samples(
-        self, job: Job, timings: Timings, counted: "_Counted"
-    ) -> Generator[Encoded, None, None]:
+    def _samples(self, job: Job, counted: "_Counted") -> Generator[Encoded, None, None]:
         """Encoded samples in order, made ahead in other threads as far as a queue holds."""
         limit = max(8, 2 * self.settings.output.batch)
         with ThreadPoolExecutor(self.settings.encoders, "encode") as pool:
             futures = (
                 future
-                for samples in self._passes(job, timings)
-                for future in self._encoded(samples, pool, timings, counted)
+                for samples in self._passes(job)
+                for future in self._encoded(samples, pool, counted)
             )
             with closing(prefetch(futures, limit)) as made:
                 for future in made:
@@ -222,23 +197,19 @@ class ShardMaker:
                 "use --on-inconsistent ignore"
             )
 
-    def _passes(self, job: Job, timings: Timings) -> Iterator[list[Sample]]:
+    def _passes(self, job: Job) -> Iterator[list[Sample]]:
         """Samples of each pass; the next one is begun before one is waited for."""
         begun: _Begun | None = None
         for part in passes(job.groups, self.settings.output.batch):
-            following = self._begin(part, timings)
+            following = self._begin(part)
             if begun is not None:
-                yield self._finish(begun, timings)
+                yield self._finish(begun)
             begun = following
         if begun is not None:
-            yield self._finish(begun, timings)
+            yield self._finish(begun)
 
     def _encoded(
-        self,
-        samples: Sequence[Sample],
-        pool: ThreadPoolExecutor,
-        timings: Timings,
-        counted: "_Counted",
+        self, samples: Sequence[Sample], pool: ThreadPoolExecutor, counted: "_Counted"
     ) -> Iterator["Future[Encoded]"]:
         label: Future[tuple[Labels, bytes]] | None = None
         previous: Labels | None = None
@@ -247,21 +218,22 @@ class ShardMaker:
                 continue
             own = sample.layout.label if sample.judgement is None else sample.judgement.label
             if label is None or own is not previous:  # once for all styles of a layout
-                label, previous = pool.submit(self._label, own, timings), own
-            yield pool.submit(self.encode, sample, label, timings)
+                label, previous = pool.submit(self._label, own), own
+            yield pool.submit(self.encode, sample, label)
 
-    def _begin(self, part: Sequence[Group], timings: Timings) -> "_Begun":
-        with timings.measured("read"):
+    def _begin(self, part: Sequence[Group]) -> "_Begun":
+        with self.timer.measured("read"):
             read = [self._layout(group) for group in part]
         styles = [range(group.first, group.first + group.count) for group in part]
         layouts = [layout for layout, _ in read]
         z = self._styles(part, styles)
-        pending = self.sampler.start(layouts, z, self.settings.output.batch)
+        with self.timer.measured("generate"):
+            pending = self.sampler.start(layouts, z, self.settings.output.batch)
         return _Begun(part, read, styles, pending)
 
-    def _finish(self, begun: "_Begun", timings: Timings) -> list[Sample]:
-        made = begun.pending.result()
-        timings.add(begun.pending.seconds())
+    def _finish(self, begun: "_Begun") -> list[Sample]:
+        with self.timer.measured("generate"):
+            made = begun.pending.result()
         samples: list[Sample] = []
         parts = zip(begun.part, begun.read, begun.styles, made, strict=True)
         for group, (layout, done), numbers, pairs in parts:
@@ -270,19 +242,17 @@ class ShardMaker:
                 for number, pair in zip(numbers, pairs, strict=True)
             ]
             if self.filter is not None:
-                of_group = self._judged(self.filter, of_group, timings)
+                of_group = self._judged(self.filter, of_group)
                 if self.settings.on_inconsistent == "retry":
-                    of_group = self._retried(self.filter, of_group, timings)
+                    of_group = self._retried(self.filter, of_group)
             samples += of_group
         return samples
 
-    def encode(
-        self, sample: Sample, label: "Future[tuple[Labels, bytes]]", timings: Timings
-    ) -> Encoded:
+    def encode(self, sample: Sample, label: "Future[tuple[Labels, bytes]]") -> Encoded:
         """A sample in the bytes of its files."""
         values, encoded_label = label.result()
         output, group, judgement = self.settings.output, sample.group, sample.judgement
-        with timings.measured("encode"):
+        with self.timer.measured("encode"):
             record = Record(
                 key=shards.sample_key(group.key, sample.style),
                 source=group.source,
@@ -302,8 +272,8 @@ class ShardMaker:
             )
             return Encoded(record, image, encoded_label, codecs.encode_map(made.edge))
 
-    def _label(self, own: Labels, timings: Timings) -> tuple[Labels, bytes]:
-        with timings.measured("encode"):
+    def _label(self, own: Labels) -> tuple[Labels, bytes]:
+        with self.timer.measured("encode"):
             values = own
             if self.settings.output.evaluation:
                 values = self.sampler.space.to_evaluation(own)
@@ -342,9 +312,9 @@ class ShardMaker:
         ]
         return torch.stack(drawn).unflatten(0, (len(part), -1))
 
-    def _judged(self, judge: Filter, samples: list[Sample], timings: Timings) -> list[Sample]:
+    def _judged(self, judge: Filter, samples: list[Sample]) -> list[Sample]:
         """The samples of one layout with what the filter says of them."""
-        with timings.measured("judge"):
+        with self.timer.measured("judge"):
             images = np.stack([sample.made.image for sample in samples])
             labels = cast("Labels", np.stack([sample.layout.label for sample in samples]))
             found = judge.judge_batch(images, labels, samples[0].group.fold)
@@ -353,7 +323,7 @@ class ShardMaker:
             for sample, judgement in zip(samples, found, strict=True)
         ]
 
-    def _retried(self, judge: Filter, samples: list[Sample], timings: Timings) -> list[Sample]:
+    def _retried(self, judge: Filter, samples: list[Sample]) -> list[Sample]:
         """Inconsistent samples made again from the next seeds; of all attempts the best is kept."""
         best = [*samples]
         for attempt in range(1, self.settings.retries + 1):
@@ -363,21 +333,26 @@ class ShardMaker:
             group, layout = samples[0].group, samples[0].layout
             numbers = [best[i].style for i in failing]
             z = self._styles([group], [numbers], attempt)
-            pending = self.sampler.start([layout], z, self.settings.output.batch)
-            (pairs,) = pending.result()
-            timings.add(pending.seconds())
+            with self.timer.measured("generate"):
+                pending = self.sampler.start([layout], z, self.settings.output.batch)
+                (pairs,) = pending.result()
             again = self._judged(
                 judge,
                 [
                     best[i]._replace(attempt=attempt, made=pair)
                     for i, pair in zip(failing, pairs, strict=True)
                 ],
-                timings,
             )
             for i, sample in zip(failing, again, strict=True):
                 better = sample if _kept(sample) > _kept(best[i]) else best[i]
                 best[i] = better._replace(retries=attempt)
         return best
+
+    def _timed(self, samples: Iterator[Encoded]) -> Iterator[Encoded]:
+        """Samples as they come; what passes between two of them is the writing."""
+        for sample in samples:
+            with self.timer.measured("write"):
+                yield sample
 
 
 class _Begun(NamedTuple):
@@ -418,11 +393,3 @@ def _is_consistent(sample: Sample) -> bool:
 
 def _kept(sample: Sample) -> float:
     return cast(Judgement, sample.judgement).kept_fraction
-
-
-def _timed(samples: Iterator[Encoded], timings: Timings) -> Iterator[Encoded]:
-    """Samples as they come; what passes between two of them is the writing."""
-    for sample in samples:
-        start = time.perf_counter()
-        yield sample
-        timings.seconds["write"] += time.perf_counter() - start

@@ -34,8 +34,7 @@ from ecgan.labels import Labels, LabelSpace
 from ecgan.models.inference import FoldedGenerator, Shared
 from ecgan.ops.onehot_conv import one_hot
 from ecgan.recipe import Recipe
-from ecgan.runtime.device import compile_failures, compiled, downloading, one_thread, uploaded
-from ecgan.runtime.timings import Clock
+from ecgan.runtime.device import Download, compile_failures, compiled, one_thread, uploaded
 from ecgan.sampling.cuda_graphs import Draw, RecordedPass, Share
 
 ARITHMETIC = 2
@@ -172,20 +171,17 @@ class Sampler:
             ) from error
 
     def _start(self, layouts: Sequence[Layout], z: Tensor | None, batch: int) -> "Pending":
-        clock = Clock(self.device)
-        pending = Pending(clock, len(layouts))
+        pending = Pending(len(layouts))
         with self.same_sums():
-            with clock.measured("condition"):
-                labels, boundary = self.maps(layouts)
-                step = max(1, batch // len(layouts))
-                parts = [None] if z is None else uploaded(z, self.device).split(step, dim=1)
-                share, draw = self._network(labels, boundary, parts[0], batch)
-                shared = share(labels, boundary)
+            labels, boundary = self.maps(layouts)
+            step = max(1, batch // len(layouts))
+            parts = [None] if z is None else uploaded(z, self.device).split(step, dim=1)
+            share, draw = self._network(labels, boundary, parts[0], batch)
+            shared = share(labels, boundary)
             for part in parts:
-                with clock.measured("generate"):
-                    images, edges = draw(shared, part)
-                with self._copying(images, edges), clock.measured("copy"):
-                    pending.add(downloading(images), None if edges is None else downloading(edges))
+                images, edges = draw(shared, part)
+                with self._copying(images, edges):
+                    pending.add(Download(images), None if edges is None else Download(edges))
         return pending
 
     def maps(self, layouts: Sequence[Layout]) -> tuple[Tensor, Tensor | None]:
@@ -251,15 +247,6 @@ class Sampler:
             if tensor is not None:
                 tensor.record_stream(self._copies)
 
-    def flops(self, layouts: Sequence[Layout], z: Tensor | None) -> int:
-        """Floating-point operations of convolutions and matrix products for such a pass."""
-        from torch.utils.flop_counter import FlopCounterMode
-
-        with torch.no_grad(), self.same_sums(), FlopCounterMode(display=False) as counter:
-            styles = None if z is None else uploaded(z, self.device)
-            self.draw(self.generator.share(*self.maps(layouts)), styles)
-        return counter.get_total_flops()
-
     def encode_styles(self, photos: Sequence[Path]) -> Tensor:
         """Styles of photos, the mean that the style encoder gives: (photos, 256).
 
@@ -294,29 +281,25 @@ def is_full(num_layouts: int, num_styles: int, batch: int) -> bool:
 class Pending:
     """Pairs that are being made; those of one pass behind those of another."""
 
-    def __init__(self, clock: Clock, num_layouts: int) -> None:
-        self._clock, self._num_layouts = clock, num_layouts
-        self._parts: list[tuple[Tensor, Tensor | None]] = []
+    def __init__(self, num_layouts: int) -> None:
+        self._num_layouts = num_layouts
+        self._parts: list[tuple[Download, Download | None]] = []
 
-    def add(self, images: Tensor, edges: Tensor | None) -> None:
+    def add(self, images: Download, edges: Download | None) -> None:
         """Bytes that are on their way: (L, k, H, W, 3) and (L, k, H, W)."""
         self._parts.append((images, edges))
 
     def result(self) -> list[list[Made]]:
         """Wait for them: K for each layout."""
-        self._clock.wait()
         made: list[list[Made]] = [[] for _ in range(self._num_layouts)]
         for images, edges in self._parts:
-            pixels, maps = images.numpy(), None if edges is None else edges.numpy()
+            pixels = images.wait().numpy()
+            maps = None if edges is None else edges.wait().numpy()
             for layout, of_layout in enumerate(made):
                 for k, image in enumerate(pixels[layout]):
                     edge = canny_edges(image) if maps is None else maps[layout, k]
                     of_layout.append(Made(image, edge))
         return made
-
-    def seconds(self) -> dict[str, float]:
-        """How long each stage took, once there is a result."""
-        return self._clock.seconds()
 
 
 @contextmanager

@@ -1,23 +1,23 @@
 """Dry run and profile of a training: its parts, memory and steps, and where its time goes."""
 
+import os
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import closing
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.profiler import ProfilerActivity
 
 from ecgan import checkpoint
 from ecgan.data.loader import Batch
 from ecgan.labels import LabelSpace
 from ecgan.models.generator import STYLE_DIM
 from ecgan.recipe import Recipe
-from ecgan.runtime import distributed, profiling
 from ecgan.runtime.device import choose_device
-from ecgan.runtime.profiling import StepProfile, measured
-from ecgan.runtime.timings import Clock, device_name, matrix_ceiling, peak_memory
+from ecgan.runtime.timing import span, span_seconds, table
 from ecgan.training import run
 from ecgan.training.objective import GeneratorSide, build_discriminator, modules, pictures, terms
 from ecgan.training.warm_start import transfer
@@ -200,53 +200,45 @@ def profile(recipe: Recipe, *, steps: int, device: str = "auto", init: Path | No
         place = run.Place(Path(folder) / "run", own_device, init, quiet=True)
         space, sets = run.check(recipe, place.out, read_files=False)
         training = run.Training(recipe, space, sets, place, for_profile=True)
-        return _profiled(training, steps).table()
+        return _profiled(training, steps)
 
 
-def _profiled(training: run.Training, steps: int) -> StepProfile:
+def _profiled(training: run.Training, steps: int) -> str:
     device, batch = training.place.device, training.recipe.train.batch
+    activities = [ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler greets on stderr
     with closing(training.batches()) as found:
         for _ in range(_WARM_UP_STEPS):
-            _measured_step(training, found)
-        clock, start = Clock(device), profiling.wait(device)
-        with profiling.measuring(clock):
+            _one_step(training, found)
+        with torch.profiler.profile(activities=activities) as profiler:
+            _synchronise(device)
+            start = time.perf_counter()
             for _ in range(steps):
-                _measured_step(training, found)
-        elapsed = profiling.wait(device) - start
-        clock.wait()
-        with FlopCounterMode(display=False) as counter, _eager(training.recipe):
-            _measured_step(training, found)
-    with closing(training.batches()) as found:
-        next(found)  # its processes are up
-        start = profiling.wait(device)
-        for _ in range(steps):
-            next(found)
-        loader = steps * batch / max(1e-9, profiling.wait(device) - start)
-    bfloat16 = training.recipe.train.precision == "bfloat16"
-    dtype = torch.bfloat16 if bfloat16 else torch.float32
-    return StepProfile(
-        device=device_name(device),
-        arithmetic="bfloat16" if bfloat16 else "float32",
-        steps=steps,
-        batch=batch,
-        elapsed=elapsed,
-        seconds=clock.seconds(),
-        loader=loader / distributed.world_size(),
-        flops=float(counter.get_total_flops()),
-        ceiling=matrix_ceiling(device, dtype),
-        peak_bytes=peak_memory(device),
+                _one_step(training, found)
+            _synchronise(device)
+            elapsed = time.perf_counter() - start
+    seconds = span_seconds(profiler.events())
+    seconds["other"] = max(0.0, elapsed - sum(seconds.values()))
+    seconds = dict(sorted(seconds.items(), key=lambda pair: -pair[1]))
+    slowest, most = next(iter(seconds.items()))
+    title = f"{steps} steps of {batch} images on {device}, {batch * steps / elapsed:.2f} images/s"
+    return (
+        f"{table(title, 'step', steps, seconds, elapsed)}\n"
+        f"bottleneck: {slowest} ({most / elapsed:.0%} of a step)"
     )
 
 
-def _measured_step(training: run.Training, found: Iterator[Batch]) -> None:
-    with measured("load"):
+def _one_step(training: run.Training, found: Iterator[Batch]) -> None:
+    with span("load"):
         batch = next(found)
     training.step(batch)
     training.progress.images_seen += training.recipe.train.batch
-    with measured("averaging"):
+    with span("averaging"):
         training.averaged.update(training.players.side, training.progress.images_seen)
 
 
-def _eager(recipe: Recipe) -> AbstractContextManager[object]:
-    """Compiled networks without compilation: the counter of FLOPs looks at single operations."""
-    return torch.compiler.set_stance("force_eager") if recipe.train.compile else nullcontext()
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

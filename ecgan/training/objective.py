@@ -33,7 +33,7 @@ from ecgan.models.style import StyleEncoder, reparameterise
 from ecgan.recipe import Recipe
 from ecgan.runtime import distributed
 from ecgan.runtime.device import uploaded
-from ecgan.runtime.profiling import measured
+from ecgan.runtime.timing import span
 from ecgan.seeds import TorchStream, torch_generator
 from ecgan.segmentation.segmenter import Segmenter
 from ecgan.training.diffaugment import diffaugment, draw
@@ -302,7 +302,7 @@ class Objective:
         """
         values: dict[str, Tensor] = {}
         if discriminator is not None:
-            with measured("adversarial, matching"):
+            with span("adversarial, matching"):
                 values |= self._judged(discriminator, inputs, made, real_maps)
         measures: dict[str, Callable[[Inputs, Made], Tensor]] = {
             "perceptual": self._perceptual,
@@ -313,7 +313,7 @@ class Objective:
         }
         for name, measure in measures.items():
             if name in self.weights:
-                with measured(name):
+                with span(name):
                     values[name] = measure(inputs, made)
         return {name: values[name] for name in self.weights}
 

@@ -30,7 +30,7 @@ from ecgan.recipe import Recipe, label_space
 from ecgan.runtime import distributed, lock
 from ecgan.runtime.device import choose_device, compile_failures
 from ecgan.runtime.files import write_whole, writing
-from ecgan.runtime.profiling import measured
+from ecgan.runtime.timing import span
 from ecgan.sampling.sampler import condition
 from ecgan.training import networks
 from ecgan.training import step as players
@@ -388,7 +388,7 @@ class Training:
         """
         factor = players.rate_factor(self.recipe, self.progress.images_seen)
         with self._explained():
-            with measured("copy"):
+            with span("copy"):
                 parts = [self._inputs(part) for part in _parts(batch, self.recipe.train.accumulate)]
             values = players.step(self.players, self.objective, parts, factor)
         self._settle()

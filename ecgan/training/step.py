@@ -22,7 +22,7 @@ from ecgan.models.layers import channels_last
 from ecgan.recipe import Recipe
 from ecgan.runtime import distributed
 from ecgan.runtime.device import Download
-from ecgan.runtime.profiling import measured
+from ecgan.runtime.timing import span
 from ecgan.training.objective import (
     GeneratorSide,
     Inputs,
@@ -212,9 +212,9 @@ def step(
                 for player in sides:
                     stack.enter_context(distributed.without_averaging(player.parallel))
             values.append(_add_gradients(players, objective, inputs, 1 / len(parts)))
-    with measured("norms"):
+    with span("norms"):
         norms = _norms_of_gradients(players)
-    with measured("optimizers"):
+    with span("optimizers"):
         for player in sides:
             player.move(factor)
     return StepValues([inputs.keys for inputs in parts], values, norms)
@@ -236,22 +236,22 @@ def _add_gradients(
 ) -> dict[str, Tensor]:
     side, opponent = players.generator, players.discriminator
     noise = objective.noise(inputs.positions) if players.side.style_encoder is not None else None
-    with measured("G forward"), objective.autocast():
+    with span("G forward"), objective.autocast():
         made: Made = side.parallel(inputs.S, inputs.labels, inputs.image, noise)
     values: dict[str, Tensor] = {}
     real_maps: dict[str, list[list[Tensor]]] = {}
     if opponent is not None:
         opponent.network.requires_grad_(True)
-        with measured("D forward"):
+        with span("D forward"):
             loss, real_maps = objective.discriminator_loss(opponent.parallel, inputs, made)
         values["discriminator"] = loss.detach()
-        with measured("D backward"):
+        with span("D backward"):
             (share * loss).backward()
         opponent.network.requires_grad_(False)
     network = None if opponent is None else opponent.network
     of_generator = objective.generator_terms(network, inputs, made, real_maps)
     values |= {name: value.detach() for name, value in of_generator.items()}
-    with measured("G backward"):
+    with span("G backward"):
         (share * objective.weighted(of_generator)).backward()
     if opponent is not None:
         opponent.network.requires_grad_(True)

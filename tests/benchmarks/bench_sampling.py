@@ -38,9 +38,9 @@ from ecgan.models.inference import FoldedGenerator
 from ecgan.models.layers import channels_last
 from ecgan.ops.onehot_conv import one_hot
 from ecgan.runtime.device import compiled
-from ecgan.runtime.timings import device_name, matrix_ceiling
 from ecgan.sampling.cuda_graphs import RecordedPass
 from ecgan.sampling.sampler import _to_bytes
+from tests.benchmarks.common import device_name, matrix_ceiling
 
 
 @dataclass(frozen=True)

@@ -55,8 +55,7 @@ from ecgan.models import class_specific
 from ecgan.ops.class_conv import SLOPE
 from ecgan.ops.pair_similarity import BOUND
 from ecgan.recipe import label_space, load_recipe
-from ecgan.runtime import profiling
-from ecgan.runtime.timings import Clock, device_name, matrix_ceiling
+from ecgan.runtime.timing import span_seconds
 from ecgan.runtime.torch_private import TorchSpectralNorm
 from ecgan.sampling.sampler import condition
 from ecgan.training import networks, run
@@ -64,6 +63,7 @@ from ecgan.training import step as players
 from ecgan.training.objective import Inputs, Objective, pictures, terms
 from tests.benchmarks.bench_losses import machine, versions
 from tests.benchmarks.bench_sampling import flops, seconds
+from tests.benchmarks.common import device_name, matrix_ceiling
 
 
 @dataclass(frozen=True)
@@ -415,11 +415,14 @@ def added(form, device):
 
 def print_spans(form, device):
     """Where the time of one step goes."""
-    clock = Clock(device)
-    with profiling.measuring(clock):
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities) as profiler:
         form()
-    clock.wait()
-    spans = sorted(clock.seconds().items(), key=lambda pair: -pair[1])
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    spans = sorted(span_seconds(profiler.events()).items(), key=lambda pair: -pair[1])
     total = sum(spent for _, spent in spans)
     print(f"  of ours: {', '.join(f'{name} {spent / total:.0%}' for name, spent in spans)}")
 

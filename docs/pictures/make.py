@@ -1,0 +1,249 @@
+"""Make the pictures of the documents.
+
+    python docs/pictures/make.py diagrams                       # flow.svg, packages.svg
+    python docs/pictures/make.py teaser --work DIR              # teaser.png; trains for an hour
+    python docs/pictures/make.py report --demo ecgan-demo       # report.png, with Chromium
+
+The teaser calls the tool's own commands on toy scenes, which carry no licence; each step resumes. A
+generator is trained on crops of half the size, which is four times as fast, and then for a short
+while on whole scenes, starting from the first.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from PIL import Image
+
+from ecgan.visualization import grid
+
+HERE = Path(__file__).parent
+PROJECT = HERE.parents[1] / "pyproject.toml"
+
+# Scenes of `ecgan data toy --num 1500`, chosen by eye.
+_LAYOUTS = ("scene-00018", "scene-00298", "scene-00388")
+_STYLES = {
+    "sun": "scene-00198",
+    "evening": "scene-00188",
+    "fog": "scene-00538",
+    "night": "scene-00228",
+}
+_COMMON = (
+    *("--set", "train.batch=4", "--set", "model.label_generator_images=800"),
+    *("--set", "losses.kl=0.01", "--set", "train.augment=none", "--set", "train.ema_images=400"),
+    *("--set", "train.checkpoint_every=800", "--set", "train.preview_every=400"),
+)
+_CROPS = (
+    *("--set", "data.height=64", "--set", "data.width=128"),
+    *("--set", "data.resize_height=128", "--set", "data.resize_width=256"),
+)
+_WHOLE = ("--set", "data.height=128", "--set", "data.width=256")
+
+
+def main() -> None:
+    """Parse the command line and make what it asks for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("diagrams")
+    teaser = commands.add_parser("teaser")
+    teaser.add_argument("--work", type=Path, required=True, help="scratch folder, kept")
+    teaser.add_argument("--images", type=int, default=6000, help="length of the first training")
+    teaser.add_argument("--whole-images", type=int, default=400, help="length of the second")
+    report = commands.add_parser("report")
+    report.add_argument("--demo", type=Path, required=True, help="output folder of ecgan demo")
+    arguments = parser.parse_args()
+    match arguments.command:
+        case "diagrams":
+            (HERE / "flow.svg").write_text(draw_flow(), encoding="utf-8")
+            (HERE / "packages.svg").write_text(draw_packages(), encoding="utf-8")
+        case "teaser":
+            make_teaser(arguments.work, arguments.images, arguments.whole_images)
+        case "report":
+            photograph(arguments.demo / "report" / "report.html", HERE / "report.png")
+
+
+def make_teaser(work: Path, images: int, whole_images: int) -> None:
+    """Toy scenes, two trainings, samples in the styles of four scenes, and the sheet of them."""
+    toy, crops, whole = work / "toy", work / "crops", work / "whole"
+    if not toy.exists():
+        ecgan("data", "toy", "--out", toy, "--num", 1500)
+    train = ("train", "--recipe", "demo", "--data", toy, *_COMMON)
+    ecgan(*train, "--out", crops, *_CROPS, "--set", f"train.images={images}")
+    start = () if whole.exists() else ("--init", crops / "generator.safetensors")
+    ecgan(*train, "--out", whole, *_WHOLE, *start, "--set", f"train.images={whole_images}")
+    copy(toy / "labels" / "val", work / "layouts", _LAYOUTS)
+    copy(toy / "images" / "val", work / "styles", list(_STYLES.values()))
+    ecgan(
+        *("augment", "--run", whole, "--labels", work / "layouts", "--out", work / "samples"),
+        *("--style-images", work / "styles", "--format", "folder", "--image-format", "png"),
+        "--overwrite",
+    )
+    sheet(work / "samples", toy).save(HERE / "teaser.png", optimize=True)
+
+
+def ecgan(*arguments: object) -> None:
+    """Run a command of the tool."""
+    subprocess.run([sys.executable, "-m", "ecgan_cli", *map(str, arguments)], check=True)
+
+
+def copy(source: Path, target: Path, names: Sequence[str]) -> None:
+    """Copy the files of these names, whatever their suffix."""
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    for name in names:
+        (path,) = source.glob(f"{name}.*")
+        shutil.copy(path, target)
+
+
+def sheet(samples: Path, toy: Path) -> Image.Image:
+    """Layout, edge and one column for each style; labels in the colours of the class list."""
+    from ecgan.labels import load_label_space
+    from ecgan.visualization import colorize
+
+    space = load_label_space(toy / "classes.json")
+    rows = []
+    for name in _LAYOUTS:
+        images = sorted((samples / "images").rglob(f"{name}*"))
+        label = np.array(Image.open(next((samples / "masks").rglob(f"{name}*"))))
+        edge = np.array(Image.open(next((samples / "edges").rglob(f"{name}*"))))
+        row = [colorize(label, space.palette), edge]
+        rows.append(row + [np.array(Image.open(path)) for path in images])
+    return grid(rows, ("layout = label", "edge", *_STYLES))
+
+
+def photograph(page: Path, target: Path, width: int = 1000, height: int = 1250) -> None:
+    """Picture of the top of a page as Chromium shows it, at 60 % of its size."""
+    with TemporaryDirectory() as folder:
+        shot = Path(folder) / "shot.png"
+        command = ["chromium", "--headless", "--no-sandbox", "--hide-scrollbars", "--disable-gpu"]
+        command += [
+            f"--window-size={width},{height}",
+            f"--screenshot={shot}",
+            page.resolve().as_uri(),
+        ]
+        subprocess.run(command, check=True, capture_output=True)
+        picture = Image.open(shot).convert("RGB")
+        picture = picture.resize((width * 4 // 5, height * 4 // 5), Image.Resampling.LANCZOS)
+        picture.quantize(128).save(target, optimize=True)
+
+
+# Diagrams: boxes and arrows in SVG, dark on white, so that they read on any background.
+
+_COLORS = {"data": "#e8f1fb", "command": "#fff3d6", "result": "#e6f5e6", "layer": "#eef2f7"}
+
+
+def draw_flow() -> str:
+    """The data flow of the three commands."""
+    boxes = [
+        _box(10, 20, 190, 64, "data", "photos + label maps", "images/ labels/ classes.json"),
+        _box(10, 150, 190, 64, "data", "more label maps", "no photos needed"),
+        _box(250, 20, 150, 64, "command", "ecgan train", "recipe: YAML"),
+        _box(450, 20, 190, 64, "result", "run folder", "generator.safetensors"),
+        _box(470, 150, 150, 64, "command", "ecgan augment", "styles, filter, balance"),
+        _box(690, 150, 210, 64, "result", "data set", "image + edge + label shards"),
+        _box(720, 20, 150, 64, "command", "ecgan evaluate", "against real photos"),
+        _box(930, 20, 150, 64, "result", "report", "report.html, .json"),
+        _box(930, 150, 150, 64, "data", "your segmenter", "PyTorch, HF, Ray, ..."),
+    ]
+    arrows = [
+        _arrow(200, 52, 250, 52),
+        _arrow(400, 52, 450, 52),
+        _arrow(545, 84, 545, 150),
+        _arrow(200, 182, 470, 182),
+        _arrow(620, 182, 690, 182),
+        _arrow(795, 150, 795, 84),
+        _arrow(870, 52, 930, 52),
+        _arrow(900, 182, 930, 182),
+    ]
+    return _svg(1090, 234, boxes + arrows)
+
+
+def draw_packages() -> str:
+    """The layers of `pyproject.toml`, from the command line down."""
+    project = tomllib.loads(PROJECT.read_text(encoding="utf-8"))
+    (contract,) = project["tool"]["importlinter"]["contracts"][:1]
+    marks, top = [], 10
+    for layer in contract["layers"]:
+        names = [name.strip().removeprefix("ecgan.") for name in layer.split("|")]
+        width = (900 - 10 * (len(names) - 1)) / len(names)
+        for index, name in enumerate(names):
+            text = _ROLES.get(name, "")
+            marks.append(_box(10 + index * (width + 10), top, width, 50, "layer", name, text))
+        top += 60
+    marks.append(_text(460, top + 14, "a package imports only from the rows below it", 13))
+    return _svg(920, top + 30, marks)
+
+
+_ROLES = {
+    "ecgan_cli": "parses options, calls the library, prints",
+    "demo": "toy scenes, everything once",
+    "training": "fits a generator",
+    "evaluation": "measures samples, writes reports",
+    "generation": "plan, shards, resume, workers",
+    "sampling": "layouts + styles -> pixels",
+    "segmentation": "label generator, judge, filter, student",
+    "checkpoint": "run folder <-> networks",
+    "recipe": "the configuration, checked",
+    "data": "pairs in",
+    "shards": "samples out",
+    "models": "networks",
+    "losses": "Eqs. 3-9",
+    "metrics": "mIoU, FID, ...",
+    "ops": "arithmetic, Triton kernels",
+    "runtime": "processes, storage, devices",
+    "labels": "class lists' meaning",
+    "class_lists": "names and ids",
+    "visualization": "grids, colours",
+    "seeds": "seeds of all draws",
+    "errors": "UserError",
+}
+
+
+def _box(x: float, y: float, width: float, height: float, kind: str, title: str, text: str) -> str:
+    middle = x + width / 2
+    return (
+        f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="6" '
+        f'fill="{_COLORS[kind]}" stroke="#445566"/>'
+        + _text(middle, y + height / 2 - 4, title, 15, bold=True)
+        + _text(middle, y + height / 2 + 15, text, 12)
+    )
+
+
+def _text(x: float, y: float, text: str, size: int, *, bold: bool = False) -> str:
+    escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    weight = ' font-weight="bold"' if bold else ""
+    return f'<text x="{x:g}" y="{y:g}" font-size="{size}"{weight}>{escaped}</text>'
+
+
+def _arrow(x1: float, y1: float, x2: float, y2: float) -> str:
+    return f'<line x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}" marker-end="url(#head)"/>'
+
+
+def _svg(width: int, height: int, marks: Sequence[str]) -> str:
+    style = (
+        "text{font-family:sans-serif;text-anchor:middle;fill:#1b2733}"
+        "line{stroke:#445566;stroke-width:1.6}"
+    )
+    head = (
+        '<marker id="head" markerWidth="9" markerHeight="8" refX="8" refY="4" orient="auto">'
+        '<path d="M0,0 L9,4 L0,8 z" fill="#445566"/></marker>'
+    )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}">\n'
+        f"<style>{style}</style><defs>{head}</defs>\n"
+        f'<rect width="{width}" height="{height}" fill="white"/>\n'
+        + "\n".join(marks)
+        + "\n</svg>\n"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -15,7 +15,9 @@ from ecgan.errors import UserError
 from ecgan.labels import LabelSpace
 from ecgan.recipe import Recipe
 from ecgan.runtime.files import sha256
-from ecgan.segmentation.segmenter import Segmenter, load_segmenter, train_segmenter, trained_folder
+from ecgan.segmentation.loading import load_segmenter
+from ecgan.segmentation.segmenter import Segmenter
+from ecgan.segmentation.training import SegmenterTraining, train_segmenter
 
 
 class Judge(NamedTuple):
@@ -66,19 +68,19 @@ def find_judge(
     segmenter = train_segmenter(
         pairs,
         space,
-        height=pairs.size[0],
-        width_px=pairs.size[1],
-        width=evaluate.judge_width,
-        images=evaluate.judge_images,
-        seed=evaluate.seed,
-        cache=cache,
-        device=device,
+        SegmenterTraining(
+            evaluate.judge_network,
+            evaluate.judge_width,
+            evaluate.judge_images,
+            seed=evaluate.seed,
+        ),
+        cache,
+        device,
+        role="judge" if progress else None,
         evaluation=True,
-        progress=progress,
         workers=recipe.data.workers,
-        architecture=evaluate.judge_network,
     )
-    return Judge(segmenter, str(trained_folder(cache, segmenter.provenance.data)))
+    return Judge(segmenter, segmenter.loaded_from)
 
 
 def own_label_generators(

@@ -34,7 +34,8 @@ from ecgan.metrics import segmentation as scoring
 from ecgan.metrics.segmentation import Scene, Tally
 from ecgan.runtime.files import write_whole
 from ecgan.runtime.placing import settle
-from ecgan.segmentation.segmenter import Segmenter, load_segmenter
+from ecgan.segmentation.loading import load_segmenter
+from ecgan.segmentation.segmenter import Segmenter
 from ecgan.shards import formats
 from ecgan.shards.dataset import SampleDataset
 

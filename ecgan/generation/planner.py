@@ -37,6 +37,7 @@ from ecgan.runtime.storage import open_store
 from ecgan.sampling import styles
 from ecgan.sampling.sampler import ARITHMETIC, Sampler, compiles
 from ecgan.sampling.styles import Styles, Vectors
+from ecgan.segmentation import calibration
 from ecgan.segmentation import label_filter as consistency
 from ecgan.shards import codecs
 from ecgan.shards import formats as shards
@@ -358,7 +359,7 @@ def train_filter(plan: DatasetPlan) -> DatasetPlan:
         sampling.filter_tolerance, sampling.filter_min_kept, sampling.filter_min_class_kept
     )
     digests = {i.key: bytes(d).hex() for i, d in zip(plan.items, plan.check.digests, strict=True)}
-    spec, folds = consistency.prepare_filter(
+    spec, folds = calibration.prepare_filter(
         request.label_filter or "train",
         plan.recipe,
         plan.space,

@@ -1,12 +1,13 @@
-"""The label filter: where a sample does not show its layout, its label is silent.
+"""Label filter: pixels of a sample that do not show their class are set to "ignore".
 
 FreeMask's rule (NeurIPS 2023, Sec. 3): a segmenter of real photos reads the sample, and a pixel
 whose cross entropy against the layout exceeds 1.25 times the mean that its class has on real pairs
 becomes unlabelled. So each class is measured by how hard it is on photos, not by one threshold.
 
-A segmenter that learnt from a sample's source photo would vouch for whatever the generator knows by
-heart. So there are two, each trained on one half of the real pairs: it is calibrated on the other
-half, and judges what was made from there (cross-fitting).
+A segmenter that learnt from a sample's source photo would accept whatever the generator has
+memorised. So there are two, each trained on one half of the real pairs (cross-fitting): it is
+calibrated on the other half, and judges what was made from there
+(:mod:`ecgan.segmentation.calibration`).
 
 Shape legend:
     B  images      N  classes of the recipe (input ids)      H, W  height and width
@@ -17,31 +18,19 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from ecgan.data import datasets, loader
-from ecgan.data.datasets import Item
-from ecgan.data.loader import TripleDataset
-from ecgan.errors import UsageError, UserError
+from ecgan.data import loader
+from ecgan.errors import UserError
 from ecgan.labels import Labels, LabelSpace
-from ecgan.recipe import Recipe
 from ecgan.runtime.device import one_thread
-from ecgan.runtime.files import write_whole
-from ecgan.segmentation.segmenter import (
-    Segmenter,
-    Sources,
-    load_segmenter,
-    stamps,
-    train_segmenter,
-    trained_folder,
-)
+from ecgan.segmentation.loading import load_segmenter
+from ecgan.segmentation.segmenter import Segmenter
 
 Counts = npt.NDArray[np.int64]
 Numbers = npt.NDArray[np.float64]
@@ -49,21 +38,19 @@ Maps = npt.NDArray[np.floating[Any]]
 Pixels = npt.NDArray[np.uint8]
 Independence = Literal["yes", "no", "unknown"]
 
-_VERSION = 1  # of what calibrate measures
-_SEED = 2  # of the segmenters; not the default of Gl (0) or of evaluate's judge (1)
 _SMALLEST = 1e-6
 _BATCH = 8  # images in one pass on CUDA
 
 
 @dataclass(frozen=True, eq=False)
 class ClassLosses:
-    """How hard each class is for a segmenter on real pairs.
+    """Mean cross entropy of each class on real pairs.
 
     Attributes:
-        mean: mean cross entropy of its pixels, (N,); NaN where the class does not occur in the
-            pairs, or the segmenter does not know it.
-        pixels: of each class in the pairs, (N,).
-        num_images: pairs.
+        mean: mean over its pixels, (N,); NaN where the class does not occur in the pairs, or the
+            segmenter does not know it.
+        pixels: pixels of each class in the pairs, (N,).
+        num_images: number of pairs.
     """
 
     mean: Numbers
@@ -88,7 +75,7 @@ class ClassLosses:
 
 @dataclass(frozen=True)
 class Thresholds:
-    """What counts as consistent.
+    """Thresholds of the label filter.
 
     Attributes:
         tolerance: pixels whose loss is above this many times their class's mean are ignored.
@@ -104,18 +91,17 @@ class Thresholds:
 
 
 class Judgement(NamedTuple):
-    """What the filter says of one sample.
+    """Verdict of the filter on one sample.
 
     Attributes:
         label: the layout, unlabelled where the sample does not show it, (H, W).
         consistency: mean probability, in [0, 1], that the segmenter gives to the layout's class,
-            over the labelled pixels that can be judged; 1 where there are none, since nothing
-            speaks against the layout then.
+            over the labelled pixels that can be judged; 1 where there are none.
         kept_fraction: share of the layout's labelled pixels that ``label`` keeps; 1 where there are
             none.
         is_consistent: it keeps enough of them.
         kept_pixels: labelled pixels of ``label``.
-        labelled_pixels: of the layout.
+        labelled_pixels: labelled pixels of the layout.
     """
 
     label: Labels
@@ -130,10 +116,10 @@ class Judgement(NamedTuple):
 
 
 def class_probabilities(probabilities: Tensor, labels: Tensor, ignore: int) -> Tensor:
-    """The probability of each pixel's class, (B, H, W); 1 at unlabelled pixels.
+    """Probability of each pixel's class, (B, H, W); 1 at unlabelled pixels.
 
     Args:
-        probabilities: of the classes, (B, N, H, W).
+        probabilities: probabilities of the classes, (B, N, H, W).
         labels: int64, (B, H, W).
         ignore: the value of unlabelled pixels.
     """
@@ -151,7 +137,7 @@ def pixel_losses(probabilities: Tensor, labels: Tensor, ignore: int) -> Tensor:
     no pixel weighs more than 14, about five times a guess among 19 classes.
 
     Args:
-        probabilities: of the classes, (B, N, H, W).
+        probabilities: probabilities of the classes, (B, N, H, W).
         labels: int64, (B, H, W).
         ignore: the value of unlabelled pixels.
     """
@@ -162,8 +148,8 @@ def class_loss_sums(losses: Maps, labels: Labels, num_classes: int) -> tuple[Num
     """Sum of the losses and number of the pixels of each class, (N,) each, in float64.
 
     Args:
-        losses: of pixels, of any shape.
-        labels: of the same shape; what is not below ``num_classes`` is left out.
+        losses: losses of pixels, of any shape.
+        labels: labels of the same pixels; what is not below ``num_classes`` is left out.
         num_classes: N.
     """
     labelled = labels < num_classes
@@ -178,10 +164,10 @@ def mean_class_losses(
     """Means over a data set.
 
     Args:
-        sums: of the losses of each class, (N,).
-        pixels: of each class, (N,).
+        sums: sum of the losses of each class, (N,).
+        pixels: pixels of each class, (N,).
         known: classes that the segmenter can tell, (N,).
-        num_images: in the data set.
+        num_images: images of the data set.
     """
     mean = np.full(len(sums), np.nan)
     np.divide(sums, pixels, out=mean, where=known & (pixels > 0))
@@ -198,15 +184,16 @@ def judge(
 ) -> Judgement:
     """Judge one sample: pixels first, then classes, then the image.
 
-    Pixels of classes without a mean cannot be judged: they are kept, and say nothing of the
-    sample's consistency.
+    Pixels of classes without a mean cannot be judged: they are kept, and leave the sample's
+    consistency alone.
 
     Args:
-        losses: of its pixels, from :func:`pixel_losses`, (H, W).
-        probabilities: of the layout's classes, from :func:`class_probabilities`, (H, W).
+        losses: losses of its pixels, from :func:`pixel_losses`, (H, W).
+        probabilities: probabilities of the layout's classes, from :func:`class_probabilities`,
+            (H, W).
         label: the layout, (H, W).
-        class_losses: of the same segmenter.
-        thresholds: what counts as consistent.
+        class_losses: mean losses of the same segmenter.
+        thresholds: thresholds of the label filter.
         ignore_index: the value of unlabelled pixels.
     """
     N = len(class_losses.mean)
@@ -236,101 +223,33 @@ def judge(
     )
 
 
-# Calibration
-
-
-def calibrate(
-    segmenter: Segmenter,
-    dataset: TripleDataset,
-    *,
-    device: torch.device,
-    cache: Path,
-    progress: bool = True,
-) -> ClassLosses:
-    """Measure a segmenter on real pairs, or read what was measured of the same pairs.
-
-    Args:
-        segmenter: of the recipe's input ids, on ``device``.
-        dataset: real pairs; each is looked at whole and once.
-        device: where the segmenter is.
-        cache: folder for the numbers, in files named by a hash of the segmenter and the data.
-        progress: show a progress bar.
-
-    Raises:
-        UserError: a photo or label map cannot be read, or the numbers cannot be written.
-    """
-    assert not segmenter.evaluation, "labels are in input ids"
-    path = cache / f"losses-{_calibration_hash(segmenter, dataset, device)[:16]}.json"
-    if not path.is_file():
-        measured = _measure(segmenter, dataset, device, progress=progress)
-        write_whole(path, (json.dumps(measured.to_json()) + "\n").encode())
-    return ClassLosses.from_json(json.loads(path.read_text(encoding="utf-8")))
-
-
-def _measure(
-    segmenter: Segmenter, dataset: TripleDataset, device: torch.device, *, progress: bool
-) -> ClassLosses:
-    N, ignore = segmenter.num_classes, dataset.space.ignore_index
-    sums, pixels = np.zeros(N), np.zeros(N, np.int64)
-    bar = tqdm(
-        total=len(dataset),
-        unit="image",
-        desc="calibrating the filter",
-        disable=not progress or None,
-    )
-    with bar, torch.inference_mode(), _same_sums(device):
-        for batch in loader.ordered_batches(dataset, _pass_size(device)):
-            moved = loader.to_device(batch, device)
-            assert moved.images is not None
-            probabilities = segmenter.probabilities(loader.to_images(moved.images))
-            losses = pixel_losses(probabilities, moved.labels.long(), ignore)
-            found = class_loss_sums(losses.cpu().numpy(), batch.labels.numpy(), N)
-            sums += found[0]
-            pixels += found[1]
-            bar.update(len(batch.keys))
-    return mean_class_losses(sums, pixels, segmenter.known.cpu().numpy(), len(dataset))
-
-
-def _calibration_hash(segmenter: Segmenter, dataset: TripleDataset, device: torch.device) -> str:
-    """Of everything that decides the means."""
-    document = {
-        "version": _VERSION,
-        "segmenter": _describe(segmenter),
-        "files": stamps(dataset.items),
-        "space": dataset.space.to_json(),
-        "dataset": dataset.dataset,
-        "sizes": [dataset.size, dataset.resize_to],
-        "device": device.type,
-    }
-    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
-
-
-def _describe(segmenter: Segmenter) -> dict[str, Any]:
-    """What decides a segmenter's readings."""
+def prediction_key(segmenter: Segmenter) -> dict[str, Any]:
+    """Everything that decides a segmenter's predictions, for a cache key."""
     return {"hash": segmenter.hash, "normalisation": asdict(segmenter.normalisation)}
 
 
-def _same_sums(device: torch.device) -> AbstractContextManager[object]:
+def deterministic(device: torch.device) -> AbstractContextManager[object]:
+    """One thread on a CPU, where the number of threads decides the order of sums."""
     return one_thread() if device.type == "cpu" else nullcontext()
 
 
-def _pass_size(device: torch.device) -> int:
-    """On a CPU one image: its reading does not depend on others. Half as fast again in pairs."""
+def batch_size(device: torch.device) -> int:
+    """Images of a pass; on a CPU one, whose prediction does then not depend on others."""
     return _BATCH if device.type == "cuda" else 1
 
 
-# The filter: in the driver
+# The filter
 
 
 @dataclass(frozen=True)
 class FilterSpec:
-    """What a worker needs to build the filter; small, so that it can travel.
+    """Configuration of the filter, small enough to be sent to workers.
 
     Attributes:
         segmenters: folders or names; one, or two that are cross-fitted.
-        losses: of each of them.
-        thresholds: what counts as consistent.
-        hash: of the segmenters' weights and of their losses.
+        losses: mean losses of each of them.
+        thresholds: thresholds of the label filter.
+        hash: hash of the segmenters' weights and of their losses.
         independent: whether no segmenter judges what was made from a pair that it learnt from.
         weights: hash of each segmenter's weights, so that none of them is taken for a judge.
     """
@@ -353,7 +272,7 @@ class FilterSpec:
 
 @dataclass(frozen=True)
 class Folds:
-    """Which segmenter judges a layout: of two, the one that did not learn from its source.
+    """Assignment of layouts to segmenters: of two, the one that did not learn from its source.
 
     Attributes:
         num_segmenters: 1 or 2.
@@ -368,190 +287,31 @@ class Folds:
     def fold(self, key: str, label_sha256: str) -> int:
         """Number of the segmenter that judges a layout.
 
-        A pair is known by the content of its label file, whatever its key; by its key where the
-        content is not known, as that of a map that was edited. For a layout of neither half, the
-        hash of its key decides.
+        A pair is recognised by the content of its label file, whatever its key; else by its key,
+        as a map that was edited. For a layout of neither half, the hash of its key decides.
         """
         if self.num_segmenters == 1:
             return 0
         learnt = self.by_label.get(label_sha256, self.by_key.get(key))
-        return _number(key) % 2 if learnt is None else 1 - learnt
+        return key_number(key) % 2 if learnt is None else 1 - learnt
 
 
-def halves(pairs: Mapping[str, str]) -> dict[str, int]:
-    """Which half each pair belongs to, 0 or 1: by the hash of its key, half of them each.
-
-    Pairs with the same label map stay together: a layout that is known by its content alone must
-    belong to one half.
-
-    Args:
-        pairs: key -> SHA-256 of the label file.
-
-    Raises:
-        UserError: there is nothing to divide.
-    """
-    together: dict[str, list[str]] = {}
-    for key in sorted(pairs):
-        together.setdefault(pairs[key], []).append(key)
-    groups = sorted(together.values(), key=lambda keys: (_number(keys[0]), keys[0]))
-    if len(groups) < 2:
-        raise UsageError(
-            "--filter train: needs pairs with different label maps, to train on one half and judge "
-            f"the other, but the {len(pairs)} pairs have only {len(groups)}; give a segmenter by "
-            "path or name"
-        )
-    middle = (len(groups) + 1) // 2
-    return {key: int(place >= middle) for place, keys in enumerate(groups) for key in keys}
-
-
-def prepare_filter(  # noqa: PLR0913  what the recipe does not say
-    name: str,
-    recipe: Recipe,
-    space: LabelSpace,
-    *,
-    layouts: Mapping[str, str],
-    root: Path,
-    cache: Path,
-    device: torch.device,
-    thresholds: Thresholds,
-    progress: bool = True,
-) -> tuple[FilterSpec, Folds]:
-    """Train or load the filter's segmenters, and calibrate them on the recipe's training pairs.
-
-    Args:
-        name: train, or a segmenter by path or name.
-        recipe: says which pairs there are, and in ``sampling`` how long segmenters are trained.
-        space: the recipe's classes.
-        layouts: that the filter will judge: key -> SHA-256 of the label file.
-        root: folder of the recipe's data.
-        cache: folder of trained segmenters and their losses.
-        device: where it all runs.
-        thresholds: what counts as consistent.
-        progress: show progress bars.
-
-    Returns:
-        What workers need, and which segmenter judges which layout.
-
-    Raises:
-        UserError: the pairs are not there or have faults; no such segmenter, or its classes do not
-            fit.
-    """
-    data = recipe.data
-    items = datasets.items_for(
-        data.dataset, root, data.split, train_split=data.split, fraction=data.fraction
-    )
-    check = datasets.check_labels(items, space, data.dataset, progress=progress)
-    pairs = _Pairs(recipe, space, items, cache, device, progress)
-    if name == "train":
-        keyed = {i.key: bytes(d).hex() for i, d in zip(items, check.digests, strict=True)}
-        half_of = halves(keyed)
-        folds = Folds(2, {keyed[key]: half for key, half in half_of.items()}, half_of)
-        found = [pairs.trained(half_of, half) for half in (0, 1)]
-        sources, segmenters, losses = zip(*found, strict=True)
-        losses = _known_to_both(losses)
-        independent: Independence = "yes"
-    else:
-        segmenter = load_segmenter(name, space, device=device)
-        sources = (str(Path(name).absolute()) if Path(name).is_dir() else name,)
-        segmenters, losses = (segmenter,), (pairs.losses(segmenter, items),)
-        folds, independent = Folds(), _independence(segmenter.sources, layouts)
-    digest = _filter_hash(segmenters, losses)
-    weights = tuple(segmenter.weights_hash for segmenter in segmenters)
-    return FilterSpec(sources, losses, thresholds, digest, independent, weights), folds
-
-
-@dataclass(frozen=True)
-class _Pairs:
-    """The real pairs of a recipe, to train and measure segmenters on."""
-
-    recipe: Recipe
-    space: LabelSpace
-    items: Sequence[Item]
-    cache: Path
-    device: torch.device
-    progress: bool
-
-    def trained(self, half_of: Mapping[str, int], half: int) -> tuple[str, Segmenter, ClassLosses]:
-        """A segmenter of one half, its folder, and its losses on the other."""
-        own, others = (
-            [item for item in self.items if (half_of[item.key] == half) == belongs]
-            for belongs in (True, False)
-        )
-        data, sampling = self.recipe.data, self.recipe.sampling
-        segmenter = train_segmenter(
-            self._dataset(own, train=True),
-            self.space,
-            height=data.height,
-            width_px=data.width,
-            width=sampling.filter_width,
-            images=sampling.filter_images,
-            seed=_SEED,
-            cache=self.cache,
-            device=self.device,
-            progress=self.progress,
-            workers=data.workers,
-        )
-        folder = trained_folder(self.cache, segmenter.provenance.data).absolute()
-        return str(folder), segmenter, self.losses(segmenter, others)
-
-    def losses(self, segmenter: Segmenter, items: Sequence[Item]) -> ClassLosses:
-        return calibrate(
-            segmenter,
-            self._dataset(items, train=False),
-            device=self.device,
-            cache=self.cache,
-            progress=self.progress,
-        )
-
-    def _dataset(self, items: Sequence[Item], *, train: bool) -> TripleDataset:
-        """Cropped as in the training of the generator, or whole at the size of its samples."""
-        data = self.recipe.data
-        return TripleDataset(
-            items,
-            self.space,
-            data.dataset,
-            height=data.height,
-            width=data.width,
-            resize_to=data.resize_to if train else None,
-            flip=data.flip,
-            train=train,
-            edges="none",
-        )
-
-
-def _known_to_both(losses: Sequence[ClassLosses]) -> tuple[ClassLosses, ...]:
-    """Without the means of classes that one half lacks: its segmenter has never seen them."""
-    occurs = np.all([one.pixels > 0 for one in losses], axis=0)
-    return tuple(
-        ClassLosses(np.where(occurs, one.mean, np.nan), one.pixels, one.num_images)
-        for one in losses
-    )
-
-
-def _independence(sources: Sources, layouts: Mapping[str, str]) -> Independence:
-    if not sources.keys:
-        return "unknown"
-    seen = sources.keys & layouts.keys() or sources.labels & set(layouts.values())
-    return "no" if seen else "yes"
-
-
-def _filter_hash(segmenters: Sequence[Segmenter], losses: Sequence[ClassLosses]) -> str:
-    document = [*map(_describe, segmenters), *(one.to_json() for one in losses)]
+def filter_hash(segmenters: Sequence[Segmenter], losses: Sequence[ClassLosses]) -> str:
+    """SHA-256 of segmenters and of their losses."""
+    document = [*map(prediction_key, segmenters), *(one.to_json() for one in losses)]
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
-def _number(key: str) -> int:
+def key_number(key: str) -> int:
+    """First 64 bits of the SHA-256 of a key."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
 
 
-# The filter: in a worker
-
-
 class Filter:
-    """Judges samples, with the segmenters of a spec.
+    """Label filter of a worker.
 
     Args:
-        spec: from :func:`prepare_filter`.
+        spec: configuration from ``prepare_filter``.
         space: the recipe's classes.
         device: where the segmenters run.
 
@@ -564,7 +324,7 @@ class Filter:
         self.ignore_index = space.ignore_index
         self.device = device
         self.segmenters = [load_segmenter(name, space, device=device) for name in spec.segmenters]
-        if _filter_hash(self.segmenters, spec.losses) != spec.hash:
+        if filter_hash(self.segmenters, spec.losses) != spec.hash:
             raise UserError(
                 f"--filter: {' or '.join(spec.segmenters)} holds other weights than when the run "
                 "was planned; run the same command again"
@@ -581,8 +341,8 @@ class Filter:
         """
         segmenter, losses = self.segmenters[fold], self.spec.losses[fold]
         judgements: list[Judgement] = []
-        with _same_sums(self.device):
-            step = _pass_size(self.device)
+        with deterministic(self.device):
+            step = batch_size(self.device)
             for first in range(0, len(images), step):
                 some = labels[first : first + step]
                 maps = self._maps(segmenter, images[first : first + step], some)

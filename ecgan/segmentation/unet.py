@@ -20,6 +20,8 @@ from torch.nn import functional as F
 from ecgan.errors import UserError
 from ecgan.models.pretrained import LITE0_STAGES, LITE0_TAPS, LiteTrunk, load_state
 
+UNET = "U-Net on EfficientNet-Lite1 (ImageNet)"  # its name in descriptions
+
 # Depth 1.1 times that of Lite0, rounded up, but in the first and the last stage.
 _REPEATS = (1, 3, 3, 4, 4, 5, 1)
 LITE1_STAGES = tuple(

@@ -25,7 +25,9 @@ from ecgan.models.pretrained import Hed
 from ecgan.recipe import Recipe
 from ecgan.sampling.sampler import condition
 from ecgan.seeds import TorchStream, torch_generator
-from ecgan.segmentation.segmenter import Segmenter, load_segmenter, train_segmenter
+from ecgan.segmentation.loading import load_segmenter
+from ecgan.segmentation.segmenter import Segmenter
+from ecgan.segmentation.training import SegmenterTraining, train_segmenter
 from ecgan.training.averaging import Average, reestimate_statistics
 from ecgan.training.objective import GeneratorSide
 from ecgan.visualization import colorize, grid
@@ -160,22 +162,20 @@ class AveragedGenerator:
         )
 
     def _find_judge(self, cache: Path, *, progress: bool) -> Segmenter:
-        evaluate, data = self.recipe.evaluate, self.recipe.data
+        evaluate = self.recipe.evaluate
         if evaluate.judge != "train":
             return load_segmenter(evaluate.judge, self.space, device=self.device, evaluation=True)
         return train_segmenter(
             self.train_set,
             self.space,
-            height=data.height,
-            width_px=data.width,
-            width=evaluate.judge_width,
-            images=evaluate.judge_images,
-            seed=evaluate.seed,
-            cache=cache,
-            device=self.device,
+            SegmenterTraining(
+                channels=evaluate.judge_width, images=evaluate.judge_images, seed=evaluate.seed
+            ),
+            cache,
+            self.device,
+            role="judge" if progress else None,
             evaluation=True,
-            progress=progress,
-            workers=data.workers,
+            workers=self.recipe.data.workers,
         )
 
     def _conditions(self) -> Iterator[tuple[Tensor, Tensor | None]]:

@@ -11,14 +11,9 @@ from ecgan.labels import LabelSpace
 from ecgan.models.pretrained import Hed, PerceptualFeatures, perceptual_features
 from ecgan.recipe import Recipe
 from ecgan.runtime import distributed
-from ecgan.segmentation.segmenter import (
-    Normalisation,
-    Provenance,
-    Segmenter,
-    load_segmenter,
-    segformer,
-    train_segmenter,
-)
+from ecgan.segmentation.loading import load_segmenter
+from ecgan.segmentation.segmenter import Normalisation, Provenance, Segmenter, segformer
+from ecgan.segmentation.training import SegmenterTraining, train_segmenter
 from ecgan.training.objective import modules
 
 
@@ -35,7 +30,7 @@ def label_generator(
 
     Rank 0 trains it, the others read what it wrote.
     """
-    model, data = recipe.model, recipe.data
+    model = recipe.model
     if "Gl" not in modules(recipe):
         return None
     if model.label_generator != "train":
@@ -44,15 +39,15 @@ def label_generator(
         lambda: train_segmenter(
             train_set,
             space,
-            height=data.height,
-            width_px=data.width,
-            width=model.label_generator_width,
-            images=model.label_generator_images,
-            seed=recipe.train.seed,
-            cache=cache,
-            device=device,
-            progress=progress,
-            workers=data.workers,
+            SegmenterTraining(
+                channels=model.label_generator_width,
+                images=model.label_generator_images,
+                seed=recipe.train.seed,
+            ),
+            cache,
+            device,
+            role="label generator" if progress else None,
+            workers=recipe.data.workers,
         )
     )
 

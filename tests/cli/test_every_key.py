@@ -314,15 +314,18 @@ def test_every_key_of_the_schema_is_walked():
 @pytest.fixture(scope="session")
 def segmenter(root, tmp_path_factory):
     """A folder with a segmenter of these classes."""
-    from ecgan.segmentation.segmenter import train_segmenter
+    from ecgan.segmentation.training import SegmenterTraining, train_segmenter
 
     recipe = load_recipe("demo", (*LIGHT, f"data.root={root}"))
     pairs, _ = train.build_sets(recipe, label_space(recipe.data))
     cache = tmp_path_factory.mktemp("segmenter")
     train_segmenter(
-        pairs, label_space(recipe.data), height=32, width_px=64, width=8, images=8, seed=5,
-        cache=cache, evaluation=True, progress=False,
-    )  # fmt: skip
+        pairs,
+        label_space(recipe.data),
+        SegmenterTraining(channels=8, images=8, seed=5),
+        cache,
+        evaluation=True,
+    )
     return next(cache.iterdir())
 
 

@@ -30,8 +30,9 @@ from ecgan.generation import run as generate
 from ecgan.recipe import parse_recipe
 from ecgan.runtime.cluster import Workers
 from ecgan.runtime.storage import HIDDEN
-from ecgan.segmentation import segmenter as segmentation
+from ecgan.segmentation.loading import load_for_finetuning
 from ecgan.segmentation.segmenter import Normalisation, Provenance, Segmenter, Sources, segformer
+from ecgan.segmentation.training import VOID
 from tests.helpers.tiny import NAMES, write_pairs
 
 SIZE = 32, 64
@@ -490,11 +491,11 @@ def test_what_a_student_sees(world, tmp_path):
             assert images.shape == (4, 3, *SIZE)
             assert images.dtype == torch.uint8
             assert learnt.dtype == torch.int64
-            assert set(learnt.unique().tolist()) <= {*range(len(NAMES)), segmentation.VOID}
+            assert set(learnt.unique().tolist()) <= {*range(len(NAMES)), VOID}
         learnt = torch.cat([labels for _, labels in batches])
-        assert (learnt == segmentation.VOID).any() == True  # noqa: E712
+        assert (learnt == VOID).any() == True  # noqa: E712
         colours = torch.cat([images for images, _ in batches])[:, 0].float() / 50
-        agree = (colours.round() == learnt)[learnt != segmentation.VOID].float().mean()
+        agree = (colours.round() == learnt)[learnt != VOID].float().mean()
         assert (agree > 0.7) == (expected == "real")  # a random generator shows nothing
     again = list(Teacher(teacher.settings)._batches(Run(1.0, None, 5)))
     assert all(
@@ -542,7 +543,7 @@ def test_each_position_shows_its_pair_as_its_draw_says(world, tmp_path):
         ]
         for position, (image, label) in enumerate(seen):
             pair = expected[seed, position]
-            known = np.where(pair.label == 255, segmentation.VOID, pair.label.astype(np.int64))
+            known = np.where(pair.label == 255, VOID, pair.label.astype(np.int64))
             assert image.permute(1, 2, 0).numpy().tolist() == pair.image.tolist()
             assert label.numpy().tolist() == known.tolist()
 
@@ -563,7 +564,7 @@ def test_students_learn_and_are_tested_in_evaluation_ids(world, tmp_path):
     request = request_of(world, tmp_path, space=space, mixes=(0.0,), images=8, batch=8)
     teacher = Teacher(downstream.check(request).settings)
     ((_, learnt),) = teacher._batches(Run(1.0, 0.0, 0))
-    assert set(learnt.unique().tolist()) == {0, 1, segmentation.VOID}
+    assert set(learnt.unique().tolist()) == {0, 1, VOID}
 
     class Grouped(ByColour):
         def forward(self, pixel_values):
@@ -642,36 +643,6 @@ def test_a_student_learns_from_samples_that_show_something(tmp_path):
     assert noise["difference"] < 0
 
 
-def test_loss_is_the_mean_over_labelled_pixels():
-    logits = torch.randn(2, 3, 4, 4, dtype=torch.float64)
-    learnt = torch.randint(3, (2, 4, 4))
-    learnt[0, :2] = segmentation.VOID
-    total, count = 0.0, 0
-    for b, y, x in np.ndindex(2, 4, 4):
-        if learnt[b, y, x] != segmentation.VOID:
-            own = logits[b, :, y, x].tolist()
-            total += math.log(sum(map(math.exp, own))) - own[int(learnt[b, y, x])]
-            count += 1
-    assert segmentation.pixel_loss(logits, learnt).item() == pytest.approx(total / count)
-    logits.requires_grad_()
-    nothing = segmentation.pixel_loss(logits, torch.full_like(learnt, segmentation.VOID))
-    nothing.backward()
-    assert nothing.item() == 0
-    assert not logits.grad.any()
-
-
-def test_rate_rises_over_a_tenth_of_the_steps_and_falls_to_0():
-    weight = torch.nn.Parameter(torch.zeros(()))
-    descent = segmentation.Descent({0.5: [weight]}, 20)
-    rates = []
-    for _ in range(20):
-        rates.append(descent._optimizer.param_groups[0]["lr"])
-        descent.step(weight * 1000)
-    expected = [0.5 * min(1, (step + 1) / 2) * (1 - step / 20) for step in range(20)]
-    assert rates == pytest.approx(expected)
-    assert descent._optimizer.param_groups[0]["lr"] == 0
-
-
 # Fine-tuning
 
 
@@ -707,7 +678,7 @@ def test_fine_tuning_starts_from_the_segmenter(world, tmp_path):
 
 def test_a_head_of_other_classes_is_drawn_anew(tmp_path):
     folder = save_segmenter(tmp_path / "other", names=("a", "b", "c"))
-    one, other, third = (segmentation.load_beginner(folder, NAMES, seed)[0] for seed in (0, 0, 1))
+    one, other, third = (load_for_finetuning(folder, NAMES, seed)[0] for seed in (0, 0, 1))
     theirs = segformer(8, ("a", "b", "c"), 7).state_dict()
     for name, value in one.state_dict().items():
         same = name in theirs and theirs[name].shape == value.shape

@@ -22,11 +22,11 @@ from ecgan.generation import run as generate
 from ecgan.metrics import segmentation as scoring
 from ecgan.recipe import parse_recipe
 from ecgan.runtime.storage import HIDDEN, open_store
+from ecgan.segmentation.loading import load_segmenter
 from ecgan.segmentation.segmenter import (
     Normalisation,
     Provenance,
     Segmenter,
-    load_segmenter,
     segformer,
 )
 from ecgan.shards import codecs, formats

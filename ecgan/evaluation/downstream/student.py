@@ -37,14 +37,13 @@ from ecgan.runtime.device import uploaded
 from ecgan.runtime.placing import settle
 from ecgan.runtime.prefetch import map_ahead
 from ecgan.seeds import NumpyStream, numpy_generator
-from ecgan.segmentation.segmenter import (
+from ecgan.segmentation.loading import load_for_finetuning
+from ecgan.segmentation.segmenter import Normalisation, segformer
+from ecgan.segmentation.training import (
     VOID,
-    Descent,
-    Normalisation,
-    load_beginner,
+    SegmenterOptimizer,
+    learning_rate_from_scratch,
     pixel_loss,
-    scratch_rate,
-    segformer,
 )
 from ecgan.shards import formats
 
@@ -231,7 +230,7 @@ class Teacher:
         settings, device = self.settings, self.device
         network, normalisation, rates = self._beginner(run.seed)
         network = network.to(device).train()
-        descent = Descent(_by_rate(network, *rates), settings.steps)
+        optimizer = SegmenterOptimizer(_by_rate(network, *rates), settings.steps)
         losses: list[Tensor] = []
         with closing(self._batches(run)) as batches:
             for images, labels in islice(batches, settings.steps):
@@ -239,7 +238,7 @@ class Teacher:
                 with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
                     logits = network(pixel_values=inputs).logits
                 loss = pixel_loss(logits.float(), uploaded(labels, device))
-                descent.step(loss)
+                optimizer.step(loss)
                 losses.append(loss.detach())
         final = float(torch.stack(losses[-max(1, settings.steps // 10) :]).mean())
         if not math.isfinite(final):
@@ -251,9 +250,9 @@ class Teacher:
         settings = self.settings
         names = settings.space.names_for_evaluation
         if settings.segmenter is None:
-            rate = scratch_rate(settings.width)
+            rate = learning_rate_from_scratch(settings.width)
             return segformer(settings.width, names, seed), Normalisation(), (rate, rate)
-        return *load_beginner(settings.segmenter, names, seed), _FINE_RATES
+        return *load_for_finetuning(settings.segmenter, names, seed), _FINE_RATES
 
     # What it learns from
 

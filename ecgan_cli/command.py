@@ -1,7 +1,7 @@
 """Classes of all commands: options under headings, expert options, log messages, exit codes."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -16,16 +16,11 @@ _PRECEDENCE = "Precedence: command line > --set > recipe file > default."
 class Option(click.Option):
     """Option under a heading of the help; ``--help-all`` alone shows it where it is ``expert``."""
 
-    def __init__(
-        self,
-        names: Iterable[str],
-        *,
-        heading: str = "Options",
-        expert: bool = False,
-        **settings: Any,  # noqa: ANN401
-    ) -> None:
-        super().__init__([*names], **settings)
-        self.heading, self.expert = heading, expert
+    heading = "Options"
+
+    def __init__(self, names: Sequence[str], *, expert: bool = False, **settings: Any) -> None:  # noqa: ANN401
+        super().__init__(names, **settings)
+        self.expert = expert
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
         """Name and help of the option; None where it is not shown."""

@@ -11,87 +11,146 @@ import click
 from ecgan.errors import UsageError
 from ecgan.recipe import load_recipe
 from ecgan_cli.command import BELOW_LIMIT, INTERRUPTED, Command
-from ecgan_cli.options import PATH, terminable
+from ecgan_cli.options import (
+    DEVICE,
+    GPUS_PER_WORKER,
+    JSON,
+    MARKDOWN,
+    PATH,
+    POSITIVE,
+    QUIET,
+    RAY_ADDRESS,
+    SET,
+    WORKERS,
+    option,
+    recipe_option,
+    terminable,
+    under,
+)
 
 
 @click.command(cls=Command)
-@click.option(
-    "--samples",
-    multiple=True,
-    metavar="DIR|URL|RUN",
-    help="Data set, or a run, which makes samples of the split's layouts first; repeatable.",
+@under(
+    "Data",
+    option(
+        "--samples",
+        multiple=True,
+        metavar="DIR|URL|RUN",
+        help="Data set, or a run, from which samples of the split's layouts are generated first; "
+        "repeatable.",
+        show_default="the newest below datasets/",
+    ),
+    option(
+        "--reference",
+        type=PATH,
+        metavar="DIR",
+        help="Real data set.",
+        show_default="data.root of the recipe",
+    ),
+    option("--split", metavar="NAME", help="Split of the real data.", show_default="test, or val"),
+    option(
+        "--n-styles",
+        type=POSITIVE,
+        metavar="N",
+        default=1,
+        show_default=True,
+        help="Images of each layout, where a run is given.",
+    ),
+    recipe_option(help="Recipe to evaluate with.", show_default="the recipe of the samples"),
+    SET,
 )
-@click.option("--reference", type=PATH, metavar="DIR", help="Real data set; default: the recipe's.")
-@click.option("--out", type=PATH, help="Folder of the report; default: reports/NAME.")
-@click.option("--split", help="Of the reference; default: test, or val.")
-@click.option("--recipe", "recipe_name", metavar="NAME|FILE", help="In place of the samples' own.")
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="SECTION.KEY=VALUE",
-    help="Change a key of the recipe.",
+@under(
+    "Measurement",
+    option(
+        "--judge",
+        metavar="train|DIR|NAME",
+        help="Segmenter that judges the samples: trained on the real data, a folder, or a name on "
+        "the Hugging Face hub.",
+        show_default="evaluate.judge of the recipe",
+    ),
+    option(
+        "--force-judge",
+        is_flag=True,
+        help="Accept the label generator as judge; the report says so.",
+    ),
+    option(
+        "--reference-npz",
+        "reference_statistics",
+        type=PATH,
+        metavar="FILE",
+        help="Compute the FID against these statistics of pytorch-fid, not the real photos.",
+    ),
+    option(
+        "--save-npz",
+        "save_statistics",
+        type=PATH,
+        metavar="DIR",
+        help="Save mean and covariance of all features in pytorch-fid's format.",
+    ),
 )
-@click.option("--judge", metavar="train|PATH|NAME", help="Default: evaluate.judge of the recipe.")
-@click.option(
-    "--force-judge", is_flag=True, help="Judge even with the label generator; the report says so."
+@under(
+    "Downstream training",
+    option("--downstream", is_flag=True, help="Train segmenters with and without samples."),
+    option(
+        "--mix",
+        default="0,1",
+        show_default=True,
+        metavar="X,...",
+        help="Synthetic-to-real ratios to train with, e.g. 0,1,2; `synthetic` trains on samples "
+        "only.",
+    ),
+    option(
+        "--real-fraction",
+        default="1",
+        show_default=True,
+        metavar="F,...",
+        help="Fractions of the real pairs to train with; below 1, the generator must have been "
+        "trained on the same fraction.",
+    ),
+    option(
+        "--seeds", type=POSITIVE, metavar="N", default=3, show_default=True, help="Seeds of each."
+    ),
+    option(
+        "--segmenter",
+        metavar="DIR|NAME",
+        help="Segmenter to fine-tune.",
+        show_default="a SegFormer from scratch",
+    ),
+    option(
+        "--unknown-generator",
+        is_flag=True,
+        expert=True,
+        help="Accept samples of a generator whose training data is unknown; the report says so.",
+    ),
 )
-@click.option(
-    "--reference-npz",
-    "reference_statistics",
-    type=PATH,
-    metavar="FILE",
-    help="fid against these statistics of pytorch-fid, not against the reference's photos.",
+@under(
+    "Output",
+    option("--out", type=PATH, metavar="DIR", help="Report folder.", show_default="reports/NAME"),
+    JSON,
+    MARKDOWN,
+    option(
+        "--fail-below",
+        multiple=True,
+        metavar="NAME=X",
+        help="Exit with 4 if this metric is below X, e.g. miou=0.5; repeatable.",
+    ),
 )
-@click.option(
-    "--save-npz",
-    "save_statistics",
-    type=PATH,
-    metavar="DIR",
-    help="Keep mean and covariance of all features, as pytorch-fid reads them.",
+@under(
+    "Workers",
+    option(
+        "--executor",
+        expert=True,
+        type=click.Choice(["auto", "local", "ray"]),
+        default="auto",
+        show_default=True,
+        help="This machine, or Ray; auto: Ray where --ray-address is given.",
+    ),
+    WORKERS,
+    GPUS_PER_WORKER,
+    RAY_ADDRESS,
+    DEVICE,
 )
-@click.option("--n-styles", type=click.IntRange(min=1), default=1, help="Of a run's layouts.")
-@click.option(
-    "--downstream", is_flag=True, help="Train segmenters with and without samples of train layouts."
-)
-@click.option(
-    "--mix",
-    default="0,1",
-    show_default=True,
-    metavar="X,...",
-    help="Synthetic draws for each real one; `synthetic` is no real one at all.",
-)
-@click.option(
-    "--real-fraction",
-    default="1",
-    show_default=True,
-    metavar="F,...",
-    help="Parts of the real pairs; below 1 the generator must have trained on that part.",
-)
-@click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True)
-@click.option("--segmenter", metavar="PATH|NAME", help="To fine-tune; default: SegFormer, anew.")
-@click.option(
-    "--unknown-generator",
-    is_flag=True,
-    help="Take samples whose generator's training is not known; the report says so.",
-)
-@click.option(
-    "--executor",
-    type=click.Choice(["auto", "local", "ray"]),
-    default="auto",
-    show_default=True,
-    help="This machine, or Ray; auto: Ray where --ray-address is given.",
-)
-@click.option("--workers", type=int, help="Default: one for each GPU, or one.")
-@click.option("--gpus-per-worker", type=float, metavar="X", help="A share is allowed.")
-@click.option("--ray-address", metavar="A", help="Of a Ray cluster.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--json", "as_json", is_flag=True, help="Print report.json in place of the table.")
-@click.option("--markdown", is_flag=True, help="Print the table as Markdown.")
-@click.option(
-    "--fail-below", multiple=True, metavar="NAME=X", help="Exit code 4 if the metric is below X."
-)
-@click.option("-q", "--quiet", is_flag=True, help="No progress bars.")
+@QUIET
 def evaluate(
     samples: tuple[str, ...],
     recipe_name: str | None,
@@ -103,16 +162,17 @@ def evaluate(
     markdown: bool,
     **options: Any,  # noqa: ANN401
 ) -> None:
-    """Measure what samples are worth, beside the real photos' own numbers.
+    """Measure the quality of samples, beside the same measures of real photos.
 
     \b
-    ecgan evaluate                                            the newest data set below datasets/
+    ecgan evaluate
     ecgan evaluate --samples DIR --reference DIR --split test
     ecgan evaluate --samples A --samples B --fail-below miou=0.5
-    ecgan evaluate --samples runs/city                        samples of test layouts, made first
+    ecgan evaluate --samples runs/city
     ecgan evaluate --samples TRAIN --downstream --mix 0,1,synthetic --real-fraction 1
 
-    With --downstream, sets of the tested split's layouts are judged, all others are trained with.
+    With --downstream, samples of the tested split's layouts are judged; segmenters are trained with
+    all others.
     """
     limits = [_limit(text) for text in fail_below]
     worth = _worth(options)
@@ -129,8 +189,8 @@ def evaluate(
             document, out = library.run(request)
         except KeyboardInterrupt:
             click.echo(
-                "Interrupted; what was looked at and trained to its end is kept, the same command "
-                "goes on",
+                "Interrupted; finished measurements and trainings are kept, the same command "
+                "resumes",
                 err=True,
             )
             sys.exit(INTERRUPTED)

@@ -22,6 +22,18 @@ POSITIVE, COUNT = click.IntRange(min=1), click.IntRange(min=0)
 option = partial(click.option, cls=Option)
 
 
+def under(heading: str, *options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Decorator that adds several options below one heading of the help."""
+
+    def decorate(command: Command) -> Command:
+        for decorator in reversed(options):
+            command = decorator(command)
+            vars(command)["__click_params__"][-1].heading = heading
+        return command
+
+    return decorate
+
+
 def _complete_recipe(
     _: click.Context, __: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
@@ -70,6 +82,23 @@ DEVICE = option(
 )
 JSON = option("--json", "as_json", is_flag=True, help="Print JSON.")
 MARKDOWN = option("--markdown", is_flag=True, help="Print Markdown.")
+WORKERS = option(
+    "--workers", type=int, metavar="N", help="Processes.", show_default="one for each GPU, or one"
+)
+GPUS_PER_WORKER = option(
+    "--gpus-per-worker",
+    type=float,
+    metavar="X",
+    expert=True,
+    help="GPUs of each worker; a fraction shares one.",
+    show_default="1 on CUDA",
+)
+RAY_ADDRESS = option(
+    "--ray-address",
+    metavar="HOST:PORT|auto",
+    expert=True,
+    help="Ray cluster; auto: the one started on this machine.",
+)
 QUIET = option("-q", "--quiet", is_flag=True, help="No progress bars.")
 DRY_RUN = partial(option, "-n", "--dry-run", is_flag=True)
 FORMAT = partial(
@@ -80,17 +109,9 @@ FORMAT = partial(
     help="Tar shards, Parquet shards or loose files.",
 )
 
-INSTANCES = click.option(
-    "--instances",
-    type=PATH,
-    metavar="DIR",
-    help="Instance maps of the labels' names, for a run that uses them; default: boundaries "
-    "between classes.",
-)
-
 
 class _Changes(click.ParamType):  # pyright: ignore[reportMissingTypeArgument]
-    """Kinds of variation, with commas between."""
+    """Kinds of layout augmentation, separated by commas."""
 
     name = "changes"
     known = ("flip", "crop", "paste")
@@ -110,127 +131,25 @@ class _Changes(click.ParamType):  # pyright: ignore[reportMissingTypeArgument]
         return tuple(word for word in self.known if word in words)
 
 
-_STYLES = (
-    click.option(
-        "--seed", type=click.IntRange(min=0), help="A style of its own for each sample; default: 0."
-    ),
-    click.option(
-        "--style-seed", type=click.IntRange(min=0), help="The same styles for all layouts."
-    ),
-    click.option("--style-images", type=PATH, metavar="DIR", help="Take styles from photos."),
-)
-_BETTER = (
-    click.option(
-        "--filter",
-        "label_filter",
-        metavar="train|PATH|NAME",
-        help="Make unlabelled what a segmenter does not recognise; train: two, on halves of the "
-        "real pairs, each judging what it has not seen.",
-    ),
-    click.option(
-        "--on-inconsistent",
-        type=click.Choice(["ignore", "drop", "retry"]),
-        default="ignore",
-        show_default=True,
-        help="Samples of which little is kept: keep them, leave them out, or draw another style.",
-    ),
-    click.option(
-        "--balance",
-        "spread",
-        type=click.Choice(["none", "hardness", "target"]),
-        default="none",
-        show_default=True,
-        help="Spread the same number of samples: evenly, more of hard layouts, or by --target.",
-    ),
-    click.option(
-        "--target",
-        "targets",
-        multiple=True,
-        metavar="CLASS=SHARE",
-        help="Share of the labelled pixels that a class shall have; may be repeated.",
-    ),
-    click.option(
+_VARIATION = (
+    option(
         "--vary",
         "changes",
         type=_Changes(),
         default=(),
         metavar="flip,crop,paste",
-        help="Add varied forms of each layout.",
+        help="Add variants of each layout: mirrored, cropped, with objects pasted in.",
     ),
-    click.option("--n-variants", type=int, help="Varied forms of each layout; default: 1."),
-)
-_WRITING = (
-    click.option(
-        "--format",
-        "data_format",
-        type=click.Choice(["webdataset", "parquet", "folder"]),
-        default="webdataset",
-        show_default=True,
-        help="Tar shards, Parquet shards, or loose files.",
-    ),
-    click.option(
-        "--image-format",
-        type=click.Choice(["jpg", "png", "webp"]),
-        help="Default: the recipe's sampling.image_format.",
-    ),
-    click.option("--samples-per-shard", type=int, help="Default: the recipe's."),
-    click.option("--batch", type=int, help="Samples of one pass; default: the recipe's."),
-    click.option(
-        "--label-space",
-        type=click.Choice(["input", "evaluation"]),
-        default="input",
-        show_default=True,
-        help="Ids of the labels that are written.",
-    ),
-    click.option(
-        "--provenance/--no-provenance",
-        default=True,
-        show_default=True,
-        help="Mark images and records as synthetic, and name the generator.",
-    ),
-    set_option(
-        metavar="sampling.KEY=VALUE",
-        help="Change a key of the recipe's section sampling.",
-    ),
-)
-_WHERE = (
-    click.option(
-        "--executor",
-        type=click.Choice(["auto", "local", "ray"]),
-        default="auto",
-        show_default=True,
-        help="This machine, or Ray; auto: Ray where --ray-address is given.",
-    ),
-    click.option("--workers", type=int, help="Default: one for each GPU, or one."),
-    click.option(
-        "--gpus-per-worker", type=float, metavar="X", help="A share is allowed; default: 1 on CUDA."
-    ),
-    click.option(
-        "--ray-address", metavar="A", help="Of a Ray cluster; auto: the one started here."
-    ),
-    click.option(
-        "--shard-timeout",
-        type=float,
-        metavar="SECONDS",
-        help="A worker that takes longer for a shard is replaced; default: 3600, none for a single "
-        "local worker.",
-    ),
-    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
-    click.option("--overwrite", is_flag=True, help="Replace a data set of ecgan that is there."),
-    click.option("--extend", is_flag=True, help="Add further styles and layouts to what is there."),
-    click.option("--verify", is_flag=True, help="Check the bytes of finished shards, not sizes."),
-    click.option(
-        "-n", "--dry-run", is_flag=True, help="Count samples, classes and bytes, and stop."
-    ),
-    click.option(
-        "--profile",
-        type=click.IntRange(min=1),
+    option(
+        "--n-variants",
+        type=int,
         metavar="N",
-        help="Make N samples, print where the time goes, keep nothing.",
+        expert=True,
+        help="Variants of each layout.",
+        show_default="1",
     ),
-    click.option("-q", "--quiet", is_flag=True, help="No progress bar."),
 )
-_SHARED = (
+_GENERATOR = (
     option(
         "--run",
         type=PATH,
@@ -239,29 +158,161 @@ _SHARED = (
         show_default="the newest finished below runs/",
         shell_complete=complete_run,
     ),
-    click.option("--checkpoint", type=PATH, help="A generator.safetensors, in place of --run."),
-    click.option(
-        "--data",
-        "root",
+    option(
+        "--checkpoint",
         type=PATH,
-        metavar="DIR",
-        help="The recipe's data set (data.root): layouts of sample, real pairs of --filter.",
+        metavar="FILE",
+        expert=True,
+        help="A generator.safetensors, in place of --run.",
     ),
-    click.option(
-        "--out", metavar="DIR|URL", help="Data set, s3:// and gs:// too; default: below datasets/."
+    set_option(metavar="sampling.KEY=VALUE", help="Change a key of the section sampling."),
+)
+_STYLES = (
+    option(
+        "--seed",
+        type=COUNT,
+        metavar="N",
+        help="Seed; every sample draws its own style.",
+        show_default="0",
     ),
-    *_STYLES,
-    *_BETTER,
-    *_WRITING,
-    *_WHERE,
+    option("--style-seed", type=COUNT, metavar="N", help="Seed of styles that all layouts share."),
+    option("--style-images", type=PATH, metavar="DIR", help="Photos whose styles all layouts get."),
+)
+_QUALITY = (
+    option(
+        "--filter",
+        "label_filter",
+        metavar="train|DIR|NAME",
+        help='Set pixels to "ignore" where a segmenter disagrees. `train`: cross-fit two '
+        "segmenters on halves of the real data.",
+    ),
+    option(
+        "--on-inconsistent",
+        type=click.Choice(["ignore", "drop", "retry"]),
+        default="ignore",
+        show_default=True,
+        help="Where the filter leaves little of a sample: keep it, drop it, or draw another style.",
+    ),
+    option(
+        "--balance",
+        "spread",
+        type=click.Choice(["none", "hardness", "target"]),
+        default="none",
+        show_default=True,
+        help="Distribute the styles: evenly, more for hard layouts, or to reach --target.",
+    ),
+    option(
+        "--target",
+        "targets",
+        multiple=True,
+        metavar="CLASS=SHARE",
+        help="Share of a class in the labelled pixels, e.g. car=0.1; repeatable.",
+    ),
+)
+_OUTPUT = (
+    option(
+        "--out",
+        metavar="DIR|URL",
+        help="Data set; s3:// and gs:// too.",
+        show_default="datasets/RUN-...",
+    ),
+    FORMAT(default="webdataset", show_default=True),
+    option(
+        "--image-format",
+        type=click.Choice(["jpg", "png", "webp"]),
+        expert=True,
+        help="Codec of the images.",
+        show_default="sampling.image_format of the recipe",
+    ),
+    option(
+        "--samples-per-shard",
+        type=int,
+        metavar="N",
+        expert=True,
+        help="Samples in a shard.",
+        show_default="sampling.samples_per_shard of the recipe",
+    ),
+    option(
+        "--label-space",
+        type=click.Choice(["input", "evaluation"]),
+        default="input",
+        show_default=True,
+        expert=True,
+        help="Class ids of the written labels.",
+    ),
+    option(
+        "--provenance/--no-provenance",
+        default=True,
+        show_default=True,
+        expert=True,
+        help="Mark images and records as synthetic and name the generator.",
+    ),
+    option("--overwrite", is_flag=True, help="Replace an existing data set of ecgan."),
+    option("--extend", is_flag=True, help="Add styles and layouts to an existing data set."),
+    option(
+        "--verify", is_flag=True, expert=True, help="Compare hashes of finished shards, not sizes."
+    ),
+    DRY_RUN(help="Print samples, classes and bytes; write nothing."),
+)
+_WORKERS = (
+    option(
+        "--executor",
+        type=click.Choice(["auto", "local", "ray"]),
+        default="auto",
+        show_default=True,
+        help="This machine, or Ray; auto: Ray where --ray-address is given.",
+        expert=True,
+    ),
+    WORKERS,
+    GPUS_PER_WORKER,
+    RAY_ADDRESS,
+    option(
+        "--shard-timeout",
+        type=float,
+        metavar="SECONDS",
+        expert=True,
+        help="Time after which a worker that has not finished its shard is replaced.",
+        show_default="3600; none for one local worker",
+    ),
+    option(
+        "--batch",
+        type=int,
+        metavar="N",
+        expert=True,
+        help="Images a step.",
+        show_default="sampling.batch of the recipe",
+    ),
+    DEVICE,
+    option(
+        "--profile",
+        type=POSITIVE,
+        metavar="N",
+        expert=True,
+        help="Generate N samples, print where the time goes, keep nothing.",
+    ),
 )
 
 
-def shared(command: Command) -> Command:
-    """Add the options that both commands have."""
-    for option in reversed(_SHARED):
-        command = option(command)
-    return command
+def generation_options(
+    *layouts: Callable[[Command], Command],
+) -> Callable[[Command], Command]:
+    """Options of ``sample`` and ``augment``: the layouts of one of them, and what both share."""
+    headings = {
+        "Layouts": (*layouts, *_VARIATION),
+        "Generator": _GENERATOR,
+        "Styles": _STYLES,
+        "Quality": _QUALITY,
+        "Output": _OUTPUT,
+        "Workers": _WORKERS,
+    }
+
+    def decorate(command: Command) -> Command:
+        command = QUIET(command)
+        for heading in reversed(headings):
+            command = under(heading, *headings[heading])(command)
+        return command
+
+    return decorate
 
 
 def make(
@@ -272,8 +323,10 @@ def make(
     suffix: str,
     **options: Any,  # noqa: ANN401
 ) -> None:
-    """Make a data set and say what was done."""
+    """Generate a data set and print what was done."""
     dry_run, profiled = options.pop("dry_run"), options.pop("profile")
+    if dry_run and profiled is not None:
+        raise UsageError("--dry-run generates nothing and --profile does; give one of them")
     from ecgan.checkpoint import resolve_generator
     from ecgan.generation import planner
     from ecgan.generation import run as generate
@@ -295,14 +348,14 @@ def make(
             outcome = generate.run(request)
         except KeyboardInterrupt:
             click.echo(
-                f"Interrupted; finished shards are kept, the same command goes on ({out})", err=True
+                f"Interrupted; finished shards are kept, the same command resumes ({out})", err=True
             )
             sys.exit(INTERRUPTED)
     _tell(outcome, out)
 
 
 def _tell(outcome: "Outcome", out: str) -> None:
-    """Say what was done."""
+    """Print what was done."""
     if outcome.failed:
         raise _Failed(UserError(f"{out}: {len(outcome.failed)} shards failed", outcome.failed))
     now = f"{outcome.made} made now"
@@ -322,7 +375,7 @@ class _Failed(click.ClickException):
     exit_code = FAILED_SHARDS
 
     def __init__(self, error: UserError) -> None:
-        super().__init__(f"{error}\nThe others are kept; run the same command again for these")
+        super().__init__(f"{error}\nThe others are kept; the same command makes the missing ones")
 
 
 class terminable:  # noqa: N801 - a context manager

@@ -5,30 +5,37 @@ from typing import Any
 import click
 
 from ecgan_cli.command import Command
-from ecgan_cli.options import INSTANCES, PATH, make, shared
+from ecgan_cli.options import DIRECTORY, PATH, data_option, generation_options, make, option
 
 
 @click.command(cls=Command)
-@click.option("--num", type=int, metavar="N", help="Number of samples.")
-@click.option("--labels", type=PATH, metavar="DIR", help="Layouts; default: the recipe's own data.")
-@click.option("--split", help="Split to take layouts from; default: the one of training.")
-@click.option("--n-styles", type=int, help="Images of each layout, in place of --num.")
-@INSTANCES
-@shared
+@generation_options(
+    option("--num", type=int, metavar="N", help="Samples, spread evenly over the layouts."),
+    option("--n-styles", type=int, metavar="N", help="Images of each layout, in place of --num."),
+    option("--split", metavar="NAME", help="Split.", show_default="the one of training"),
+    data_option("root", type=DIRECTORY),
+    option(
+        "--labels",
+        type=PATH,
+        metavar="DIR",
+        expert=True,
+        help="Label maps, as in ecgan augment.",
+    ),
+    option("--instances", type=PATH, metavar="DIR", expert=True, help="Instance maps of --labels."),
+)
 def sample(
     num: int | None,
     n_styles: int | None,
     split: str | None,
     **options: Any,  # noqa: ANN401
 ) -> None:
-    """Make a data set of N samples from the layouts of the recipe's own data.
+    """Generate samples of the layouts in the recipe's own data set.
 
     \b
     ecgan sample --num 10000
     ecgan sample --run runs/city --num 500 --split val --out shards/city-val
 
-    N samples are spread evenly over the layouts. The same command again completes what was
-    interrupted. Exit code 3: some shards failed, the others are kept.
+    The same command again completes what was interrupted.
     """
     if num is None and n_styles is None:
         raise click.UsageError("give --num N, the number of samples, or --n-styles")

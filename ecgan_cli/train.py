@@ -1,6 +1,7 @@
 """``ecgan train``."""
 
 import json
+import logging
 import sys
 from pathlib import Path
 
@@ -111,6 +112,7 @@ def train(
         arguments += [word for override in overrides for word in ("--set", override)]
         arguments += ["--init", str(init)] if init is not None else []
         arguments += ["--quiet"] if quiet else []
+        arguments += ["--verbose"] if logging.getLogger("ecgan").isEnabledFor(logging.INFO) else []
         sys.exit(distributed.launch(nproc_per_node, arguments, device=device))
     else:
         outcome = library.run(recipe, run, device=device, init=init, quiet=quiet)

@@ -103,6 +103,33 @@ def commands():
             yield [name, inner], command.commands[inner]
 
 
+@pytest.mark.parametrize(("words", "command"), [*commands()], ids=str)
+def test_options_have_metavars_and_help(words, command):
+    for param in command.params:
+        if not isinstance(param, click.Option):
+            continue
+        assert param.help, param.opts
+        if param.is_flag or isinstance(param.type, click.Choice):
+            continue
+        assert param.metavar, f"{words} {param.opts}: TEXT, INTEGER or PATH says little"
+
+
+@pytest.mark.parametrize("words", [words for words, _ in commands()], ids=str)
+def test_help_shows_at_most_25_options(words):
+    output = CliRunner().invoke(cli, [*words, "--help"]).output
+    shown = [line for line in output.splitlines() if line.startswith("  -")]
+    assert len(shown) <= 25
+
+
+@pytest.mark.parametrize("command", ["sample", "augment", "evaluate"])
+def test_options_stand_under_headings_and_experts_have_their_own_help(command):
+    runner = CliRunner()
+    short, full = (runner.invoke(cli, [command, flag]).output for flag in ("--help", "--help-all"))
+    assert short.index("\nOutput:\n") < short.index("\nWorkers:\n")
+    assert "--gpus-per-worker" not in short
+    assert full.index("\nWorkers:\n") < full.index("--gpus-per-worker") < full.index("--device")
+
+
 def test_no_line_of_a_group_is_cut():
     for words, command in commands():
         if len(words) == 2:

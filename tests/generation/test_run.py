@@ -309,7 +309,7 @@ def test_sample_takes_the_layouts_of_the_recipes_data(tmp_path):
         *("0-s000", "0-s001", "1-s000", "2-s000"),
     ]
     result = run_cli(*arguments, "--data", tmp_path / "nowhere", "--out", tmp_path / "out2")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "nowhere" in result.output
 
 

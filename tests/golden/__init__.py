@@ -55,10 +55,9 @@ def documents():
         small = "evaluate.judge_images=8", "evaluate.judge_width=8"
         overrides = [word for text in small for word in ("--set", text)]
         run("evaluate", "--samples", set_, "--split", "val", "--out", report, *overrides, *options)
-        return {
-            f"documents/{path.name}": f"{json.dumps(types(json.loads(path.read_text())), indent=1)}\n"
-            for path in (set_ / "manifest.json", report / "report.json")
-        }
+        written = (set_ / "manifest.json", report / "report.json")
+        found = {path.name: types(json.loads(path.read_text())) for path in written}
+    return {f"documents/{name}": json.dumps(found[name], indent=1) + "\n" for name in found}
 
 
 def types(value):

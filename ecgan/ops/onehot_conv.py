@@ -1,14 +1,12 @@
 """The condition S: a label map as one channel a class, built on the device, never on disk.
 
 A 3 x 3 convolution of S needs no S: it is a sum of 9 table look-ups, one for each tap, and its cost
-does not depend on the number of channels. Here in plain torch; in ``triton_onehot`` for CUDA.
+does not depend on the number of channels. Here in plain torch; in ``ops.triton.onehot`` for CUDA.
 
 Shape legend:
     B  images in the batch      N  semantic classes      H, W  height and width
     O  output channels          R  rows of the table: what one pixel of S can be
 """
-
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -66,8 +64,8 @@ def onehot_conv(
 ) -> Tensor:
     """``conv2d(one_hot(labels, ...), weight, bias, padding=1)`` without the one-hot map.
 
-    Labels that are to be resized first are resized themselves, nearest neighbour. Under autocast
-    the result has autocast's type, as that of a convolution, but is summed in the weight's.
+    Labels that are to be resized first are resized themselves, nearest neighbour. For sampling
+    alone: it has no gradient. A compiled network takes it for one operation.
 
     Args:
         labels: class of each pixel, any integer type, (B, H, W); 0..N-1 or ``ignore_index``.
@@ -79,7 +77,7 @@ def onehot_conv(
         boundary: instance boundaries, (B, 1, H, W), 0 where there is none; None for no channel.
 
     Returns:
-        (B, O, H, W), channels last.
+        (B, O, H, W), channels last, in the type of the weight.
     """
     channels = num_classes + unknown + (boundary is not None)
     assert weight.shape[1] == channels, f"weight for {weight.shape[1]} channels, not {channels}"
@@ -95,18 +93,11 @@ def onehot_conv(
     if bias is not None:
         # Every pixel looks up the middle tap once, and never outside.
         table = torch.cat([table[:4], table[4:5] + bias, table[5:]])
-    device = labels.device.type
-    autocast = torch.is_autocast_enabled(device)
-    dtype = torch.get_autocast_dtype(device) if autocast else table.dtype
-    if torch.compiler.is_compiling():
-        result = _sum_op(rows, table, dtype)
-    else:
-        result = _TableSum.apply(rows, table, dtype)
-        assert isinstance(result, Tensor)
-    return result.permute(0, 3, 1, 2)
+    return _sum_op(rows, table).permute(0, 3, 1, 2)
 
 
-def _forward(rows: Tensor, table: Tensor, dtype: torch.dtype) -> Tensor:
+@torch.library.custom_op("ecgan::table_sum", mutates_args=())
+def _sum_op(rows: Tensor, table: Tensor) -> Tensor:
     """Sum over taps k of table[k, row of neighbour k], (B, H, W) and (9, R, O) -> (B, H, W, O).
 
     What lies outside the image adds nothing.
@@ -115,37 +106,21 @@ def _forward(rows: Tensor, table: Tensor, dtype: torch.dtype) -> Tensor:
     def with_triton() -> Tensor:
         from ecgan.ops.triton import onehot
 
-        return onehot.table_sum(rows, table, dtype)
+        return onehot.table_sum(rows, table)
 
     def with_torch() -> Tensor:
         R = table.shape[1]
         padded = F.pad(table, (0, 0, 0, 1))  # R: outside
         first = torch.arange(0, TAPS * (R + 1), R + 1, device=table.device)
         numbers = _neighbour_rows(rows, outside=R) + first  # (B * H * W, 9)
-        result = F.embedding_bag(numbers, padded.flatten(0, 1), mode="sum")
-        return result.view(*rows.shape, -1).to(dtype)
+        return F.embedding_bag(numbers, padded.flatten(0, 1), mode="sum").view(*rows.shape, -1)
 
     return backend.run("one-hot convolution", table, with_triton=with_triton, with_torch=with_torch)
 
 
-def _backward(grad: Tensor, rows: Tensor, num_rows: int, dtype: torch.dtype) -> Tensor:
-    """Gradient of the table, (9, R, O), from that of the sums, (B, H, W, O)."""
-
-    def with_triton() -> Tensor:
-        from ecgan.ops.triton import onehot
-
-        return onehot.table_gradient(grad, rows, num_rows, dtype)
-
-    def with_torch() -> Tensor:
-        pixels = grad.flatten(0, 2).to(dtype)
-        gradient = pixels.new_zeros(TAPS, num_rows + 1, pixels.shape[1])
-        for of_tap, numbers in zip(gradient, _neighbour_rows(rows, num_rows).T, strict=True):
-            of_tap.index_add_(0, numbers, pixels)
-        return gradient[:, :num_rows].contiguous()
-
-    return backend.run(
-        "one-hot convolution, backward", grad, with_triton=with_triton, with_torch=with_torch
-    )
+@_sum_op.register_fake
+def _sum_shape(rows: Tensor, table: Tensor) -> Tensor:
+    return table.new_empty(*rows.shape, table.shape[2])
 
 
 def _neighbour_rows(rows: Tensor, outside: int) -> Tensor:
@@ -154,53 +129,3 @@ def _neighbour_rows(rows: Tensor, outside: int) -> Tensor:
     padded = F.pad(rows, (1, 1, 1, 1), value=outside)
     taps = [padded[:, dy : dy + H, dx : dx + W].flatten() for dy in range(3) for dx in range(3)]
     return torch.stack(taps, dim=1)
-
-
-class _TableSum(torch.autograd.Function):
-    """The look-ups outside a compiled network."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, table: Tensor, dtype: torch.dtype) -> Tensor:  # noqa: ANN401
-        ctx.save_for_backward(rows)
-        ctx.num_rows, ctx.dtype = table.shape[1], table.dtype
-        return _forward(rows, table, dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[None, Tensor, None]:  # noqa: ANN401
-        (rows,) = ctx.saved_tensors
-        return None, _backward(grad_outputs[0], rows, ctx.num_rows, ctx.dtype), None
-
-
-@torch.library.custom_op("ecgan::table_sum", mutates_args=())
-def _sum_op(rows: Tensor, table: Tensor, dtype: torch.dtype) -> Tensor:
-    """The look-ups in a compiled network."""
-    return _forward(rows, table, dtype)
-
-
-@torch.library.custom_op("ecgan::table_gradient", mutates_args=())
-def _gradient_op(grad: Tensor, rows: Tensor, num_rows: int, dtype: torch.dtype) -> Tensor:
-    return _backward(grad, rows, num_rows, dtype)
-
-
-@_sum_op.register_fake
-def _sum_shape(rows: Tensor, table: Tensor, dtype: torch.dtype) -> Tensor:
-    return table.new_empty(*rows.shape, table.shape[2], dtype=dtype)
-
-
-@_gradient_op.register_fake
-def _gradient_shape(grad: Tensor, rows: Tensor, num_rows: int, dtype: torch.dtype) -> Tensor:  # noqa: ARG001
-    return grad.new_empty(TAPS, num_rows, grad.shape[3], dtype=dtype)
-
-
-def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ANN401, ARG001
-    rows, table, _ = inputs
-    ctx.num_rows, ctx.dtype = table.shape[1], table.dtype
-    ctx.save_for_backward(rows)
-
-
-def _gradient_of_op(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None]:  # noqa: ANN401
-    (rows,) = ctx.saved_tensors
-    return None, _gradient_op(grad, rows, ctx.num_rows, ctx.dtype), None
-
-
-_sum_op.register_autograd(_gradient_of_op, setup_context=_keep_for_backward)

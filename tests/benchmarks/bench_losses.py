@@ -1,11 +1,11 @@
-"""The heavy operations, forward and backward: Eqs. 3 and 5, class heads, one-hot convolution.
+"""The heavy operations, forward and backward: Eqs. 3 and 5, and class heads.
 
     python -m tests.benchmarks.bench_losses [--repeats 7] [--only similarity] [--large]
 
 The baseline, in the same process, is the definition in plain torch and float32 as one would write
-it at first: M x M matrices with autograd, a branch for each class, a convolution of the one-hot
-map. It is left out where it does not fit. "torch" are our own operations in plain torch, "triton"
-are the kernels, on CUDA alone. The implementations of one scale take turns.
+it at first: M x M matrices with autograd, and a branch for each class. It is left out where it
+does not fit. "torch" are our own operations in plain torch, "triton" are the kernels, on CUDA
+alone. The implementations of one scale take turns.
 
 Times are medians: of the thread's CPU time on a CPU, so that another program's load does little
 harm, and between two events on CUDA. "error" is the norm of the gradient's error against float64,
@@ -28,7 +28,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ecgan.ops.class_conv import class_specific_heads
-from ecgan.ops.onehot_conv import one_hot, onehot_conv
 from ecgan.ops.pair_similarity import BOUND, pair_similarity
 from ecgan.ops.pixel_contrast import pixel_contrast
 
@@ -140,27 +139,6 @@ def heads(B, N, height, width, C=64):
     )
 
 
-def convolution(B, N, height, width, O=128):
-    labels = scene(B, N, height, width)
-    weight = torch.randn(O, N + 1, 3, 3, device=DEVICE)
-    direction = torch.randn(B, O, height, width, device=DEVICE)
-    direction = direction.contiguous(memory_format=torch.channels_last)
-
-    def of_one_hot(weight):
-        S = one_hot(labels, N, IGNORE, unknown=True)
-        S = S.contiguous(memory_format=torch.channels_last)
-        return (F.conv2d(S, weight, padding=1) * direction).sum()
-
-    return Case(
-        "one-hot conv",
-        f"{B} x {height}x{width}, N {N}, O {O}",
-        [weight],
-        lambda w: (onehot_conv(labels, w, None, N, IGNORE, unknown=True) * direction).sum(),
-        of_one_hot,
-        False,
-    )
-
-
 def cases(*, large):
     """Scaling over resolution, classes, batch: what is small first."""
     if large:
@@ -171,7 +149,6 @@ def cases(*, large):
         yield from (lambda N=N: contrast(65536, N) for N in (35, 182))
         yield lambda: contrast(65536, 35, bank=8192)
         yield from (lambda N=N: heads(4, N, 256, 512) for N in (12, 35, 182))
-        yield from (lambda N=N: convolution(4, N, 256, 512) for N in (12, 35, 182))
     else:
         yield from (lambda s=s: similarity(1, 12, *s) for s in [(24, 32), (48, 64), (64, 128)])
         yield from (lambda N=N: similarity(1, N, 48, 64) for N in (35, 182))
@@ -180,7 +157,6 @@ def cases(*, large):
         yield from (lambda N=N: contrast(3072, N) for N in (35, 182))
         yield lambda: contrast(3072, 12, bank=1024)
         yield from (lambda N=N: heads(1, N, 96, 128) for N in (12, 35, 182))
-        yield from (lambda N=N: convolution(1, N, 96, 128, O=32) for N in (12, 35, 182))
 
 
 # The table
@@ -261,7 +237,7 @@ def versions():
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--only", help="similarity, contrast, heads or one-hot")
+    parser.add_argument("--only", help="similarity, contrast or heads")
     parser.add_argument("--large", action="store_true", default=DEVICE.type == "cuda")
     arguments = parser.parse_args()
     torch.manual_seed(0)

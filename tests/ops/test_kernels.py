@@ -43,9 +43,9 @@ def kernels(monkeypatch):
     monkeypatch.setenv("ECGAN_KERNELS", "triton")
     for module in (triton_contrast, triton_similarity):
         monkeypatch.setattr(module, "blocks", lambda stored: Blocks(32, 32, 4, 2))
+    monkeypatch.setattr(triton_class_conv, "PIECE", 32)
     for module in (triton_class_conv, onehot):
         monkeypatch.setattr(module, "PIXELS", 16)
-        monkeypatch.setattr(module, "PIECE", 32)
 
 
 @pytest.fixture(params=["torch", "triton"])
@@ -391,33 +391,23 @@ def test_onehot_conv_is_the_convolution_of_the_one_hot_map(
     boundary = torch.randint(0, 2, (sizes[0], 1, *sizes[1:]), device=DEVICE) * 255
     options = {"unknown": unknown, "boundary": boundary if with_boundary else None}
     weight = torch.randn(O, N + unknown + with_boundary, 3, 3, dtype=torch.float64, device=DEVICE)
-    bias = torch.randn(O, dtype=torch.float64, device=DEVICE).requires_grad_()
-    weight.requires_grad_()
+    bias = torch.randn(O, dtype=torch.float64, device=DEVICE)
     S = one_hot(labels, N, IGNORE, dtype=torch.float64, **options)
     expected = F.conv2d(S, weight, bias, padding=1)
-    direction = torch.randn_like(expected)
-    gradients = torch.autograd.grad((expected * direction).sum(), (weight, bias))
-    single = [x.detach().float().requires_grad_() for x in (weight, bias)]
+    single = weight.float(), bias.float()
     actual = onehot_conv(labels.to(torch.uint8), *single, N, IGNORE, **options)
     assert actual.is_contiguous(memory_format=torch.channels_last)
     assert_close(actual, expected, 1e-6)
-    actual_gradients = torch.autograd.grad((actual * direction).sum(), single)
-    for one, other in zip(actual_gradients, gradients, strict=True):
-        assert_close(one, other, 1e-6)
 
 
-def test_onehot_conv_has_autocasts_type_as_a_convolution_has(implementation):
+def test_onehot_conv_takes_half_precision(implementation):
     labels = torch.randint(0, 3, (1, 4, 5), device=DEVICE)
-    weight = torch.randn(2, 3, 3, 3, device=DEVICE, requires_grad=True)
-    expected = F.conv2d(one_hot(labels, 3, IGNORE, unknown=False), weight, padding=1)
-    with torch.autocast(DEVICE, dtype=torch.bfloat16):
-        actual = onehot_conv(labels, weight, None, 3, IGNORE, unknown=False)
+    weight = torch.randn(2, 3, 3, 3, device=DEVICE).bfloat16()
+    S = one_hot(labels, 3, IGNORE, unknown=False)
+    expected = F.conv2d(S.double(), weight.double(), padding=1)
+    actual = onehot_conv(labels, weight, None, 3, IGNORE, unknown=False)
     assert actual.dtype == torch.bfloat16
-    assert_close(actual, expected.double(), 2**-8)
-    actual.sum().backward()
-    assert weight.grad is not None
-    (gradient,) = torch.autograd.grad(expected.sum(), weight)
-    torch.testing.assert_close(weight.grad, gradient)
+    assert_close(actual, expected, 2**-8)
 
 
 # Which implementation runs
@@ -574,18 +564,13 @@ def test_a_one_hot_convolution_is_one_operation_of_a_compiled_network():
         return onehot_conv(labels, weight, bias, 3, IGNORE, unknown=True, boundary=boundary)
 
     compiled, graphs = compiled_and_counted(convolve)
-    weight = torch.randn(4, 5, 3, 3, device=DEVICE, requires_grad=True)
-    bias = torch.randn(4, device=DEVICE, requires_grad=True)
+    weight, bias = torch.randn(4, 5, 3, 3, device=DEVICE), torch.randn(4, device=DEVICE)
     for _ in range(2):
         labels = torch.randint(0, 3, (2, 5, 6), device=DEVICE)
         boundary = torch.randint(0, 2, (2, 1, 5, 6), device=DEVICE)
         expected = convolve(labels, weight, bias, boundary)
         actual = compiled(labels, weight, bias, boundary)
         torch.testing.assert_close(actual, expected)
-        torch.testing.assert_close(
-            torch.autograd.grad(actual.square().sum(), (weight, bias)),
-            torch.autograd.grad(expected.square().sum(), (weight, bias)),
-        )
     assert len(graphs) == 1
 
 
@@ -621,10 +606,8 @@ def test_the_operations_say_what_they_are(implementation):
         torch.ops.ecgan.class_specific_heads_backward.default,
         (torch.randn_like(image), saved, labels, IGNORE),
     )
-    table = torch.randn(9, 4, 3, device=DEVICE, requires_grad=True)
-    checks |= torch.library.opcheck(
-        torch.ops.ecgan.table_sum.default, (labels, table, torch.bfloat16)
-    )
+    table = torch.randn(9, 4, 3, device=DEVICE)
+    checks |= torch.library.opcheck(torch.ops.ecgan.table_sum.default, (labels, table))
     assert set(checks.values()) == {"SUCCESS"}
 
 
@@ -696,9 +679,8 @@ LAUNCHES = textwrap.dedent("""
         features = torch.rand(1, 64, 16, 32, dtype=dtype, requires_grad=True)
         labels = torch.randint(0, 12, (1, 16, 32))
         class_specific_heads(features, labels, 255, *weights).sum().backward()
-        weight = torch.rand(128, 13, 3, 3, requires_grad=True)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-            onehot_conv(labels, weight, None, 12, 255, unknown=True).sum().backward()
+        weight = torch.rand(128, 13, 3, 3, dtype=dtype)
+        onehot_conv(labels, weight, None, 12, 255, unknown=True)
 """)
 
 
@@ -718,7 +700,7 @@ def test_every_kernel_compiles_for_a_gpu(monkeypatch, capability, kibibytes):
     kernels = [line.split() for line in done.stdout.splitlines()]
     assert {name for name, *_ in kernels} == {
         "_split", "_round", "_rows", "_log_negatives", "_positives", "_negatives", "_convolve",
-        "_kernel_gradients", "_look_up", "_add_pieces", "_add_up",
+        "_kernel_gradients", "_look_up", "_add_up",
     }  # fmt: skip
     for name, _, shared, *_ in kernels:
         assert int(shared) <= kibibytes * 1024, name

@@ -68,15 +68,13 @@ def test_one_hot_takes_wide_labels_and_other_types():
 
 @pytest.mark.parametrize("unknown", [False, True])
 @pytest.mark.parametrize("with_boundary", [False, True])
-def test_onehot_conv_matches_the_loops_and_passes_gradcheck(unknown, with_boundary):
+def test_onehot_conv_matches_the_loops(unknown, with_boundary):
     labels = torch.tensor([[[0, 2, 2, IGNORE], [1, 0, IGNORE, 1], [2, 2, 0, 0]]])
     boundary = (torch.rand(1, 1, 3, 4) < 0.5).float() if with_boundary else None
     weight = torch.randn(2, 3 + unknown + with_boundary, 3, 3, dtype=torch.float64)
     bias = torch.randn(2, dtype=torch.float64)
 
-    def convolve(weight, bias):
-        return onehot_conv(labels, weight, bias, 3, IGNORE, unknown=unknown, boundary=boundary)
-
+    actual = onehot_conv(labels, weight, bias, 3, IGNORE, unknown=unknown, boundary=boundary)
     expected = naive.onehot_conv(
         labels[0].tolist(),
         3,
@@ -86,10 +84,7 @@ def test_onehot_conv_matches_the_loops_and_passes_gradcheck(unknown, with_bounda
         weight.tolist(),
         bias.tolist(),
     )
-    torch.testing.assert_close(
-        convolve(weight, bias)[0], torch.tensor(expected, dtype=torch.float64)
-    )
-    assert torch.autograd.gradcheck(convolve, (weight.requires_grad_(), bias.requires_grad_()))
+    torch.testing.assert_close(actual[0], torch.tensor(expected, dtype=torch.float64))
 
 
 def test_onehot_conv_refuses_a_weight_for_other_channels():

@@ -245,7 +245,7 @@ def cache(
     """
     import os
 
-    from ecgan.data import datasets
+    from ecgan.data import checks, datasets
     from ecgan.data import resized_copy as library
     from ecgan.recipe import label_space, load_recipe
 
@@ -268,7 +268,7 @@ def cache(
     }
     space = label_space(found)
     for items in splits.values():
-        datasets.check_labels(items, space, found.dataset)
+        checks.check_labels(items, space, found.dataset)
     source = library.Source(
         found.dataset,
         base,

@@ -1,6 +1,7 @@
 """Class lists: the three of the paper, and those that users write."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from torchvision.datasets import Cityscapes
 
 from ecgan import labels
 from ecgan.errors import UserError
-from ecgan.labels import LabelClass, LabelSpace, from_json, load_label_space
+from ecgan.labels import LabelClass, LabelSpace, clean_key, from_json, load_label_space
 
 BUILTIN = ["cityscapes", "ade20k", "coco_stuff"]
 
@@ -168,3 +169,25 @@ def test_a_class_list_that_is_not_json(tmp_path):
     (tmp_path / "classes.json").write_text("classes: [road]")
     with pytest.raises(UserError, match="not a JSON file"):
         load_label_space(tmp_path / "classes.json")
+
+
+# Keys
+
+
+@given(st.text(max_size=30))
+def test_a_cleaned_key_has_letters_digits_underscore_and_dash_only(name):
+    assert re.fullmatch(r"[A-Za-z0-9_-]+", clean_key(name))
+
+
+@given(st.text(max_size=30))
+def test_cleaning_twice_changes_nothing(name):
+    assert clean_key(clean_key(name)) == clean_key(name)
+
+
+@given(st.from_regex(r"[A-Za-z0-9_-]+", fullmatch=True))
+def test_a_clean_key_stays_as_it_is(name):
+    assert clean_key(name) == name
+
+
+def test_folders_become_dashes_and_the_rest_underscores():
+    assert clean_key("night/rain.01/straße") == "night-rain_01-stra_e"

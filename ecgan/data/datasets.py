@@ -1,6 +1,6 @@
-"""Where the files of a data set lie: which photo, label map, instance and edge map belong together.
+"""Pairing of photos, label maps, instance and edge maps; splits and directory structures.
 
-Four layouts: Cityscapes, ADE20K, COCO-Stuff as their authors publish them, and a plain folder::
+Four structures: Cityscapes, ADE20K, COCO-Stuff as their authors publish them, and a plain folder::
 
     images/[SPLIT/]…    labels/[SPLIT/]…    (instances/…, edges/…)    classes.json
 
@@ -11,21 +11,16 @@ cleaned to letters, digits, ``_`` and ``-`` (Cityscapes: the file name without `
 import difflib
 import hashlib
 import os
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from itertools import chain
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self, TypeVar
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import PIL
-from tqdm import tqdm
 
-from ecgan import __version__
-from ecgan.data import decode, label_cache
+from ecgan.data import decode
 from ecgan.errors import UserError
 from ecgan.labels import SPLIT_FOLDERS, Labels, LabelSpace, clean_key
 
@@ -35,9 +30,6 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".
 LABEL_SUFFIXES = frozenset({".png", ".bmp", ".tif", ".tiff"})  # without loss
 LOSSY_SUFFIXES = frozenset({".jpg", ".jpeg", ".webp"})
 MAX_FAULTS = 20
-
-_BLOCK = 1024  # items that are looked up, and kept, at once
-_TASK = 16  # items that a thread takes: of small files, each costs less than handing it over
 
 _NOUNS: Mapping[Kind, tuple[str, str]] = {
     "image": ("photo", "photos"),
@@ -59,50 +51,15 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Survey:
-    """All files of a split by key, and what is wrong with them."""
+class FoundFiles:
+    """Files of a split by key, and the faults met while they were paired."""
 
     files: Mapping[Kind, Mapping[str, Path]]
     faults: Sequence[str]
 
 
-class LabelCounts(NamedTuple):
-    """Pixels of each class over a data set."""
-
-    pixels: npt.NDArray[np.int64]  # (N,)
-    unlabelled: int
-    num_items: int
-
-
-@dataclass(frozen=True, eq=False)
-class LabelCheck:
-    """What the label maps of L items hold, row by row in the order of the items.
-
-    Attributes:
-        counts: pixels of each of the N classes, (L, N).
-        unlabelled: pixels without a class, (L,).
-        digests: SHA-256 of each label file, (L, 32).
-        instance_digests: SHA-256 of each instance map's file, (L, 32), zeros where an item has
-            none; None where no item has one.
-    """
-
-    counts: npt.NDArray[np.int32]  # Pillow refuses images of 2^28 pixels and more
-    unlabelled: npt.NDArray[np.int32]
-    digests: npt.NDArray[np.uint8]
-    instance_digests: npt.NDArray[np.uint8] | None
-
-    @property
-    def totals(self) -> LabelCounts:
-        """Sums over the items."""
-        return LabelCounts(
-            self.counts.sum(axis=0, dtype=np.int64),
-            int(self.unlabelled.sum(dtype=np.int64)),
-            len(self.counts),
-        )
-
-
 def splits(dataset: str, root: Path) -> list[str]:
-    """Splits that are there: some of train, val, test; none where labels are not divided."""
+    """Existing splits: some of train, val, test; none where labels are not divided."""
     return [name for name in SPLIT_FOLDERS if _has_split(dataset, root, name)]
 
 
@@ -115,7 +72,7 @@ def index(
     edges_folder: bool = False,
     need_images: bool = True,
 ) -> list[Item]:
-    """The items of a split, sorted by key; of everything below ``root`` where split is None.
+    """Items of a split, sorted by key; of everything below ``root`` where split is None.
 
     Args:
         dataset: folder, cityscapes, ade20k or coco_stuff.
@@ -136,10 +93,10 @@ def index(
         "edge": edges_folder,
     }
     kinds: list[Kind] = [kind for kind, is_needed in needed.items() if is_needed]
-    found = survey(dataset, root, split, kinds)
+    found = find_files(dataset, root, split, kinds)
     if found.faults:
-        place = f"data.dataset {dataset}" + (f", split {split}" if split else "")
-        raise UserError(f"{root} ({place})", found.faults)
+        where = f"data.dataset {dataset}" + (f", split {split}" if split else "")
+        raise UserError(f"{root} ({where})", found.faults)
     files = found.files
     return [
         Item(key, label, **{kind: files[kind][key] for kind in kinds if kind != "label"})
@@ -147,7 +104,7 @@ def index(
     ]
 
 
-def items_for(  # noqa: PLR0913  where the items lie, and what each shall have
+def items_for(  # noqa: PLR0913  where the items are, and which files each must have
     dataset: str,
     root: Path,
     split: str,
@@ -158,7 +115,7 @@ def items_for(  # noqa: PLR0913  where the items lie, and what each shall have
     edges_folder: bool = False,
     need_images: bool = True,
 ) -> list[Item]:
-    """The items to train, validate or sample on.
+    """Items to train, validate or sample on.
 
     Where there is no split val, it is a tenth of the training split (of everything, where labels
     are not divided at all), held out by a hash of the key, so that it stays the same when files
@@ -167,27 +124,24 @@ def items_for(  # noqa: PLR0913  where the items lie, and what each shall have
     Args:
         dataset: folder, cityscapes, ade20k or coco_stuff.
         root: folder of the data set.
-        split: the split that is asked for.
-        train_split: the split that a tenth is held out from.
-        fraction: how much of ``train_split`` there is; see :func:`take_fraction`.
-        instances: as for :func:`index`.
-        edges_folder: as for :func:`index`.
-        need_images: as for :func:`index`.
+        split: requested split.
+        train_split: split that a tenth is held out from.
+        fraction: share of ``train_split`` to use; see :func:`take_fraction`.
+        instances: every item must have an instance map.
+        edges_folder: every item must have an edge map.
+        need_images: every item must have a photo.
 
     Raises:
         UserError: no such split; and as :func:`index`.
     """
-
-    def read(name: str | None) -> list[Item]:
-        return index(
-            dataset,
-            root,
-            name,
-            instances=instances,
-            edges_folder=edges_folder,
-            need_images=need_images,
-        )
-
+    read = partial(
+        index,
+        dataset,
+        root,
+        instances=instances,
+        edges_folder=edges_folder,
+        need_images=need_images,
+    )
     check_root(root)
     divided = bool(splits(dataset, root)) or _has_split(dataset, root, train_split)
     if _has_split(dataset, root, "val") or (split not in {"val", train_split}):
@@ -200,16 +154,16 @@ def items_for(  # noqa: PLR0913  where the items lie, and what each shall have
 
 
 def take_fraction(items: Sequence[Item], fraction: float) -> list[Item]:
-    """A part of the items, at least one, chosen by a hash of the key, in the order they came.
+    """Subset of the items, at least one, chosen by a hash of the key, in the order they came.
 
-    A smaller fraction is a part of a larger one.
+    The subset of a smaller fraction lies within that of a larger one.
     """
-    count = max(1, round(fraction * len(items)))
+    num = max(1, round(fraction * len(items)))
     ordered = sorted(
         range(len(items)),
         key=lambda i: hashlib.sha256(f"fraction {items[i].key}".encode()).digest(),
     )
-    return [items[i] for i in sorted(ordered[:count])]
+    return [items[i] for i in sorted(ordered[:num])]
 
 
 def index_labels(
@@ -229,31 +183,31 @@ def index_labels(
     if labels_below and (folder / "images").is_dir():
         folder = labels_below[0]
     files = _files_below(folder, LABEL_SUFFIXES)
-    endings = {"label": "_gtFine_labelIds", "instances": "_gtFine_instanceIds"}
-    ending = endings[kind] if dataset == "cityscapes" else ""
+    ending = _CITYSCAPES_ENDINGS[kind] if dataset == "cityscapes" else ""
     if not any(path.stem.endswith(ending) for path in files):
         ending = ""  # maps under names of the user's own
     if not files:
         lossy = _files_below(folder, LOSSY_SUFFIXES)
+        expected = ", ".join(f"*{suffix}" for suffix in sorted(LABEL_SUFFIXES))
         raise UserError(
             f"{folder}: {_lossy_fault(lossy, folder)}"
             if lossy
-            else f"{folder}: no {_NOUNS[kind][1]} below it; expected files {_list_suffixes()}"
+            else f"{folder}: no {_NOUNS[kind][1]} below it; expected files {expected}"
         )
     faults: list[str] = []
-    keyed = _by_key(files, _Tree(folder, ending, flat=bool(ending)), faults)
+    keyed = _by_key(files, _SourceFolder(folder, ending, flat=bool(ending)), faults)
     if faults:
-        raise UserError(str(folder), _capped(faults))
+        raise UserError(str(folder), capped(faults))
     if not keyed:
         raise UserError(
-            f"{folder}: no {_NOUNS[kind][1]} below it; its {_count(len(files), 'file')} *TrainIds "
+            f"{folder}: no {_NOUNS[kind][1]} below it; its {count(len(files), 'file')} *TrainIds "
             "are maps of evaluation ids, which are left out; rename them if they are what you mean"
         )
     return [Item(key, path) for key, path in sorted(keyed.items())]
 
 
 def read_label(item: Item, space: LabelSpace, dataset: str) -> Labels:
-    """The label map of an item in input ids, (H, W).
+    """Label map of an item in input ids, (H, W).
 
     Raises:
         UserError: the file is damaged, or holds numbers or colours that the class list lacks.
@@ -262,9 +216,9 @@ def read_label(item: Item, space: LabelSpace, dataset: str) -> Labels:
     if decoded.unknown:
         raise UserError(
             str(item.label),
-            _capped(
+            capped(
                 [
-                    _unknown_fault(value, space, dataset, colors=decoded.colors)
+                    decode.unknown_fault(value, space, dataset, colors=decoded.colors)
                     for value in decoded.unknown
                 ]
             ),
@@ -273,31 +227,31 @@ def read_label(item: Item, space: LabelSpace, dataset: str) -> Labels:
 
 
 def read_image(item: Item) -> npt.NDArray[np.uint8]:
-    """The photo of an item, RGB, (H, W, 3)."""
+    """Photo of an item, RGB, (H, W, 3)."""
     assert item.image is not None
     return decode.read_photo(item.image)
 
 
 def read_instances(item: Item) -> npt.NDArray[np.int32]:
-    """The instance ids of an item, (H, W): what one pixel holds, whatever it is made of."""
+    """Instance ids of an item, (H, W): the raw value of each pixel."""
     assert item.instances is not None
     return decode.read_raw(item.instances).values.astype(np.int32)
 
 
 def read_edge(item: Item) -> npt.NDArray[np.uint8]:
-    """The edge map of an item, (H, W), 0 to 255."""
+    """Edge map of an item, (H, W), 0 to 255."""
     assert item.edge is not None
     return decode.read_grey(item.edge)
 
 
-def survey(dataset: str, root: Path, split: str | None, kinds: Sequence[Kind]) -> Survey:
-    """Find and pair the files of a split, noting every fault.
+def find_files(dataset: str, root: Path, split: str | None, kinds: Sequence[Kind]) -> FoundFiles:
+    """Find and pair the files of a split; faults are collected, not raised.
 
     Args:
         dataset: folder, cityscapes, ade20k or coco_stuff.
         root: folder of the data set.
         split: train, val, test or another folder's name; None: all of them.
-        kinds: which files every item must have, ``label`` among them.
+        kinds: files that every item must have, ``label`` among them.
 
     Raises:
         UserError: ``root`` is not a folder.
@@ -306,29 +260,29 @@ def survey(dataset: str, root: Path, split: str | None, kinds: Sequence[Kind]) -
     faults: list[str] = []
     files: dict[Kind, dict[str, Path]] = {kind: {} for kind in kinds}
     for kind in kinds:
-        trees = _trees(dataset, root, split)[kind]
-        tree = next((tree for tree in trees if tree.folder.is_dir()), None)
-        if tree is None:
-            faults.append(_missing_folder(kind, trees, dataset, root))
+        candidates = _source_folders(dataset, root, split)[kind]
+        source = next((c for c in candidates if c.folder.is_dir()), None)
+        if source is None:
+            faults.append(_missing_folder(kind, candidates, dataset, root))
             continue
         suffixes = IMAGE_SUFFIXES if kind in {"image", "edge"} else LABEL_SUFFIXES
-        below = [p for p in _files_below(tree.folder, suffixes) if tree.holds(p)]
-        lossy = [] if kind in {"image", "edge"} else _files_below(tree.folder, LOSSY_SUFFIXES)
+        below = [p for p in _files_below(source.folder, suffixes) if source.holds(p)]
+        lossy = [] if kind in {"image", "edge"} else _files_below(source.folder, LOSSY_SUFFIXES)
         if lossy:
             faults.append(_lossy_fault(lossy, root))
         elif not below:
             faults.append(
-                f"{_relative(tree.folder, root)}: no {_NOUNS[kind][1]} below it; expected files "
-                f"*{tree.ending}{{{','.join(sorted(suffixes))}}}"
+                f"{_relative(source.folder, root)}: no {_NOUNS[kind][1]} below it; expected files "
+                f"*{source.ending}{{{','.join(sorted(suffixes))}}}"
             )
-        files[kind] = _by_key(below, tree, faults)
+        files[kind] = _by_key(below, source, faults)
     if all(files.values()):
         faults += _pairing_faults(files, root)
-    return Survey(files, _capped(faults))
+    return FoundFiles(files, capped(faults))
 
 
 def recognise(root: Path) -> str | None:
-    """Which layout a folder has, or None."""
+    """Directory structure of a folder; None where it is none of the four."""
 
     def any_folder(*names: str) -> bool:
         return any((root / name).is_dir() for name in names)
@@ -342,76 +296,8 @@ def recognise(root: Path) -> str | None:
     return "folder" if any_folder("labels", "masks") else None
 
 
-def check_labels(
-    items: Sequence[Item],
-    space: LabelSpace,
-    dataset: str,
-    *,
-    check_images: bool = True,
-    workers: int | None = None,
-    progress: bool = False,
-) -> LabelCheck:
-    """Read every file once and report all faults together, before anything is computed.
-
-    Files that an earlier check found without fault, and that have the same size and time of change
-    as then, are not read again (:mod:`ecgan.data.label_cache`).
-
-    Args:
-        items: what a run is about to use.
-        space: the class list of the run.
-        dataset: name of the layout.
-        check_images: photos too: whole files, of the size of their label map.
-        workers: threads; default: one for each CPU, at most eight.
-        progress: show a bar.
-
-    Returns:
-        Pixels of each class and a digest, for each item.
-
-    Raises:
-        UserError: ids or colours that the class list lacks, files that cannot be read, maps of
-            another size than their photo.
-    """
-    tally = _Tally(items, space)
-    faults = _Faults(space, dataset)
-    context = _context(space, dataset)
-
-    def inspect(some: Sequence[Item]) -> list["_Finding"]:
-        return [_inspect(item, space, dataset, check_images=check_images) for item in some]
-
-    def findings(pool: ThreadPoolExecutor, store: label_cache.Store) -> Iterator["_Finding"]:
-        for block in _parts(items, _BLOCK):
-            now = time.time_ns()
-            files = (_files(item, check_images=check_images) for item in block)
-            keys = [label_cache.key(those, context, now) for those in files]
-            yield from _known_or_read(
-                block,
-                keys,
-                store,
-                lambda unread: chain.from_iterable(pool.map(inspect, _parts(unread, _TASK))),
-            )
-
-    with (
-        ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool,
-        label_cache.open_store() as store,
-        tqdm(
-            findings(pool, store),
-            "Checking labels",
-            len(items),
-            unit="file",
-            disable=not progress or None,
-        ) as bar,
-    ):
-        for row, finding in enumerate(bar):
-            tally.add(row, finding)
-            faults.add(items[row], finding)
-    lines = faults.lines()
-    if lines:
-        raise UserError(f"{len(items)} label maps were checked; not usable as they are", lines)
-    return tally.check
-
-
 @dataclass(frozen=True)
-class _Tree:
+class _SourceFolder:
     """A folder that holds files of one kind; their stems end in ``ending``."""
 
     folder: Path
@@ -427,86 +313,78 @@ class _Tree:
         return clean_key(name.removesuffix(path.suffix).removesuffix(self.ending))
 
 
-def _trees(dataset: str, root: Path, split: str | None) -> Mapping[Kind, Sequence[_Tree]]:
-    """Folders where files of each kind may lie, the usual one first."""
-    match dataset:
-        case "cityscapes":
-            return _cityscapes_trees(root, split)
-        case "ade20k":
-            return _ade20k_trees(root, split)
-        case "coco_stuff":
-            return _coco_stuff_trees(root, split)
-        case "folder":
-            return _folder_trees(root, split)
-        case _:
-            raise ValueError(f"no layout {dataset!r}")
+# Folders of each kind of file, the usual one first; {below} is the split's folder
+_STRUCTURES: Mapping[str, Mapping[Kind, Sequence[str]]] = {
+    "cityscapes": {
+        "image": ("leftImg8bit/{below}",),
+        "label": ("gtFine/{below}",),
+        "instances": ("gtFine/{below}",),
+        "edge": ("edges/{below}",),
+    },
+    "ade20k": {
+        "image": ("images/{below}",),
+        "label": ("annotations/{below}",),
+        "instances": ("annotations_instance/{below}",),
+        "edge": ("edges/{below}",),
+    },
+    "coco_stuff": {
+        "image": ("images/{below}", "{below}", "{split}_img"),
+        "label": ("stuffthingmaps/{below}", "annotations/{below}", "{split}_label"),
+        "instances": ("inst/{below}", "{split}_inst"),
+        "edge": ("edges/{below}",),
+    },
+    "folder": {
+        "image": ("images/{below}",),
+        "label": ("labels/{below}", "masks/{below}"),
+        "instances": ("instances/{below}",),
+        "edge": ("edges/{below}",),
+    },
+}
+_CITYSCAPES_ENDINGS: Mapping[Kind, str] = {
+    "image": "_leftImg8bit",
+    "label": "_gtFine_labelIds",
+    "instances": "_gtFine_instanceIds",
+    "edge": "",
+}
 
 
-def _cityscapes_trees(root: Path, split: str | None) -> Mapping[Kind, Sequence[_Tree]]:
-    below = split or ""
-    fine = root / "gtFine" / below
-    return {
-        "image": [_Tree(root / "leftImg8bit" / below, "_leftImg8bit", flat=True)],
-        "label": [_Tree(fine, "_gtFine_labelIds", flat=True)],
-        "instances": [_Tree(fine, "_gtFine_instanceIds", flat=True)],
-        "edge": [_Tree(root / "edges" / below, flat=True)],
-    }
-
-
-def _ade20k_trees(root: Path, split: str | None) -> Mapping[Kind, Sequence[_Tree]]:
+def _source_folders(
+    dataset: str, root: Path, split: str | None
+) -> Mapping[Kind, Sequence[_SourceFolder]]:
+    """Folders that may hold files of each kind, the usual one first."""
     inner = root / "ADEChallengeData2016"
-    base = inner if inner.is_dir() else root
-    below = {"train": "training", "val": "validation", None: ""}.get(split, split)
-    assert below is not None
+    base = inner if dataset == "ade20k" and inner.is_dir() else root
+    flat = dataset == "cityscapes"
     return {
-        "image": [_Tree(base / "images" / below)],
-        "label": [_Tree(base / "annotations" / below)],
-        "instances": [_Tree(base / "annotations_instance" / below)],
-        "edge": [_Tree(base / "edges" / below)],
+        kind: [
+            _SourceFolder(
+                base / pattern.format(below=below, split=split),
+                _CITYSCAPES_ENDINGS[kind] if flat else "",
+                flat,
+            )
+            for pattern in patterns
+            if split is not None or pattern.endswith("/{below}")
+            for below in _split_folders(dataset, split)
+        ]
+        for kind, patterns in _STRUCTURES[dataset].items()
     }
 
 
-def _coco_stuff_trees(root: Path, split: str | None) -> Mapping[Kind, Sequence[_Tree]]:
+def _split_folders(dataset: str, split: str | None) -> Sequence[str]:
+    """Names that the folder of a split may have."""
     if split is None:
-        return {
-            "image": [_Tree(root / "images")],
-            "label": [_Tree(root / "stuffthingmaps"), _Tree(root / "annotations")],
-            "instances": [_Tree(root / "inst")],
-            "edge": [_Tree(root / "edges")],
-        }
-    below = f"{split}2017" if split in SPLIT_FOLDERS else split
-    return {
-        "image": [
-            _Tree(root / "images" / below),
-            _Tree(root / below),
-            _Tree(root / f"{split}_img"),
-        ],
-        "label": [
-            _Tree(root / "stuffthingmaps" / below),
-            _Tree(root / "annotations" / below),
-            _Tree(root / f"{split}_label"),
-        ],
-        "instances": [_Tree(root / "inst" / below), _Tree(root / f"{split}_inst")],
-        "edge": [_Tree(root / "edges" / below)],
-    }
-
-
-def _folder_trees(root: Path, split: str | None) -> Mapping[Kind, Sequence[_Tree]]:
-    names = ("",) if split is None else SPLIT_FOLDERS.get(split, (split,))
-
-    def trees(*folders: str) -> list[_Tree]:
-        return [_Tree(root / folder / name) for folder in folders for name in names]
-
-    return {
-        "image": trees("images"),
-        "label": trees("labels", "masks"),
-        "instances": trees("instances"),
-        "edge": trees("edges"),
-    }
+        return ("",)
+    if dataset == "folder":
+        return SPLIT_FOLDERS.get(split, (split,))
+    if dataset == "coco_stuff" and split in SPLIT_FOLDERS:
+        return (f"{split}2017",)
+    if dataset == "ade20k":
+        return ({"train": "training", "val": "validation"}.get(split, split),)
+    return (split,)
 
 
 def _has_split(dataset: str, root: Path, split: str) -> bool:
-    return any(tree.folder.is_dir() for tree in _trees(dataset, root, split)["label"])
+    return any(source.folder.is_dir() for source in _source_folders(dataset, root, split)["label"])
 
 
 def _held_out(keys: Sequence[str]) -> set[str]:
@@ -528,12 +406,14 @@ def check_root(root: Path) -> None:
     raise UserError(f"{root}: no such folder{hint}; give the data set's folder")
 
 
-def _missing_folder(kind: Kind, trees: Sequence[_Tree], dataset: str, root: Path) -> str:
-    expected = list(dict.fromkeys(f"{_relative(tree.folder, root)}/" for tree in trees))
-    there = next(p for p in trees[0].folder.parents if p.is_dir())  # root, at the latest
+def _missing_folder(
+    kind: Kind, candidates: Sequence[_SourceFolder], dataset: str, root: Path
+) -> str:
+    expected = list(dict.fromkeys(f"{_relative(c.folder, root)}/" for c in candidates))
+    there = next(p for p in candidates[0].folder.parents if p.is_dir())  # root, at the latest
     names = [f"{p.name}/" for p in _subfolders(there)]
-    place = "there" if there == root else f"below {_relative(there, root)}/"
-    found = f"{place} are only {', '.join(names[:8])}" if names else f"{place} are no folders"
+    where = "there" if there == root else f"below {_relative(there, root)}/"
+    found = f"{where} are only {', '.join(names[:8])}" if names else f"{where} are no folders"
     other = recognise(root)
     hint = f"; this looks like data.dataset: {other}" if other not in {dataset, None} else ""
     return (
@@ -549,7 +429,7 @@ def _subfolders(folder: Path) -> list[Path]:
 
 
 def _files_below(folder: Path, suffixes: Iterable[str]) -> list[Path]:
-    """Files at any depth, sorted; links are followed, hidden files are not seen."""
+    """Files at any depth, sorted; links are followed, hidden files are skipped."""
     wanted = tuple(suffixes)
     found: list[Path] = []
     for parent, folders, names in os.walk(folder, followlinks=True):
@@ -562,12 +442,12 @@ def _files_below(folder: Path, suffixes: Iterable[str]) -> list[Path]:
     return sorted(found)
 
 
-def _by_key(files: Iterable[Path], tree: _Tree, faults: list[str]) -> dict[str, Path]:
+def _by_key(files: Iterable[Path], source: _SourceFolder, faults: list[str]) -> dict[str, Path]:
     keyed: dict[str, Path] = {}
     for path in files:
-        if not tree.holds(path):
+        if not source.holds(path):
             continue
-        key = tree.key(path)
+        key = source.key(path)
         if key in keyed:
             faults.append(f"{keyed[key]} and {path} share the key {key!r}; rename one of them")
         keyed.setdefault(key, path)
@@ -602,232 +482,22 @@ def _unpaired_fault(kind: Kind, missing: Kind, paths: Sequence[Path], root: Path
 
 def _lossy_fault(files: Sequence[Path], root: Path) -> str:
     return (
-        f"{_count(len(files), 'label map')} in a format that changes ids (first: "
+        f"{count(len(files), 'label map')} in a format that changes ids (first: "
         f"{_relative(files[0], root)}); save label maps as PNG"
     )
-
-
-def _list_suffixes() -> str:
-    return ", ".join(f"*{suffix}" for suffix in sorted(LABEL_SUFFIXES))
 
 
 def _relative(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
-def _count(number: int, noun: str) -> str:
+def count(number: int, noun: str) -> str:
+    """Number with its noun: 1 file, 2 files."""
     return f"1 {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _capped(faults: Sequence[str]) -> list[str]:
-    """The first faults, and how many more there are."""
+def capped(faults: Sequence[str]) -> list[str]:
+    """First ``MAX_FAULTS`` faults and the number of further ones."""
     if len(faults) <= MAX_FAULTS:
         return list(faults)
     return [*faults[:MAX_FAULTS], f"and {len(faults) - MAX_FAULTS} more"]
-
-
-def _unknown_fault(value: int, space: LabelSpace, dataset: str, *, colors: bool) -> str:
-    if not colors:
-        return f"label {value}: the recipe has {decode.accepted_ids(space, dataset)}"
-    names = [
-        c.name for c in space.classes if c.color == (value >> 16, value >> 8 & 255, value & 255)
-    ]
-    if names:
-        return (
-            f"colour {decode.color_text(value)} stands for {' and '.join(names)} in the class list"
-        )
-    return f"colour {decode.color_text(value)} is not in the class list"
-
-
-_Read = TypeVar("_Read")
-
-
-class _Finding(NamedTuple):
-    """What was found in the files of one item."""
-
-    digest: bytes = b""
-    instance_digest: bytes = b""
-    labels: Sequence[int] = ()  # those that occur, ignore_index for unlabelled pixels
-    pixels: Sequence[int] = ()  # of each of them
-    palette: Mapping[int, int] = {}  # number -> colour, where both have a meaning
-    unknown: Sequence[int] = ()
-    colors: bool = False
-    other_size: str = ""
-    unreadable: Sequence[str] = ()
-
-    @property
-    def is_clean(self) -> bool:
-        return not (self.unknown or self.other_size or self.unreadable)
-
-    def to_json(self) -> list[Any]:
-        """Of a clean finding."""
-        digests = [self.digest.hex(), self.instance_digest.hex()]
-        return [*digests, self.labels, self.pixels, list(self.palette.items())]
-
-    @classmethod
-    def from_json(cls, value: list[Any]) -> Self:
-        digest, instance_digest, labels, pixels, palette = value
-        return cls(
-            bytes.fromhex(digest), bytes.fromhex(instance_digest), labels, pixels, dict(palette)
-        )
-
-
-class _Tally:
-    """Collects findings in rows."""
-
-    def __init__(self, items: Sequence[Item], space: LabelSpace) -> None:
-        num, has_instances = len(items), any(item.instances is not None for item in items)
-        self.check = LabelCheck(
-            np.zeros((num, space.num_classes), np.int32),
-            np.zeros(num, np.int32),
-            np.zeros((num, 32), np.uint8),
-            np.zeros((num, 32), np.uint8) if has_instances else None,
-        )
-
-    def add(self, row: int, finding: _Finding) -> None:
-        check = self.check
-        for label, pixels in zip(finding.labels, finding.pixels, strict=True):
-            if label < check.counts.shape[1]:
-                check.counts[row, label] = pixels
-            else:
-                check.unlabelled[row] = pixels
-        if finding.digest:
-            check.digests[row] = np.frombuffer(finding.digest, np.uint8)
-        if finding.instance_digest and check.instance_digests is not None:
-            check.instance_digests[row] = np.frombuffer(finding.instance_digest, np.uint8)
-
-
-def _parts(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
-    return (items[start : start + size] for start in range(0, len(items), size))
-
-
-def _context(space: LabelSpace, dataset: str) -> bytes:
-    """What a finding depends on besides the files."""
-    meaning = [c.color for c in space.classes], space.ignore, dataset
-    return repr((__version__, PIL.__version__, *meaning)).encode()
-
-
-def _files(item: Item, *, check_images: bool) -> list[tuple[str, Path]]:
-    """Those that a check reads."""
-    image = item.image if check_images else None
-    files = {"label": item.label, "image": image, "instances": item.instances, "edge": item.edge}
-    return [(kind, path) for kind, path in files.items() if path is not None]
-
-
-def _known_or_read(
-    items: Sequence[Item],
-    keys: Sequence[bytes | None],
-    store: label_cache.Store,
-    read: Callable[[Sequence[Item]], Iterator[_Finding]],
-) -> Iterator[_Finding]:
-    """The finding of each item in turn; what is read and found clean is kept."""
-    known = store.find(keys)
-    found = read([item for item, value in zip(items, known, strict=True) if value is None])
-    clean: dict[bytes, Any] = {}
-    for key, value in zip(keys, known, strict=True):
-        if value is not None:
-            yield _Finding.from_json(value)
-            continue
-        finding = next(found)
-        if key is not None and finding.is_clean:
-            clean[key] = finding.to_json()
-        yield finding
-    store.add(clean)
-
-
-def _inspect(item: Item, space: LabelSpace, dataset: str, *, check_images: bool) -> _Finding:
-    unreadable: list[str] = []
-
-    def attempt(read: Callable[[Path], _Read], path: Path | None) -> _Read | None:
-        try:
-            return None if path is None else read(path)
-        except UserError as error:
-            unreadable.append(str(error))
-            return None
-
-    photo = attempt(decode.probe_photo, item.image if check_images else None)
-    instances = attempt(decode.read_hashed, item.instances)
-    edge = attempt(decode.probe_photo, item.edge)
-    try:
-        raw, digest = decode.read_hashed(item.label)
-    except UserError as error:
-        return _Finding(unreadable=[str(error), *unreadable])
-    sizes = {"photo": photo, "instance map": instances and instances.raw.size, "edge map": edge}
-    other = [
-        f"{name} {size[1]} x {size[0]}"
-        for name, size in sizes.items()
-        if size is not None and size != raw.size
-    ]
-    decoded = decode.decode(raw, space, dataset)
-    pixels = np.bincount(decoded.label.ravel())
-    labels = np.flatnonzero(pixels)
-    return _Finding(
-        digest,
-        instances.digest if instances else b"",
-        labels.tolist(),
-        pixels[labels].tolist(),
-        _meaningful_palette(raw, space) if not decoded.colors else {},
-        decoded.unknown,
-        decoded.colors,
-        f"label {raw.size[1]} x {raw.size[0]}, {', '.join(other)}" if other else "",
-        unreadable,
-    )
-
-
-def _meaningful_palette(raw: decode.RawLabel, space: LabelSpace) -> dict[int, int]:
-    """Number -> colour, if every number in the file has a colour of the class list."""
-    if raw.palette is None:
-        return {}
-    used = np.flatnonzero(np.bincount(raw.values.ravel(), minlength=256))
-    colors = decode.class_colors(space)
-    palette = {int(number): int(raw.palette[number]) for number in used}
-    return palette if all(code in colors for code in palette.values()) else {}
-
-
-@dataclass
-class _Faults:
-    """Collects findings, one line for each kind of fault rather than for each file."""
-
-    space: LabelSpace
-    dataset: str
-    unknown: dict[tuple[bool, int], list[Path]] = field(default_factory=dict)
-    palette: dict[int, tuple[int, Path]] = field(default_factory=dict)
-    palette_faults: list[str] = field(default_factory=list)
-    other_size: list[str] = field(default_factory=list)
-    unreadable: list[str] = field(default_factory=list)
-
-    def add(self, item: Item, finding: _Finding) -> None:
-        for value in finding.unknown:
-            self.unknown.setdefault((finding.colors, value), []).append(item.label)
-        for number, color in finding.palette.items():
-            first_color, first = self.palette.setdefault(number, (color, item.label))
-            if color != first_color and not self.palette_faults:
-                self.palette_faults.append(
-                    f"{first} and {item.label} give the number {number} two colours of the class "
-                    "list, so their numbers are no ids; save such masks as RGB"
-                )
-        if finding.other_size:
-            self.other_size.append(f"{item.label}: {finding.other_size}")
-        self.unreadable += finding.unreadable
-
-    def lines(self) -> list[str]:
-        lines = [self._unknown_line(*key) for key in sorted(self.unknown)]
-        lines += self.palette_faults
-        if self.other_size:
-            lines.append(
-                f"{_count(len(self.other_size), 'label map')} of another size than what belongs to "
-                f"{'it' if len(self.other_size) == 1 else 'them'} (first: {self.other_size[0]})"
-            )
-        return _capped(lines + self.unreadable)
-
-    def _unknown_line(self, colors: bool, value: int) -> str:
-        files = self.unknown[colors, value]
-        found = f"found in {_count(len(files), 'file')} (first: {files[0]})"
-        if not colors:
-            line = f"label {value} {found}, the recipe has "
-            line += decode.accepted_ids(self.space, self.dataset)
-            single = self.dataset == "folder" and sum(not key[0] for key in self.unknown) == 1
-            hint = "; if it marks unlabelled pixels, it is the class list's ignore"
-            return line + hint if single else line
-        fault = _unknown_fault(value, self.space, self.dataset, colors=True)
-        return f"{fault}; {found}"

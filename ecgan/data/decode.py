@@ -182,6 +182,18 @@ def accepted_ids(space: LabelSpace, dataset: str) -> str:
     return ids if space.ignore is None else f"{ids} and {space.ignore}"
 
 
+def unknown_fault(value: int, space: LabelSpace, dataset: str, *, colors: bool) -> str:
+    """Sentence about a number, or a colour as 0xRRGGBB, that the class list does not know."""
+    if not colors:
+        return f"label {value}: the class list has {accepted_ids(space, dataset)}"
+    names = [
+        c.name for c in space.classes if c.color == (value >> 16, value >> 8 & 255, value & 255)
+    ]
+    if names:
+        return f"colour {color_text(value)} stands for {' and '.join(names)} in the class list"
+    return f"colour {color_text(value)} is not in the class list"
+
+
 def color_text(code: int) -> str:
     """0xRRGGBB -> (r, g, b)."""
     return f"({code >> 16}, {code >> 8 & 255}, {code & 255})"

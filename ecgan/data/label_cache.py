@@ -1,52 +1,49 @@
-"""What earlier checks of label files found: unchanged files are not read again.
+"""Cache of label checks: a resumed run does not read files again that have not changed.
 
-A small database in the user's cache folder: ``$ECGAN_CACHE``, else ``$XDG_CACHE_HOME/ecgan``, else
-``~/.cache/ecgan``. It is a help, never a need: where it is locked, damaged, read-only or cannot be
-made, the check reads the files and says so in one line.
-
-The key of an entry covers all that a finding depends on, so that no entry ever changes: of a file
-that changes, the key does.
+One file in the folder of the run or data set that the check belongs to, never beside the label
+maps, which may be on a read-only disk. An entry's key covers the path, size and modification time
+of an item's files and all else that the result depends on. A damaged or foreign cache file counts
+as empty; runs that write it at the same time cost at most another reading.
 """
 
 import hashlib
-import json
-import logging
 import os
-import sqlite3
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
+from contextlib import suppress
+from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import NamedTuple
+from zipfile import BadZipFile
 
-MAX_ENTRIES = 1_000_000  # about 250 MB; the oldest make room
+import numpy as np
+
+from ecgan.runtime.storage import HIDDEN, Store
+
+NAME = f"{HIDDEN}/label-check.npz"
 SETTLED_NS = 2_000_000_000  # a file's time may be as coarse as 2 s (FAT)
-BUSY_SECONDS = 2.0  # how long another process' write is waited for
 
-_SCHEMA = 1  # other columns or another form of their content: another file
-_log = logging.getLogger(__name__)
+# Of files that cannot be read, are no zip files, or hold other arrays
+_DAMAGE = (OSError, ValueError, TypeError, LookupError, EOFError, BadZipFile, zlib.error)
 
 
-def cache_folder() -> Path:
-    """Where the database lies.
+class LabelContent(NamedTuple):
+    """Content of one item's files; empty where the label file cannot be read."""
 
-    Raises:
-        RuntimeError: the user has no home folder.
-    """
-    if own := os.environ.get("ECGAN_CACHE"):
-        return Path(own)
-    shared = os.environ.get("XDG_CACHE_HOME", "")
-    # The standard of that variable has relative paths ignored.
-    return (Path(shared) if Path(shared).is_absolute() else Path.home() / ".cache") / "ecgan"
+    digest: bytes = b""  # SHA-256 of the label file
+    instance_digest: bytes = b""  # SHA-256 of the instance map's file, if there is one
+    labels: Sequence[int] = ()  # those that occur, ignore_index for unlabelled pixels
+    pixels: Sequence[int] = ()  # number of pixels of each of them
+    palette: Mapping[int, int] = {}  # number -> colour, where both have a meaning
 
 
 def key(files: Iterable[tuple[str, Path]], context: bytes, now: int) -> bytes | None:
-    """What stands for these files as they are, (16,) bytes; to be taken before they are read.
+    """Key of an item's files as they are, (16,) bytes; to be taken before they are read.
 
     Args:
-        files: what each file is to the item, and its path.
-        context: all else that a finding depends on.
+        files: role and path of each file.
+        context: all else that a result depends on.
         now: nanoseconds since 1970, not later than this call.
 
     Returns:
@@ -54,129 +51,92 @@ def key(files: Iterable[tuple[str, Path]], context: bytes, now: int) -> bytes | 
         change might leave it the same time (Git calls such files racily clean).
     """
     total = hashlib.blake2b(context, digest_size=16)
-    for kind, path in files:
+    for role, path in files:
         try:
             stat = path.stat()
         except OSError:
             return None  # whoever reads it says why
         if stat.st_mtime_ns > now - SETTLED_NS:
             return None
-        total.update(f"{kind} {stat.st_size} {stat.st_mtime_ns} ".encode())
+        total.update(f"{role} {stat.st_size} {stat.st_mtime_ns} ".encode())
         total.update(os.fsencode(os.path.abspath(path)) + b"\0")  # noqa: PTH100
     return total.digest()
 
 
-class Store:
-    """Findings by key, for one process among several; without a database it is always empty.
+class LabelCache:
+    """Results of earlier label checks by key; nothing is written before :meth:`save`."""
 
-    Args:
-        path: the database; None: there is none.
-    """
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._saved = _read(store)
+        self._used: dict[bytes, LabelContent] = {}
 
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
-        self._connection: sqlite3.Connection | None = None
-        self._writes = True
-        if path is None:
+    def find(self, key: bytes | None) -> LabelContent | None:
+        """Result of an earlier check; None where there is none."""
+        found = self._saved.get(key or b"")
+        if key and found:
+            self._used[key] = found
+        return found
+
+    def add(self, key: bytes, content: LabelContent) -> None:
+        self._used[key] = content
+
+    def save(self) -> None:
+        """Write the entries found or added since the start, if any of them is new."""
+        if self._used.keys() <= self._saved.keys():
             return
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # No write-ahead log: it does not work in home folders that several hosts share.
-            self._connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
-            # After a power failure the file may have to be deleted; waiting for the disk each time
-            # would cost more.
-            self._connection.execute("PRAGMA synchronous = OFF")
-            self._connection.execute(
-                "CREATE TABLE IF NOT EXISTS found (item BLOB PRIMARY KEY, finding BLOB NOT NULL)"
-            )
-        except (OSError, sqlite3.Error) as error:
-            self._give_up(error)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def find(self, keys: Sequence[bytes | None]) -> list[Any]:
-        """What was added under each key, as JSON has it; None where nothing was."""
-        if self._connection is None:
-            return [None] * len(keys)
-        try:
-            with self._connection as connection:
-                connection.execute("BEGIN")  # one lock for all of them
-                query = "SELECT finding FROM found WHERE item = ?"
-                rows = [key and connection.execute(query, (key,)).fetchone() for key in keys]
-        except sqlite3.Error as error:
-            self._give_up(error)
-            return [None] * len(keys)
-        return [row and _unsealed(key, row[0]) for key, row in zip(keys, rows, strict=True)]
-
-    def add(self, findings: Mapping[bytes, Any]) -> None:
-        """Keep findings, which JSON can hold, under their keys."""
-        if self._connection is None or not self._writes or not findings:
-            return
-        try:
-            with self._connection as connection:
-                connection.execute("BEGIN IMMEDIATE")
-                connection.executemany(
-                    "INSERT OR REPLACE INTO found VALUES (?, ?)",
-                    [(key, _sealed(key, finding)) for key, finding in findings.items()],
-                )
-                connection.execute(
-                    "DELETE FROM found WHERE rowid <= (SELECT max(rowid) FROM found) - ?",
-                    (MAX_ENTRIES,),
-                )
-        except sqlite3.Error as error:
-            self._writes = False  # what is there may still be read
-            self._warn(error)
-
-    def close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-
-    def _give_up(self, error: Exception) -> None:
-        self.close()
-        self._warn(error)
-
-    def _warn(self, error: Exception) -> None:
-        is_damaged = type(error) is sqlite3.DatabaseError
-        remedy = "delete this file" if is_damaged else "ECGAN_CACHE may name another folder"
-        _warn_once(f"{self._path}: {error}; label files are read without it ({remedy})")
+        rows = self._used.values()
+        stream = BytesIO()
+        np.savez(
+            stream,
+            keys=_bytes(self._used, 16),
+            digests=_bytes((row.digest for row in rows), 32),
+            instance_digests=_bytes((row.instance_digest.ljust(32, b"\0") for row in rows), 32),
+            num_labels=np.array([len(row.labels) for row in rows]),
+            labels=_pairs(zip(row.labels, row.pixels, strict=True) for row in rows),
+            num_colors=np.array([len(row.palette) for row in rows]),
+            colors=_pairs(row.palette.items() for row in rows),
+        )
+        with suppress(OSError):  # the cache is a help, not a need
+            self._store.write(NAME, stream.getvalue())
 
 
-def open_store() -> Store:
-    """The store of this user."""
+def _read(store: Store) -> dict[bytes, LabelContent]:
     try:
-        folder = cache_folder()
-    except RuntimeError as error:
-        _warn_once(f"{error}; label files are read each time (ECGAN_CACHE may name a folder)")
-        return Store(None)
-    return Store(folder / f"checked-{_SCHEMA}.sqlite")
+        with np.load(BytesIO(store.read(NAME))) as file:
+            rows = zip(
+                (bytes(key) for key in file["keys"]),
+                (bytes(digest) for digest in file["digests"]),
+                (bytes(digest) if digest.any() else b"" for digest in file["instance_digests"]),
+                _split(file["labels"], file["num_labels"]),
+                _split(file["colors"], file["num_colors"]),
+                strict=True,
+            )
+            return {
+                key: LabelContent(
+                    digest,
+                    instances,
+                    labels[:, 0].tolist(),
+                    labels[:, 1].tolist(),
+                    dict(colors.tolist()),
+                )
+                for key, digest, instances, labels, colors in rows
+            }
+    except _DAMAGE:
+        return {}
 
 
-def _sealed(key: bytes, finding: object) -> bytes:
-    text = json.dumps(finding, separators=(",", ":")).encode()
-    return _checksum(key, text) + text
+def _bytes(values: Iterable[bytes], size: int) -> np.ndarray:
+    return np.frombuffer(b"".join(values), np.uint8).reshape(-1, size)
 
 
-def _unsealed(key: bytes | None, sealed: object) -> Any:  # noqa: ANN401  # what JSON has
-    if key is None or not isinstance(sealed, bytes) or sealed[:4] != _checksum(key, sealed[4:]):
-        return None
-    return json.loads(sealed[4:])
+def _pairs(rows: Iterable[Iterable[tuple[int, int]]]) -> np.ndarray:
+    return np.array([pair for row in rows for pair in row], np.int64).reshape(-1, 2)
 
 
-def _checksum(key: bytes, text: bytes) -> bytes:
-    """SQLite has none: a damaged database must not give wrong findings."""
-    return zlib.crc32(key + text).to_bytes(4, "big")
-
-
-@cache
-def _warn_once(text: str) -> None:
-    _log.warning("%s", text)
+def _split(pairs: np.ndarray, counts: np.ndarray) -> list[np.ndarray]:
+    """The (n, 2) pairs of each row."""
+    ends = np.cumsum([0, *counts])
+    if ends[-1] != len(pairs):
+        raise ValueError("another number of pairs")
+    return [pairs[start:end] for start, end in pairwise(ends)]

@@ -311,7 +311,7 @@ class _Tally:
 
 
 def _survey(dataset: str, root: Path, name: str | None) -> tuple[SplitReport, list[Item]]:
-    found = datasets.survey(dataset, root, name, ["label", "image"])
+    found = datasets.find_files(dataset, root, name, ["label", "image"])
     photos, maps = found.files["image"], found.files["label"]
     pairs = [Item(key, maps[key], photos[key]) for key in sorted(photos.keys() & maps.keys())]
     report = SplitReport(name, len(pairs), len(photos), len(maps), tuple(found.faults))
@@ -368,7 +368,9 @@ def _class_list(dataset: str, root: Path) -> tuple[LabelSpace | None, list[str]]
 
 
 def _all_have(kind: Kind, dataset: str, root: Path, names: Iterable[str | None]) -> bool:
-    return all(not datasets.survey(dataset, root, name, ["label", kind]).faults for name in names)
+    return all(
+        not datasets.find_files(dataset, root, name, ["label", kind]).faults for name in names
+    )
 
 
 def _placed(split: SplitReport) -> list[str]:

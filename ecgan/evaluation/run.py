@@ -27,7 +27,8 @@ from tqdm import tqdm
 
 import ecgan
 from ecgan import labels
-from ecgan.data import datasets, label_cache
+from ecgan.data import checks, datasets
+from ecgan.data.label_cache import LabelCache
 from ecgan.data.loader import TripleDataset
 from ecgan.errors import UsageError, UserError
 from ecgan.evaluation import figures
@@ -44,7 +45,7 @@ from ecgan.metrics import distances, distribution, statistics
 from ecgan.metrics import segmentation as scoring
 from ecgan.metrics.segmentation import Tally
 from ecgan.recipe import Recipe, label_space, parse_recipe
-from ecgan.runtime import cluster
+from ecgan.runtime import cluster, storage
 from ecgan.runtime.cluster import Done
 from ecgan.runtime.device import choose_device
 from ecgan.runtime.files import sha256, writing
@@ -254,8 +255,10 @@ class _Evaluation:
         self.size = self._common_size()
         self.split = request.split or self._default_split()
         self.samples = {one.place: self._samples(one) for one in self.sets}
+        self.label_cache = LabelCache(storage.Folder(storage.cache_folder()))
         self.reference = self._data(self.split, train=False)
         self.train = self._data(recipe.data.split, train=True)
+        self.label_cache.save()
         self.worthy = self._for_training()
 
     def run(
@@ -326,7 +329,7 @@ class _Evaluation:
         items = datasets.items_for(
             data.dataset, Path(str(data.root)), split, train_split=data.split
         )
-        datasets.check_labels(items, self.space, data.dataset)
+        checks.check_labels(items, self.space, data.dataset, cache=self.label_cache)
         return TripleDataset(
             items,
             self.space,
@@ -425,7 +428,7 @@ class _Fidelity:
             self.recipe,
             self.space,
             self.train,
-            cache=label_cache.cache_folder() / "segmenters",
+            cache=storage.cache_folder() / "segmenters",
             device=self.device,
             progress=not self.request.quiet,
         )
@@ -458,7 +461,7 @@ class _Fidelity:
             inception_weights=self.recipe.evaluate.inception_weights,
             dinov2=self.recipe.evaluate.dinov2,
             devices=devices,
-            cache=label_cache.cache_folder() / "looks",
+            cache=storage.cache_folder() / "looks",
             threads=max(1, (os.cpu_count() or 1) // workers.count) if several else None,
         )
         found = self._found(settings, workers)

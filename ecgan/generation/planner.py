@@ -21,8 +21,9 @@ import torch
 import ecgan
 from ecgan import checkpoint
 from ecgan.checkpoint import GeneratorFile
-from ecgan.data import datasets
+from ecgan.data import checks, datasets
 from ecgan.data.datasets import Item
+from ecgan.data.label_cache import LabelCache
 from ecgan.errors import UsageError
 from ecgan.generation import balance, layout_augmentation
 from ecgan.generation.plan import Counts, Stage, refuse_colliding_keys, spread, whole_rows
@@ -158,6 +159,7 @@ class DatasetPlan:
         devices: devices of the workers, in turn.
         items: label maps, sorted by key.
         check: class counts and digests of the label maps.
+        label_cache: earlier label checks; saved once the data set's folder is there.
         photos: files of --style-images.
         styles: styles of the photos, (photos, 256); None before :func:`encode_styles`.
         filter: None before :func:`train_filter`, and where nothing needs one.
@@ -169,7 +171,8 @@ class DatasetPlan:
     workers: Workers
     devices: tuple[str, ...]
     items: Sequence[Item]
-    check: datasets.LabelCheck
+    check: checks.LabelCheck
+    label_cache: LabelCache
     photos: tuple[Path, ...] = ()
     styles: Vectors | None = None
     filter: TrainedFilter | None = None
@@ -325,10 +328,16 @@ def plan(request: Request) -> DatasetPlan:
     _check_against_generator(request, recipe)
     items = _items(request, recipe)
     photos = () if request.style_images is None else _style_photos(request.style_images)
-    check = datasets.check_labels(
-        items, file.space, recipe.data.dataset, check_images=False, progress=not request.quiet
+    label_cache = LabelCache(open_store(request.out))
+    check = checks.check_labels(
+        items,
+        file.space,
+        recipe.data.dataset,
+        cache=label_cache,
+        check_images=False,
+        progress=not request.quiet,
     )
-    made = DatasetPlan(request, file, recipe, workers, devices, items, check, photos)
+    made = DatasetPlan(request, file, recipe, workers, devices, items, check, label_cache, photos)
     _check_style_count(request, recipe, int(made.even_counts.max()), len(items))
     refuse_colliding_keys(made.wanted.stage)
     return made
@@ -562,7 +571,7 @@ def _with_instances(items: Sequence[Item], dataset: str, folder: Path) -> list[I
     return [Item(item.key, item.label, instances=maps[item.key]) for item in items]
 
 
-def _digests(check: datasets.LabelCheck) -> list[str]:
+def _digests(check: checks.LabelCheck) -> list[str]:
     """Digests of the layouts' files."""
     own = [bytes(row).hex() for row in check.digests]
     if check.instance_digests is None:

@@ -124,6 +124,7 @@ def run(request: Request) -> Outcome:
             ledger.remove()
         plan, is_new = ledger.resolve(prepared.wanted, extend=request.extend)
         store.sweep()  # what dead writers left
+        prepared.label_cache.save()
         if is_new:
             ledger.record_stage(plan, prepared.wanted)
         making = _Making(request, prepared, ledger, plan)

@@ -374,6 +374,19 @@ class ObjectStore(Store):
             ) from error
 
 
+def cache_folder() -> Path:
+    """The user's cache: ``$ECGAN_CACHE``, ``$XDG_CACHE_HOME/ecgan`` or ``~/.cache/ecgan``.
+
+    Raises:
+        RuntimeError: the user has no home folder.
+    """
+    if own := os.environ.get("ECGAN_CACHE"):
+        return Path(own)
+    shared = os.environ.get("XDG_CACHE_HOME", "")
+    # The standard of that variable has relative paths ignored.
+    return (Path(shared) if Path(shared).is_absolute() else Path.home() / ".cache") / "ecgan"
+
+
 def matching(store: Store, folder: str, accepts: Callable[[str], bool]) -> list[str]:
     """Names of the files directly in a folder that ``accepts`` takes, sorted, with the folder."""
     return [f"{folder}/{name}" for name in sorted(store.sizes(folder)) if accepts(name)]

@@ -14,13 +14,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ecgan.data import datasets, loader
+from ecgan.data import checks, datasets, loader
 from ecgan.data.datasets import Item
+from ecgan.data.label_cache import LabelCache
 from ecgan.data.loader import TripleDataset
 from ecgan.errors import UsageError
 from ecgan.labels import LabelSpace
 from ecgan.recipe import Recipe
 from ecgan.runtime.files import write_whole
+from ecgan.runtime.storage import Folder
 from ecgan.segmentation.label_filter import (
     ClassLosses,
     FilterSpec,
@@ -172,7 +174,9 @@ def prepare_filter(  # noqa: PLR0913  what the recipe does not say
     items = datasets.items_for(
         data.dataset, root, data.split, train_split=data.split, fraction=data.fraction
     )
-    check = datasets.check_labels(items, space, data.dataset, progress=progress)
+    known = LabelCache(Folder(cache))
+    check = checks.check_labels(items, space, data.dataset, cache=known, progress=progress)
+    known.save()
     pairs = _Pairs(recipe, space, items, cache, device, progress)
     if name == "train":
         keyed = {i.key: bytes(d).hex() for i, d in zip(items, check.digests, strict=True)}

@@ -20,7 +20,8 @@ from typing import Any, Literal
 import torch
 
 from ecgan import checkpoint, labels
-from ecgan.data import datasets
+from ecgan.data import checks, datasets
+from ecgan.data.label_cache import LabelCache
 from ecgan.data.loader import Batch, TripleDataset, batches, to_device, to_images
 from ecgan.data.transforms import Edges
 from ecgan.errors import UsageError, UserError, first_line
@@ -30,6 +31,7 @@ from ecgan.recipe import Recipe, label_space
 from ecgan.runtime import distributed, lock
 from ecgan.runtime.device import choose_device, compile_failures
 from ecgan.runtime.files import write_whole, writing
+from ecgan.runtime.storage import Folder
 from ecgan.runtime.timing import span
 from ecgan.sampling.sampler import condition
 from ecgan.training import networks
@@ -78,8 +80,11 @@ def run(
         place = Place(out, own_device, init, quiet)
         with _Signals() as signals:
             try:
-                space, sets = check(recipe, out, progress=place.shows_progress)
+                cache = LabelCache(Folder(out))
+                space, sets = check(recipe, out, cache=cache, progress=place.shows_progress)
                 with _only_writer(out):
+                    if distributed.is_first():
+                        cache.save()
                     return Training(recipe, space, sets, place).run(signals)
             except KeyboardInterrupt:  # before the first step, or a second one after that
                 return "interrupted"
@@ -130,6 +135,7 @@ def check(
     *,
     num_processes: int | None = None,
     read_files: bool = True,
+    cache: LabelCache | None = None,
     progress: bool = False,
 ) -> tuple[LabelSpace, Sets]:
     """Everything that can be refused before networks are built.
@@ -139,6 +145,7 @@ def check(
         out: run folder.
         num_processes: ranks; default: those that are there.
         read_files: read every label and photo once.
+        cache: earlier label checks of this run.
         progress: show a bar meanwhile.
 
     Raises:
@@ -161,7 +168,9 @@ def check(
     sets = build_sets(recipe, space)
     if read_files and distributed.rank() == 0:
         items = {item.label: item for part in sets for item in part.items}
-        datasets.check_labels(list(items.values()), space, recipe.data.dataset, progress=progress)
+        checks.check_labels(
+            list(items.values()), space, recipe.data.dataset, cache=cache, progress=progress
+        )
     distributed.barrier()
     return space, sets
 
@@ -174,7 +183,7 @@ def check_folder(out: Path, recipe: Recipe) -> None:
         raise UsageError(f"--out {out}: a file; give a folder")
     if (out / "recipe.yaml").is_file():
         checkpoint.refuse_another_recipe(out, recipe)
-    elif any(path.name != _LOCK for path in out.iterdir()):
+    elif any(not path.name.startswith(".") for path in out.iterdir()):
         raise UsageError(
             f"--out {out}: not empty, and not a run of ecgan train (no recipe.yaml in it); "
             "give another folder"

@@ -96,7 +96,9 @@ def ran(recipe, folder):
     for line in lines:
         line.pop("images_per_second", None)
     files = sorted(
-        str(path.relative_to(out)) for path in out.rglob("*") if "tfevents" not in path.name
+        str(path.relative_to(out))
+        for path in out.rglob("*")
+        if "tfevents" not in path.name and ".ecgan" not in path.parts
     )
     kept = checkpoint.load_generator(out / checkpoint.GENERATOR)
     weights = [value.sum().item() for value in kept.generator.state_dict().values()]

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from ecgan import labels
-from ecgan.data import datasets
+from ecgan.data import checks, datasets
 from ecgan.data.survey import inspect, propose_classes
 from ecgan.errors import UserError
 from ecgan.recipe import label_space, load_recipe
@@ -47,7 +47,7 @@ def test_each_layout_is_recognised_and_its_recipe_reads_it(dataset, tmp_path):
     assert recipe.data.instances == (dataset in {"cityscapes", "coco_stuff"})
     for split in ("train", "val"):
         items = datasets.items_for(dataset, root, split, instances=recipe.data.instances)
-        datasets.check_labels(items, label_space(recipe.data), dataset)
+        checks.check_labels(items, label_space(recipe.data), dataset)
 
 
 def test_the_text_has_pairs_sizes_modes_and_shares(tmp_path):

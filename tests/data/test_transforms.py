@@ -13,6 +13,8 @@ from ecgan.data.edges import canny_edges
 from ecgan.data.sample import Sample
 from ecgan.demo.toy import draw_scene
 from ecgan.errors import UserError
+from tests.helpers.errors import message
+from tests.helpers.trees import photo, stripes
 
 sides = st.integers(1, 17)
 
@@ -161,3 +163,11 @@ def test_parts_of_different_sizes_are_refused():
     ids = np.zeros((8, 9), np.int32)
     with pytest.raises(UserError, match="differ in size"):
         transforms.prepare(Sample("a", np.zeros((8, 8), np.uint8)), ids, resize_to=(4, 4))
+
+
+def test_a_sample_of_different_sizes_names_all_of_them():
+    label = stripes([0], 256, 512)
+    said = message(Sample, "layout-00017", label, photo(0, 512, 1024), label)
+    assert said == (
+        "layout-00017: label (256, 512), image (512, 1024) and edge (256, 512) differ in size"
+    )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ecgan.data import datasets
+from ecgan.data import checks, datasets
 from ecgan.data.edges import canny_edges
 from ecgan.demo import toy
 from ecgan.errors import UserError
@@ -81,7 +81,7 @@ def test_the_data_set_is_read_as_a_folder(tmp_path):
     for split, count in (("train", 9), ("val", 1), ("test", 1)):
         items = datasets.index("folder", out, split, instances=False, edges_folder=False)
         assert len(items) == count
-        datasets.check_labels(items, toy.SPACE, "folder")
+        checks.check_labels(items, toy.SPACE, "folder")
     item = datasets.index("folder", out, "val", instances=False, edges_folder=False)[0]
     image, label = toy.draw_scene((3, 8), 32, 64)
     np.testing.assert_array_equal(datasets.read_label(item, toy.SPACE, "folder"), label)

@@ -35,6 +35,23 @@ def stripes(values, height=32, width=64, dtype=np.uint8):
     return np.tile(row, (height, 1)).astype(dtype)
 
 
+def in_palette(values, colors, path):
+    image = Image.fromarray(stripes(values))
+    image = Image.frombytes("P", image.size, image.tobytes())
+    image.putpalette(np.asarray(colors, np.uint8).ravel().tolist())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)
+    return path
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
 def write_folder(root, splits=("train", "val"), num=4, values=(0, 1, 2, 255)):
     for split in splits:
         for i in range(num):

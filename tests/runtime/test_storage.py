@@ -4,12 +4,20 @@ import json
 import os
 import socket
 from datetime import datetime
+from pathlib import Path
 
 import pytest
 
 from ecgan.errors import UserError
 from ecgan.runtime import lock
-from ecgan.runtime.storage import HIDDEN, Folder, ObjectStore, matching, open_store
+from ecgan.runtime.storage import (
+    HIDDEN,
+    Folder,
+    ObjectStore,
+    cache_folder,
+    matching,
+    open_store,
+)
 from ecgan.shards import dataset
 
 BUCKET = "ecgan-test"
@@ -229,3 +237,18 @@ def test_addresses_and_paths(tmp_path):
     assert (str(memory), memory.is_private) == ("memory://somewhere", True)
     assert not open_store(tmp_path).is_private
     assert open_store(memory) is memory
+
+
+# The user's cache
+
+
+def test_the_users_cache_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/a")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
+    monkeypatch.setenv("ECGAN_CACHE", "/own")
+    assert cache_folder() == Path("/own")
+    monkeypatch.setenv("ECGAN_CACHE", "")
+    assert cache_folder() == Path("/xdg/ecgan")
+    for value in ("", "relative/is/ignored"):
+        monkeypatch.setenv("XDG_CACHE_HOME", value)
+        assert cache_folder() == Path("/home/a/.cache/ecgan")

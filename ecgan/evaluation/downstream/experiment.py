@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from ecgan import labels
-from ecgan.data import datasets
+from ecgan.data import checks, datasets
 from ecgan.data.datasets import Item
 from ecgan.data.loader import TripleDataset
 from ecgan.errors import UsageError, UserError
@@ -329,7 +329,7 @@ def _digests(
         UserError: faults in the files, or, where they must be scored, no pixel of a scored class.
     """
     space = request.space
-    found = datasets.check_labels(items, space, request.dataset)
+    found = checks.check_labels(items, space, request.dataset)
     ids = cast(Labels, np.arange(space.num_classes, dtype=space.dtype))
     scored = space.to_evaluation(ids) != space.ignore_index
     if must_be_scored and not found.totals.pixels[scored].any():

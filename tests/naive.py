@@ -1,9 +1,12 @@
 """The equations as loops over Python numbers: slow, plain, and sharing no code with ecgan.
 
-Tensors come as nested lists. Each function is the definition, written a second time.
+Tensors come as nested lists. Each function is the definition, written a second time. ``sample``
+alone takes a network, whose own forward pass is the definition.
 """
 
 import math
+
+import torch
 
 BOUND = 1e-6  # on a'' and 1 - a'' of Eq. 3
 
@@ -174,3 +177,13 @@ def kl_divergence(mu, log_var):
         for m, v in zip(means, log_variances, strict=True):
             total += 0.5 * (m * m + math.exp(v) - 1 - v)
     return total / len(mu)
+
+
+@torch.no_grad()
+def sample(generator, S, labels, ignore, z):
+    """Images and edges, (L, K, 3, H, W), of K styles of each layout; one style after the other."""
+    styles = [None] if z is None else z.unbind(dim=1)
+    made = [generator(S, labels, ignore, style) for style in styles]
+    edges = [one.edge for one in made]
+    images = torch.stack([one.image for one in made], dim=1)
+    return images, None if edges[0] is None else torch.stack(edges, dim=1)

@@ -297,9 +297,10 @@ def validate(
         z = None
         if generator.style:
             draws = [_noise(seed, n, generator.style_dim) for n in found.positions.tolist()]
-            z = torch.stack(draws).to(device)[:, None]
+            z = torch.stack(draws).to(device)
         S = sampler.condition(moved.labels, moved.boundary, space)
-        images = generator.sample(S, z)[0][:, 0].float().clamp(-1, 1)
+        generated = generator(S, moved.labels.long(), space.ignore_index, z)
+        images = generated.image.float().clamp(-1, 1)
         if judge is not None:
             raw = cast("Labels", found.labels.numpy().astype(space.dtype))
             labels = space.to_evaluation(raw)

@@ -5,15 +5,12 @@
     z --> linear (with a style) ------+       ^ each is modulated by S at its own size
 
 Shape legend:
-    B  images in the batch      L, K  layouts, and styles of each: B = L * K when sampling
-    H, W  height and width      w  width of the network, 64 in the paper; F has w channels
+    B  images in the batch      H, W  height and width
+    w  width of the network, 64 in the paper; F has w channels
     S  condition, (B, channels of S, H, W): one-hot label, unlabelled pixels, instance boundaries
     z  style, (B, style_dim)
 
 Written from the papers' text (SPADE, arXiv:1903.07291, App. A; ECGAN, arXiv:2003.13898v2).
-
-Most of the arithmetic makes modulation maps, and those depend on S alone: ``Trunk.modulations``
-makes them once for K styles of a layout.
 """
 
 import math
@@ -26,11 +23,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ecgan.models.layers import SpectralNorm, convolution, initialised, leaky, over_styles
+from ecgan.models.layers import SpectralNorm, convolution, initialised, leaky
 from ecgan.runtime.torch_private import AnyBatchNorm, TorchSpectralNorm
 
 Modulation = tuple[Tensor, Tensor]
-"""gamma and beta of one normalisation, each (L, C, h, w)."""
+"""gamma and beta of one normalisation, each (B, C, h, w)."""
 
 BLOCK_WIDTHS = ((16, 16), (16, 16), (16, 16), (16, 8), (8, 4), (4, 2), (2, 1))
 """Channels in and out of each block, in units of the width w."""
@@ -46,19 +43,14 @@ class Spade(nn.Module):
         self.to_modulation = convolution(hidden, 2 * channels, spectral=spectral)
 
     def modulation(self, S: Tensor) -> Modulation:
-        """Condition S at the size of the layer, (L, channels of S, h, w) -> gamma, beta."""
+        """Condition S at the size of the layer, (B, channels of S, h, w) -> gamma, beta."""
         gamma, beta = self.to_modulation(F.relu(self.hidden(S))).chunk(2, dim=1)
         return gamma, beta
 
     def forward(self, x: Tensor, modulation: Modulation) -> Tensor:
-        """Normalise and modulate x, (B, C, h, w), where B is L or L * K."""
+        """Normalise and modulate x, (B, C, h, w)."""
         gamma, beta = modulation
-        x = self.norm(x)
-        if len(gamma) == len(x):
-            return x * (1 + gamma) + beta
-        styles = x.unflatten(0, (len(gamma), -1))  # (L, K, C, h, w)
-        scale, shift = over_styles(1 + gamma, len(x)), over_styles(beta, len(x))
-        return (styles * scale + shift).flatten(0, 1)
+        return self.norm(x) * (1 + gamma) + beta
 
 
 class SpadeResidualBlock(nn.Module):
@@ -158,17 +150,6 @@ class Trunk(nn.Module):
             downscale //= 2 if upsamples else 1
         return taps[::-1]
 
-    def modulations(self, S: Tensor) -> list[list[Modulation]]:
-        """Every modulation map of a batch of layouts S, (L, channels of S, H, W), block by block.
-
-        To hold them all takes as much memory as some hundred copies of S at width 64; ``forward``
-        without them makes one block's at a time.
-        """
-        return [
-            block.modulations(_resized(S, size))  # pyright: ignore[reportCallIssue]
-            for block, size in zip(self.blocks, self.block_sizes(), strict=True)
-        ]
-
     def block_sizes(self) -> list[tuple[int, int]]:
         """Height and width of what goes through each block."""
         height, width = self.start_size
@@ -179,15 +160,8 @@ class Trunk(nn.Module):
                 height, width = 2 * height, 2 * width
         return sizes
 
-    def forward(
-        self, S: Tensor, z: Tensor | None = None, modulations: list[list[Modulation]] | None = None
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Condition S, (L, channels of S, H, W), and style z, (L * K, style_dim), to features.
-
-        Args:
-            S: one for each layout.
-            z: K styles for each layout, those of a layout together; None without a style.
-            modulations: what ``modulations(S)`` gave, if it is known already.
+    def forward(self, S: Tensor, z: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
+        """Condition S, (B, channels of S, H, W), and style z, (B, style_dim), to features.
 
         Returns:
             F, (B, w, H, W), and the taps: F, then the output of every earlier block, last first.
@@ -203,9 +177,7 @@ class Trunk(nn.Module):
         outputs = []
         first = len(self.blocks) - self.checkpointed if torch.is_grad_enabled() else math.inf
         for index, block in enumerate(self.blocks):
-            if modulations is not None:
-                x = block(x, modulations[index])
-            elif index >= first:
+            if index >= first:
                 again = partial(_passes, block)
                 x = checkpoint(_modulated, block, x, S, use_reentrant=False, context_fn=again)
                 assert isinstance(x, Tensor)

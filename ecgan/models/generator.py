@@ -9,9 +9,8 @@
                     +--> class-specific, Eq. 7 > I_g
 
 Shape legend:
-    B  images in the batch      L, K  layouts, and styles of each: B = L * K when sampling
-    N  semantic classes         C  channels of F, 64 in the paper
-    H, W  height and width      S  condition, (L, channels of S, H, W): one-hot label first
+    B  images in the batch      N  semantic classes         C  channels of F, 64 in the paper
+    H, W  height and width      S  condition, (B, channels of S, H, W): one-hot label first
     z  style, (B, 256)
 
 Names are the paper's (arXiv:2003.13898v2, Sec. 3.1-3.3). Edges and images are in [-1, 1], but for
@@ -27,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ecgan.models.class_specific import ClassSpecificGenerator
-from ecgan.models.encoder import Modulation, Trunk
+from ecgan.models.encoder import Trunk
 from ecgan.models.layers import SpectralNorm, convolution, leaky
 
 STYLE_DIM = 256
@@ -134,19 +133,17 @@ class SemanticPreserving(nn.Module):
         self.to_image = convolution(combined, 3, spectral=spectral)
 
     def forward(self, S: Tensor, generated: Tensor) -> Tensor:
-        """S, (L, channels of S, H, W), and cat(F, I', I'_e), (L * K, ...) -> I''."""
+        """S, (B, channels of S, H, W), and cat(F, I', I'_e), (B, ...) -> I''."""
         F_c = reweight_classes(self._to_classes(S, generated))
         return _pixels(self.to_image(self.from_classes(F_c)))
 
     def _to_classes(self, S: Tensor, generated: Tensor) -> Tensor:
-        """F_c, the convolution of cat(F, I', I'_e, S), as a sum: S's part is the same K times."""
+        """F_c, the convolution of cat(F, I', I'_e, S), as a sum, which copies nothing."""
         weight = cast("Tensor", self.to_classes.weight)
         bias = cast("Tensor", self.to_classes.bias)
         from_generated = functional.conv2d(generated, weight[:, : self.num_generated], padding=1)
         from_S = functional.conv2d(S, weight[:, self.num_generated :], bias, padding=1)
-        if len(S) == len(generated):
-            return from_generated + from_S
-        return (from_generated.unflatten(0, (len(S), -1)) + from_S[:, None]).flatten(0, 1)
+        return from_generated + from_S
 
 
 class Fusion(nn.Module):
@@ -265,51 +262,13 @@ class Generator(nn.Module):
             image = self.fusion(F, image, class_image, labels != ignore)
         return Generated(image, refined, coarse, edge, class_image, F, taps)
 
-    def modulations(self, S: Tensor) -> list[list[Modulation]]:
-        """What ``sample`` would compute from layouts S alone, to be given to it several times."""
-        return self.trunk.modulations(S)
-
-    @torch.no_grad()
-    def sample(
-        self, S: Tensor, z: Tensor | None, modulations: list[list[Modulation]] | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """K images and edges for each layout; its modulation maps are made once.
-
-        Each image is what ``forward`` makes of its layout and its style in evaluation mode.
-
-        Args:
-            S: conditions, (L, channels of S, H, W).
-            z: styles, (L, K, 256); None if G has none, and then K = 1.
-            modulations: of S, if they are there already.
-
-        Returns:
-            Image and edge, each (L, K, 3, H, W). Edge is None without Ge.
-        """
-        assert not self.training, "batch statistics would mix the samples: call eval() first"
-        F, _ = self.trunk(S, None if z is None else z.flatten(0, 1), modulations)
-        coarse, edge, refined = self._pictures(S, F)
-        image = coarse if refined is None else refined
-        if self.fusion is not None:
-            image = self._fused(S, F, image)
-        layouts = (len(S), -1)
-        return image.unflatten(0, layouts), None if edge is None else edge.unflatten(0, layouts)
-
     def _pictures(self, S: Tensor, F: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """I', I'_e and I'' of features F, (L * K, C, H, W)."""
+        """I', I'_e and I'' of features F, (B, C, H, W)."""
         coarse, edge = self.branches(F)
         if self.semantic_preserving is None:
             return coarse, edge, None
         generated = [F, coarse] if edge is None else [F, coarse, edge]
         return coarse, edge, self.semantic_preserving(S, torch.cat(generated, dim=1))
-
-    def _fused(self, S: Tensor, F: Tensor, refined: Tensor) -> Tensor:
-        assert self.fusion is not None
-        assert self.class_specific is not None
-        score, labels = S[:, : self.num_classes].max(dim=1)
-        ignore = self.num_classes  # any value that is no class
-        labels = labels.masked_fill(score == 0, ignore)
-        labels = labels.repeat_interleave(len(F) // len(S), dim=0)
-        return self.fusion(F, refined, self.class_specific(F, labels, ignore), labels != ignore)
 
 
 def _pixels(x: Tensor) -> Tensor:

@@ -79,17 +79,3 @@ def channels_last(network: nn.Module) -> None:
 def leaky(x: Tensor) -> Tensor:
     """LeakyReLU with the slope that every network here uses, 0.2."""
     return F.leaky_relu(x, 0.2)
-
-
-def over_styles(shared: Tensor, num_images: int) -> Tensor:
-    """Repeat what belongs to a layout for each of its styles, without copying before it is used.
-
-    Args:
-        shared: (L, ...), one for each layout.
-        num_images: L x K, layouts times styles.
-
-    Returns:
-        (L, K, ...), a view.
-    """
-    num_layouts = len(shared)
-    return shared[:, None].expand(num_layouts, num_images // num_layouts, *shared.shape[1:])

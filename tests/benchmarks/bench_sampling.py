@@ -8,7 +8,6 @@ The baseline is the straightforward way, in the same process: the modules as tra
 spectral norm and all, float32, no gradient, one style of every layout after the other. What stands
 below it:
 
-* **shared**: the same modules; the styles of a layout go through together and share its maps.
 * **folded**: the inference form, dense, with fixed shapes; bfloat16 on CUDA.
 * **lookups**: the same, its modulation maps made once for each neighbourhood.
 * **recorded**: folded, compiled, as CUDA graphs (``--compile`` on CUDA).
@@ -63,7 +62,7 @@ def generator(case):
     six = height % 64 == 0 and width % 64 == 0 and width > height
     made = Generator(
         num_classes=case.classes, num_conditions=case.classes + 1, height=height, width_px=width,
-        channels=case.width, upsamplings=6 if six else 5, style=True,
+        channels=case.width, upsamplings=6 if six else 5, style=True, class_specific=False,
     )  # fmt: skip
     for name, value in made.named_buffers():
         if name.endswith("running_var"):
@@ -95,13 +94,10 @@ def forms(case, device, *, compile):  # noqa: A002
 
     def baseline():
         for k in range(case.styles):
-            to_bytes(*plain.sample(S, z[:, k : k + 1]))
-
-    def shared():
-        to_bytes(*plain.sample(S, z, plain.modulations(S)))
+            made = plain(S, labels, case.classes, z[:, k])
+            to_bytes(made.image[:, None], made.edge[:, None])
 
     yield "baseline", torch.float32, baseline
-    yield "shared", torch.float32, shared
     for name, lookups in (("folded", False), ("lookups", True)):
         own = FoldedGenerator(plain, boundary=False, lookups=lookups).to(device, dtype)
         yield name, dtype, lambda own=own: to_bytes(*own.sample(own.share(labels, None), z))
@@ -196,7 +192,7 @@ def variants(case):
 def print_scaling(case, device, repeats):
     print(
         f"\nms/sample     {'size':>9} {'classes':>8} {'layouts':>8} {'styles':>7} {'baseline':>9} "
-        f"{'shared':>9} {'folded':>9} {'lookups':>9}"
+        f"{'folded':>9} {'lookups':>9}"
     )
     for variant in [case, *variants(case)]:
         measured = measure(variant, device, repeats)

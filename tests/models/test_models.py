@@ -184,38 +184,6 @@ def test_fusion_leaves_unlabelled_pixels_to_the_refined_image():
     torch.testing.assert_close(made.image[~unlabelled], fused[~unlabelled])
 
 
-@pytest.mark.parametrize("parts", [{}, {"output": "fused"}, {"semantic_preserving": False}])
-def test_styles_share_one_modulation_pass(parts):
-    generator = make_generator(style=True, **parts)
-    S, labels = make_layouts(2)
-    for _ in range(2):
-        generator(S, labels, IGNORE, torch.randn(2, 256))  # running statistics away from 0 and 1
-    generator.eval()
-    z = torch.randn(2, 3, 256)
-    layouts_seen = []
-    layer = generator.trunk.blocks[6].spade_2.hidden
-    hook = layer.register_forward_hook(lambda _module, inputs, _out: layouts_seen.append(inputs))
-    image, edge = generator.sample(S, z)
-    assert [len(S) for (S,) in layouts_seen] == [2]
-    hook.remove()
-    assert image.shape == edge.shape == (2, 3, 3, HEIGHT, WIDTH)
-    for k in range(3):
-        alone = generator(S, labels, IGNORE, z[:, k])
-        torch.testing.assert_close(image[:, k], alone.image)
-        torch.testing.assert_close(edge[:, k], alone.edge)
-    again, _ = generator.sample(S, z, generator.modulations(S))
-    torch.testing.assert_close(again, image)
-    assert not torch.allclose(image[:, 0], image[:, 1])
-
-
-def test_sample_without_style_or_edges():
-    generator = make_generator(edge_generator=False, edge_transfer=False).eval()
-    S, labels = make_layouts(2)
-    image, edge = generator.sample(S, None)
-    assert edge is None
-    torch.testing.assert_close(image[:, 0], generator(S, labels, IGNORE).image)
-
-
 def test_under_autocast_pictures_stay_float32():
     generator = make_generator().eval()
     S, labels = make_layouts(1)
@@ -233,8 +201,8 @@ def test_generator_is_restored_from_its_state():
     S, labels = make_layouts(2)
     generator(S, labels, IGNORE)
     other.load_state_dict(generator.state_dict())
-    image, _ = generator.eval().sample(S, None)
-    assert torch.equal(image, other.eval().sample(S, None)[0])
+    image = generator.eval()(S, labels, IGNORE).image
+    assert torch.equal(image, other.eval()(S, labels, IGNORE).image)
 
 
 def test_heads_are_normalised_one_by_one():

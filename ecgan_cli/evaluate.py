@@ -137,14 +137,6 @@ from ecgan_cli.options import (
 )
 @under(
     "Workers",
-    option(
-        "--executor",
-        expert=True,
-        type=click.Choice(["auto", "local", "ray"]),
-        default="auto",
-        show_default=True,
-        help="This machine, or Ray; auto: Ray where --ray-address is given.",
-    ),
     WORKERS,
     GPUS_PER_WORKER,
     RAY_ADDRESS,
@@ -274,7 +266,7 @@ def _samples_of(
     split = options["split"] or ("test" if "test" in there else "val")
     styles = "" if n_styles == 1 else f"-{n_styles}-styles"
     out = Path("datasets") / f"{source.parent.name or source.stem}-{split}{styles}"
-    where = ("device", "executor", "workers", "gpus_per_worker", "ray_address", "quiet")
+    where = ("device", "workers", "gpus_per_worker", "ray_address", "quiet")
     generate.run(
         planner.Request(
             generator=source,

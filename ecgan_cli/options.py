@@ -83,7 +83,11 @@ DEVICE = option(
 JSON = option("--json", "as_json", is_flag=True, help="Print JSON.")
 MARKDOWN = option("--markdown", is_flag=True, help="Print Markdown.")
 WORKERS = option(
-    "--workers", type=int, metavar="N", help="Processes.", show_default="one for each GPU, or one"
+    "--workers",
+    type=int,
+    metavar="N",
+    help="Worker processes; more than one run on Ray, which starts by itself.",
+    show_default="one for each GPU, or one",
 )
 GPUS_PER_WORKER = option(
     "--gpus-per-worker",
@@ -255,14 +259,6 @@ _OUTPUT = (
     DRY_RUN(help="Print samples, classes and bytes; write nothing."),
 )
 _WORKERS = (
-    option(
-        "--executor",
-        type=click.Choice(["auto", "local", "ray"]),
-        default="auto",
-        show_default=True,
-        help="This machine, or Ray; auto: Ray where --ray-address is given.",
-        expert=True,
-    ),
     WORKERS,
     GPUS_PER_WORKER,
     RAY_ADDRESS,
@@ -271,8 +267,9 @@ _WORKERS = (
         type=float,
         metavar="SECONDS",
         expert=True,
-        help="Time after which a worker that has not finished its shard is replaced.",
-        show_default="3600; none for one local worker",
+        help="Time after which a worker that has not finished its shard is replaced; a single "
+        "worker then runs on Ray, too.",
+        show_default="3600; none for one worker",
     ),
     option(
         "--batch",

@@ -32,8 +32,8 @@ from ecgan.labels import Labels, LabelSpace
 from ecgan.metrics import distribution
 from ecgan.metrics import segmentation as scoring
 from ecgan.metrics.segmentation import Scene, Tally
+from ecgan.runtime.device import setup_worker
 from ecgan.runtime.files import write_whole
-from ecgan.runtime.placing import settle
 from ecgan.segmentation.loading import load_segmenter
 from ecgan.segmentation.segmenter import Segmenter
 from ecgan.shards import formats
@@ -189,7 +189,7 @@ class Settings:
         networks: names of the networks of features.
         inception_weights: path of Inception's.
         dinov2: folder of a DINOv2.
-        devices: of the workers, in turn.
+        device: device of each worker.
         cache: folder of what was found.
         threads: of each worker; None: as torch has them.
     """
@@ -203,7 +203,7 @@ class Settings:
     networks: tuple[str, ...]
     inception_weights: str | None
     dinov2: str | None
-    devices: tuple[str, ...]
+    device: str
     cache: Path
     threads: int | None = None
 
@@ -253,12 +253,11 @@ class Looker:
 
     Args:
         settings: what is the same for all.
-        index: number of this worker; it decides the device.
     """
 
-    def __init__(self, settings: Settings, index: int = 0) -> None:
+    def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.device = settle(index, settings.devices, settings.threads)
+        self.device = setup_worker(settings.device, settings.threads)
         self._hashes = {name: network.hash for name, network in self._networks.items()}
 
     def __call__(self, part: Part) -> Path:

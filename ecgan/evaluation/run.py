@@ -16,7 +16,6 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,11 +44,11 @@ from ecgan.metrics import distances, distribution, statistics
 from ecgan.metrics import segmentation as scoring
 from ecgan.metrics.segmentation import Tally
 from ecgan.recipe import Recipe, label_space, parse_recipe
-from ecgan.runtime import cluster, storage
-from ecgan.runtime.cluster import Done
+from ecgan.runtime import storage
 from ecgan.runtime.device import choose_device
+from ecgan.runtime.executor import run_jobs
 from ecgan.runtime.files import sha256, writing
-from ecgan.runtime.placing import Executor, Wish, place_workers
+from ecgan.runtime.jobs import Done, WorkerOptions, Workers, resolve_workers
 from ecgan.shards import dataset as sample_sets
 
 _FLOOR_IMAGES = 2048  # train photos, at least, behind the real photos' own distance
@@ -93,7 +92,6 @@ class Request:
         save_statistics: folder for npz files of all sets and of the reference.
         worth: train segmenters with the samples, too.
         device: auto, cpu, cuda or cuda:N.
-        executor: where the looking is done; so the next three.
         workers: default: one for each GPU, or one.
         gpus_per_worker: a fraction shares a GPU.
         ray_address: of a Ray cluster.
@@ -112,18 +110,15 @@ class Request:
     save_statistics: Path | None = None
     worth: Worth | None = None
     device: str = "auto"
-    executor: Executor = "auto"
     workers: int | None = None
     gpus_per_worker: float | None = None
     ray_address: str | None = None
     quiet: bool = False
 
     @property
-    def wish(self) -> Wish:
-        """Where it shall run."""
-        return Wish(
-            self.device, self.executor, self.workers, self.gpus_per_worker, self.ray_address
-        )
+    def worker_options(self) -> WorkerOptions:
+        """How many workers, and where."""
+        return WorkerOptions(self.device, self.workers, self.gpus_per_worker, self.ray_address)
 
 
 @dataclass
@@ -156,8 +151,7 @@ def run(request: Request) -> tuple[dict[str, Any], Path]:
         UserError: samples, reference or judge are not there or do not fit each other.
     """
     device = choose_device(request.device)
-    workers, devices = place_workers(request.wish, device)
-    cluster.require(workers)
+    workers = resolve_workers(request.worker_options, device)
     places = [str(place) for place in request.samples or (newest_samples(Path("datasets")),)]
     sets = [_Set(place, _manifest(place)) for place in places]
     recipe = _recipe(request, sets)
@@ -166,7 +160,7 @@ def run(request: Request) -> tuple[dict[str, Any], Path]:
     if request.save_statistics is not None:
         _require_writable("--save-npz", request.save_statistics)
     evaluation = _Evaluation(request, recipe, sets, out, device)
-    document, pictures = evaluation.run(workers, devices)
+    document, pictures = evaluation.run(workers)
     page.write(document, out, pictures)
     return document, out
 
@@ -261,17 +255,15 @@ class _Evaluation:
         self.label_cache.save()
         self.worthy = self._for_training()
 
-    def run(
-        self, workers: cluster.Workers, devices: tuple[str, ...]
-    ) -> tuple[dict[str, Any], list[page.Illustrations]]:
+    def run(self, workers: Workers) -> tuple[dict[str, Any], list[page.Illustrations]]:
         """Numbers of every set, and pictures of each."""
         faithful = [one for one in self.sets if one.place not in self.worthy]
-        worth = self._check_worth(workers, devices)
+        worth = self._check_worth(workers)
         parts: list[dict[str, Any]] = []
         pictures: list[page.Illustrations] = []
         if faithful:
             fidelity = _Fidelity(self, faithful)
-            looks = fidelity.look(workers, devices)
+            looks = fidelity.look(workers)
             parts = [fidelity.describe(one, looks) for one in faithful]
             pictures = [fidelity.illustrate(one, looks[one.place]) for one in faithful]
         else:
@@ -351,9 +343,7 @@ class _Evaluation:
         layouts = {one.place: leakage.layouts(one.place) for one in self.sets}
         return frozenset(p for p, known in layouts.items() if not _shared(known, self.reference))
 
-    def _check_worth(
-        self, workers: cluster.Workers, devices: tuple[str, ...]
-    ) -> downstream.Request | None:
+    def _check_worth(self, workers: Workers) -> downstream.Request | None:
         """The downstream experiment, checked before the judge is trained."""
         worth, evaluate = self.request.worth, self.recipe.evaluate
         if worth is None:
@@ -383,7 +373,6 @@ class _Evaluation:
             unknown_generator=worth.unknown_generator,
             cache=self.out / "downstream",
             workers=workers,
-            devices=devices,
             quiet=self.request.quiet,
         )
         downstream.check(wanted)
@@ -440,7 +429,7 @@ class _Fidelity:
 
     # Looking
 
-    def look(self, workers: cluster.Workers, devices: tuple[str, ...]) -> dict[str, Look]:
+    def look(self, workers: Workers) -> dict[str, Look]:
         """What there is to see in every set and in the photos."""
         names = {one.place for one in self.sets}
         sources: dict[str, looking.Source] = {
@@ -449,7 +438,6 @@ class _Fidelity:
         }
         if self.networks:  # the judge was trained on them, and is not asked
             sources[_TRAIN] = Photos(self.train, self._floor())
-        several = workers.executor != "inline"
         settings = looking.Settings(
             sources=sources,
             judged=frozenset({_REFERENCE, *names}),
@@ -460,9 +448,11 @@ class _Fidelity:
             networks=self.networks,
             inception_weights=self.recipe.evaluate.inception_weights,
             dinov2=self.recipe.evaluate.dinov2,
-            devices=devices,
+            device=workers.device,
             cache=storage.cache_folder() / "looks",
-            threads=max(1, (os.cpu_count() or 1) // workers.count) if several else None,
+            threads=max(1, (os.cpu_count() or 1) // workers.count)
+            if not workers.in_process
+            else None,
         )
         found = self._found(settings, workers)
         looks = {name: Look(Tally(self.space.num_evaluation_classes)) for name in sources}
@@ -476,9 +466,7 @@ class _Fidelity:
                 raise UserError(f"{one.place}: no pixel of its labels has a class that is scored")
         return looks
 
-    def _found(
-        self, settings: looking.Settings, workers: cluster.Workers
-    ) -> dict[looking.Part, Path]:
+    def _found(self, settings: looking.Settings, workers: Workers) -> dict[looking.Part, Path]:
         """Files of all parts."""
         parts = settings.parts()
         bar = tqdm(
@@ -488,8 +476,7 @@ class _Fidelity:
         )
         found: dict[looking.Part, Path] = {}
         failed: list[str] = []
-        make = partial(looking.Looker, settings)
-        with bar, closing(cluster.run_jobs(make, parts, workers)) as outcomes:
+        with bar, closing(run_jobs(lambda _: looking.Looker(settings), parts, workers)) as outcomes:
             for outcome in outcomes:
                 bar.update(outcome.job.stop - outcome.job.start)
                 if isinstance(outcome, Done):

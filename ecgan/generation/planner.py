@@ -31,9 +31,8 @@ from ecgan.generation.state import Wanted, plan_id
 from ecgan.generation.worker import OnInconsistent, Output, Settings, Variation
 from ecgan.labels import LabelSpace
 from ecgan.recipe import Recipe, parse_recipe
-from ecgan.runtime.cluster import Workers
 from ecgan.runtime.device import choose_device
-from ecgan.runtime.placing import Executor, Wish, place_workers
+from ecgan.runtime.jobs import WorkerOptions, Workers, resolve_workers
 from ecgan.runtime.storage import open_store
 from ecgan.sampling import styles
 from ecgan.sampling.sampler import ARITHMETIC, Sampler, compiles
@@ -83,7 +82,6 @@ class Request:
         overwrite: remove a data set of ours that is there.
         extend: add further styles and layouts to the data set that is there.
         verify: check the bytes of committed shards, not their sizes alone.
-        executor: where shards are made.
         workers: how many; None: one for each GPU, or one.
         gpus_per_worker: share of a GPU; None: 1 on CUDA.
         ray_address: of a Ray cluster.
@@ -119,7 +117,6 @@ class Request:
     overwrite: bool = False
     extend: bool = False
     verify: bool = False
-    executor: Executor = "auto"
     workers: int | None = None
     gpus_per_worker: float | None = None
     ray_address: str | None = None
@@ -129,7 +126,7 @@ class Request:
 
     def to_json(self) -> dict[str, Any]:
         """Options that decide the samples; paths are absolute."""
-        where = {"executor", "workers", "gpus_per_worker", "ray_address", "shard_timeout"}
+        where = {"workers", "gpus_per_worker", "ray_address", "shard_timeout"}
         how = {"overwrite", "extend", "verify", "quiet"}
         value = {k: v for k, v in asdict(self).items() if k not in where | how}
         for name, one in value.items():
@@ -156,7 +153,6 @@ class DatasetPlan:
         file: the generator.
         recipe: its recipe, with the request's overrides.
         workers: number and kind of the workers.
-        devices: devices of the workers, in turn.
         items: label maps, sorted by key.
         check: class counts and digests of the label maps.
         label_cache: earlier label checks; saved once the data set's folder is there.
@@ -169,7 +165,6 @@ class DatasetPlan:
     file: GeneratorFile
     recipe: Recipe
     workers: Workers
-    devices: tuple[str, ...]
     items: Sequence[Item]
     check: checks.LabelCheck
     label_cache: LabelCache
@@ -250,7 +245,7 @@ class DatasetPlan:
         filters = self.filter is not None and request.label_filter is not None
         return Settings(
             generator=request.generator.absolute(),
-            devices=self.devices,
+            device=self.workers.device,
             out=_absolute(request.out),
             output=_output(request, self.recipe, self.file),
             styles=Styles(request.seed or 0, request.style_seed, self.styles),
@@ -266,7 +261,7 @@ class DatasetPlan:
 
     @property
     def _on_cuda(self) -> bool:
-        return self.devices[0].startswith("cuda")
+        return self.workers.device.startswith("cuda")
 
     @cached_property
     def wanted(self) -> Wanted:
@@ -314,15 +309,14 @@ def plan(request: Request) -> DatasetPlan:
     """
     _check_options(request)
     device = choose_device(request.device)
-    wish = Wish(
+    options = WorkerOptions(
         request.device,
-        request.executor,
         request.workers,
         request.gpus_per_worker,
         request.ray_address,
         request.shard_timeout,
     )
-    workers, devices = place_workers(wish, device)
+    workers = resolve_workers(options, device)
     file = checkpoint.load_generator(request.generator)
     recipe = _recipe(request, file)
     _check_against_generator(request, recipe)
@@ -337,7 +331,7 @@ def plan(request: Request) -> DatasetPlan:
         check_images=False,
         progress=not request.quiet,
     )
-    made = DatasetPlan(request, file, recipe, workers, devices, items, check, label_cache, photos)
+    made = DatasetPlan(request, file, recipe, workers, items, check, label_cache, photos)
     _check_style_count(request, recipe, int(made.even_counts.max()), len(items))
     refuse_colliding_keys(made.wanted.stage)
     return made
@@ -472,12 +466,9 @@ def _place_faults(request: Request) -> list[str]:
     faults: list[str] = []
     if request.overwrite and request.extend:
         faults.append("--overwrite and --extend: give one of them")
-    if request.ray_address is not None and request.executor == "local":
-        faults.append("--ray-address: belongs to --executor ray")
-    if open_store(request.out).is_private and (
-        request.executor == "ray" or request.ray_address is not None or (request.workers or 1) > 1
-    ):
-        faults.append(f"--out {request.out}: other processes cannot see it; use one local worker")
+    on_ray = request.ray_address is not None or request.shard_timeout is not None
+    if open_store(request.out).is_private and (on_ray or (request.workers or 1) > 1):
+        faults.append(f"--out {request.out}: other processes cannot see it; use one worker")
     return faults
 
 
@@ -515,7 +506,7 @@ def _check_style_count(request: Request, recipe: Recipe, most: int, num_layouts:
 def _encoders(workers: Workers) -> int:
     """Threads that encode, of each worker."""
     cores = os.cpu_count() or 1
-    return max(1, min(8, cores // (1 if workers.executor == "ray" else workers.count)))
+    return max(1, min(8, cores // (workers.count if workers.address is None else 1)))
 
 
 # Recipe, layouts
@@ -620,7 +611,7 @@ def _fingerprint(
 ) -> dict[str, Any]:
     """Everything that decides the bytes; names are what a refusal says."""
     cpu = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-    device, output = torch.device(settings.devices[0]), settings.output
+    device, output = torch.device(settings.device), settings.output
     gpu = torch.cuda.get_device_name(device) if torch.cuda.is_available() else "cuda"
     sampling = recipe.sampling
     found: dict[str, Any] = {

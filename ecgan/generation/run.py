@@ -11,10 +11,9 @@ whatever happened on the way and wherever the shards were made.
 import errno
 import json
 import os
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -29,8 +28,8 @@ from ecgan.generation.plan import SPLIT, Job, Plan
 from ecgan.generation.planner import DatasetPlan, Request
 from ecgan.generation.state import FAILURES, LOG, Committed, Ledger
 from ecgan.generation.worker import MadeShard, ShardMaker
-from ecgan.runtime import cluster
-from ecgan.runtime.cluster import Done, Failed, StopRun
+from ecgan.runtime.executor import run_jobs
+from ecgan.runtime.jobs import Done, Failed, StopRun
 from ecgan.runtime.storage import Store, open_store
 from ecgan.runtime.timing import STAGES, StageSeconds, table
 from ecgan.shards import dataset, formats
@@ -116,7 +115,6 @@ def run(request: Request) -> Outcome:
     ledger = Ledger(store)
     ledger.check_place()
     prepared = planner.plan(request)
-    cluster.require(prepared.workers)
     prepared = planner.train_filter(planner.encode_styles(prepared))
     start = time.monotonic()
     with _writable(store, prepared, ledger), store.held():
@@ -202,7 +200,7 @@ class _Making:
         bar = tqdm(total=total, unit="sample", disable=self.request.quiet or None, desc=str(store))
         with bar:
             workers = self.prepared.workers
-            with closing(cluster.run_jobs(make_worker, jobs, workers, on_event=_tell)) as outcomes:
+            with closing(run_jobs(make_worker, jobs, workers)) as outcomes:
                 for outcome in outcomes:
                     self._note(outcome, bar)
         self._log()
@@ -234,29 +232,19 @@ class _Making:
         self.ledger.store.write(LOG, json.dumps(line) + "\n")
 
 
-class _MakeShards:
-    """A shard's job on a worker; a full disk stops the whole run."""
+def make_shards(settings: planner.Settings, _: int) -> Callable[[Job], MadeShard]:
+    """Build a worker, whose full disk stops the whole run."""
+    maker = ShardMaker(settings)
 
-    def __init__(self, maker: ShardMaker) -> None:
-        self.maker = maker
-
-    def __call__(self, job: Job) -> MadeShard:
+    def make(job: Job) -> MadeShard:
         try:
-            return self.maker(job)
+            return maker(job)
         except OSError as error:
             if error.errno in _FULL:
-                raise StopRun(f"{error.errno}") from error
+                raise StopRun(f"the disk is full: {error.strerror}", error.errno) from error
             raise
 
-
-def _tell(text: str) -> None:
-    """A line about a worker, above the progress bar."""
-    tqdm.write(text, file=sys.stderr)
-
-
-def make_shards(settings: planner.Settings, index: int) -> _MakeShards:
-    """Build a worker; what :func:`ecgan.runtime.cluster.run_jobs` calls in each of them."""
-    return _MakeShards(ShardMaker(settings, index))
+    return make
 
 
 @contextmanager
@@ -268,7 +256,7 @@ def _writable(store: Store, prepared: DatasetPlan, ledger: Ledger) -> Iterator[N
     try:
         yield
     except (OSError, StopRun) as error:
-        number = int(str(error)) if isinstance(error, StopRun) else error.errno
+        number = error.errno or 0
         if number not in _FULL or isinstance(error, FileNotFoundError):
             if isinstance(error, FileNotFoundError | StopRun):
                 raise

@@ -3,8 +3,8 @@
     read layouts -> vary -> generate -> judge -> [encode, in threads] -> write -> commit
 
 Generation, encoding and writing overlap: one thread makes samples, a pool encodes them, and the
-calling thread writes them, in order. The same function runs in the calling process, in processes
-of this machine and in actors of a Ray cluster, and gives the same bytes.
+calling thread writes them, in order. The same function runs in the calling process and in actors
+of Ray, and gives the same bytes.
 """
 
 import time
@@ -85,7 +85,7 @@ class Settings:
 
     Attributes:
         generator: path of a ``generator.safetensors``.
-        devices: of the workers, in turn.
+        device: device of each worker.
         out: folder or address of the data set.
         output: how samples are written.
         styles: where styles come from.
@@ -98,7 +98,7 @@ class Settings:
     """
 
     generator: Path
-    devices: tuple[str, ...]
+    device: str
     out: str
     output: Output
     styles: Styles
@@ -136,13 +136,12 @@ class ShardMaker:
 
     Args:
         settings: what is the same for all shards.
-        index: number of this worker; it decides the device.
         sampler: in place of the one that the settings name, for benchmarks.
     """
 
-    def __init__(self, settings: Settings, index: int = 0, sampler: Sampler | None = None) -> None:
+    def __init__(self, settings: Settings, sampler: Sampler | None = None) -> None:
         cv2.setNumThreads(1)  # encoding has threads of its own
-        device = torch.device(settings.devices[index % len(settings.devices)])
+        device = torch.device(settings.device)
         self.settings = settings
         if sampler is None:
             sampler = Sampler(settings.generator, device, compiled=settings.compiled)

@@ -57,6 +57,13 @@ def require_gpus(needed: int) -> None:
         )
 
 
+def setup_worker(device: str, threads: int | None) -> torch.device:
+    """In a worker: its device, with so many threads for this process; None leaves them be."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return torch.device(device)
+
+
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Sums in one order, whatever the number of cores: samples are the same to the byte."""

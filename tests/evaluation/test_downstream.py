@@ -28,7 +28,7 @@ from ecgan.evaluation.downstream.leakage import Part
 from ecgan.evaluation.downstream.student import Pair, Run, Teacher, augment, draws
 from ecgan.generation import run as generate
 from ecgan.recipe import parse_recipe
-from ecgan.runtime.cluster import Workers
+from ecgan.runtime.jobs import Workers
 from ecgan.runtime.storage import HIDDEN
 from ecgan.segmentation.loading import load_for_finetuning
 from ecgan.segmentation.segmenter import Normalisation, Provenance, Segmenter, Sources, segformer
@@ -372,15 +372,13 @@ def test_changed_files_change_the_runs_that_see_them(world, tmp_path):
 
 
 @pytest.mark.slow
-def test_processes_find_what_this_process_finds(world, tmp_path, monkeypatch):
+def test_workers_on_ray_find_what_this_process_finds(world, tmp_path, monkeypatch):
     monkeypatch.chdir(world)
     mixes = (0.0, 1.0, "synthetic")
     request = request_of(Path(), tmp_path / "a", mixes=mixes)
-    processes = Workers("processes", 2, timeout=0.05)  # seconds, too few for any student
+    workers = Workers(2, timeout=0.05)  # seconds, too few for any student
     here = downstream.run(request)
-    there = downstream.run(
-        replace(request, cache=tmp_path / "b", workers=processes, devices=("cpu", "cpu"))
-    )
+    there = downstream.run(replace(request, cache=tmp_path / "b", workers=workers))
     assert numbers(there) == numbers(here)
 
 

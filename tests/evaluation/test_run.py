@@ -422,13 +422,11 @@ def test_parts_add_up(world, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("executor", ["local", "ray"])
-def test_workers_find_what_one_finds(world, tmp_path, monkeypatch, executor):
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+def test_workers_find_what_one_finds(world, tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "PART", 2)
     alone, _ = evaluate.run(request_of(world, tmp_path / "a"))
     monkeypatch.setenv("ECGAN_CACHE", str(tmp_path / "cache"))
-    request = request_of(world, tmp_path / "b", executor=executor, workers=2)
+    request = request_of(world, tmp_path / "b", workers=2)
     together, _ = evaluate.run(request)
     for name, metric in alone["metrics"].items():
         for part, value in metric.items():

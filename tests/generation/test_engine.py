@@ -94,26 +94,19 @@ def records(out):
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_processes_and_ray_actors_give_the_bytes_of_one_process(request_, tmp_path):
+def test_two_workers_on_ray_give_the_bytes_of_one_in_this_process(request_, tmp_path):
     generate.run(request_())
-    for name, changes in {
-        "processes": {"workers": 2},
-        "ray": {"executor": "ray", "workers": 2},
-    }.items():
-        outcome = generate.run(request_(out=tmp_path / name, **changes))
-        assert (outcome.made, outcome.failed) == (18, ())
-        assert contents(tmp_path / name) == contents(tmp_path / "out")
+    outcome = generate.run(request_(out=tmp_path / "ray", workers=2))
+    assert (outcome.made, outcome.failed) == (18, ())
+    assert contents(tmp_path / "ray") == contents(tmp_path / "out")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("executor", ["local", "ray"])
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-def test_workers_end_with_an_interrupted_driver_which_says_how_to_go_on(
-    world, tmp_path, executor, how
-):
+def test_workers_end_with_an_interrupted_driver_which_says_how_to_go_on(world, tmp_path, how):
     labels, out = kills.write_layouts(tmp_path / "labels"), tmp_path / "out"
-    words = kills.command(world / "run/generator.safetensors", labels, out, executor)
+    words = kills.command(world / "run/generator.safetensors", labels, out, "ray")
     driver = kills.start(words)
     while kills.commits(out) < 2 and driver.poll() is None:
         time.sleep(0.01)
@@ -151,13 +144,13 @@ def test_donors_are_of_the_fold_that_the_judge_has_not_seen():
 
 
 @pytest.mark.slow
-def test_the_local_executor_never_imports_ray(world, tmp_path):
+def test_one_worker_never_imports_ray(world, tmp_path):
     code = (
         "import sys; from ecgan_cli.main import cli; cli(sys.argv[1:], standalone_mode=False); "
         "print('ray' in sys.modules)"
     )
     words = ["augment", "--run", world / "run", "--labels", world / "real/labels/val", "-q"]
-    words += ["--out", tmp_path / "out", "--executor", "local", "--workers", 2, "--device", "cpu"]
+    words += ["--out", tmp_path / "out", "--workers", 1, "--device", "cpu"]
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True, check=True
     )
@@ -166,11 +159,10 @@ def test_the_local_executor_never_imports_ray(world, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("executor", ["local", "ray"])
-def test_a_stalled_worker_is_noticed_and_replaced(request_, world, tmp_path, executor):
+def test_a_stalled_worker_is_noticed_and_replaced(request_, world, tmp_path):
     """A real stop: the process is there and does nothing."""
     labels = kills.write_layouts(tmp_path / "labels")
-    words = kills.command(world / "run/generator.safetensors", labels, tmp_path / "out", executor)
+    words = kills.command(world / "run/generator.safetensors", labels, tmp_path / "out", "ray")
     driver = kills.start([*words, "--workers", "1", "--shard-timeout", "4"])
     while kills.commits(tmp_path / "out") < 2 and driver.poll() is None:
         time.sleep(0.01)

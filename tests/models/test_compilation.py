@@ -53,7 +53,7 @@ def test_the_discriminator_is_one_graph():
 def test_the_compiler_is_loaded_only_where_it_is_asked_for():
     """It takes 1.5 s and 160 MB of every worker that makes samples."""
     code = (
-        "import sys, ecgan.runtime.cluster, ecgan.generation.run\n"
+        "import sys, ecgan.runtime.executor, ecgan.generation.run\n"
         "print([m for m in sys.modules if m.startswith(('torch._dynamo', 'torch._inductor'))])"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)

@@ -27,16 +27,18 @@ from ecgan.evaluation.downstream.leakage import Findings, Generators, Part
 from ecgan.evaluation.downstream.student import Run, Settings
 from ecgan.evaluation.measure import Samples
 from ecgan.labels import Labels, LabelSpace
-from ecgan.runtime.cluster import Workers
+from ecgan.runtime.jobs import Workers
 from ecgan.segmentation import loading
 from ecgan.segmentation.segmenter import Sources
 from ecgan.segmentation.training import file_stamps
 from ecgan.shards import dataset as sample_sets
 
 _VERSION = 1  # of how a student is trained and tested
-_INLINE = Workers("inline", 1)
 
 Mix = float | Literal["synthetic"]
+
+
+_HERE = Workers()
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,6 @@ class Request:
         unknown_generator: take samples whose generator's training is not known.
         cache: folder of results.
         workers: that train.
-        devices: of the workers, in turn.
         quiet: no progress bar.
     """
 
@@ -86,8 +87,7 @@ class Request:
     flip: bool = True
     generators: tuple[Path, ...] = ()
     unknown_generator: bool = False
-    workers: Workers = _INLINE
-    devices: tuple[str, ...] = ("cpu",)
+    workers: Workers = _HERE
     quiet: bool = False
 
     @property
@@ -151,7 +151,7 @@ class Experiment:
             "steps": settings.steps,
             "batch": settings.batch,
             "student": settings.width if named is None else loading.weights_hash(named),
-            "device": torch.device(settings.devices[0]).type,
+            "device": torch.device(settings.device).type,
         }
 
     @cached_property
@@ -219,8 +219,8 @@ def check(request: Request) -> Experiment:
     if faults := [*dict.fromkeys(faults + findings.faults)]:
         raise UsageError("--downstream", faults)
     cores = os.cpu_count() or 1
-    executor, count = request.workers.executor, request.workers.count
-    share = max(1, cores // count)
+    workers = request.workers
+    share = max(1, cores // workers.count)
     settings = Settings(
         real=train,
         parts={f: _numbers(train.items, part.own.keys) for f, part in parts.items()},
@@ -232,9 +232,9 @@ def check(request: Request) -> Experiment:
         images=request.images,
         batch=request.batch,
         flip=request.flip,
-        devices=request.devices,
-        threads=None if executor == "inline" else min(torch.get_num_threads(), share),
-        loaders=min(8, cores if executor == "ray" else share),
+        device=workers.device,
+        threads=None if workers.in_process else min(torch.get_num_threads(), share),
+        loaders=min(8, share if workers.address is None else cores),
     )
     places = tuple(dict.fromkeys(place for those in used.values() for place in those))
     return Experiment(request, settings, places, [*dict.fromkeys(findings.notes)])

@@ -9,11 +9,9 @@ all that decides it, so that an interrupted experiment goes on with the runs tha
 """
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +23,9 @@ from ecgan.evaluation.downstream import student as students
 from ecgan.evaluation.downstream.experiment import Experiment, Request, check, match_samples
 from ecgan.evaluation.downstream.student import Run, Teacher
 from ecgan.metrics import statistics
-from ecgan.runtime import cluster
-from ecgan.runtime.cluster import Done
+from ecgan.runtime.executor import run_jobs
 from ecgan.runtime.files import write_whole
+from ecgan.runtime.jobs import Done
 
 __all__ = ["Request", "check", "match_samples", "run"]
 
@@ -69,8 +67,7 @@ def _results(experiment: Experiment) -> tuple[dict[Run, dict[str, Any]], list[st
     workers = replace(request.workers, timeout=None)
     jobs = [run for run in paths if run not in found]
     bar = tqdm(total=len(paths), initial=len(found), unit="run", disable=request.quiet or None)
-    make = partial(Teacher, experiment.settings)
-    with bar, closing(cluster.run_jobs(make, jobs, workers, on_event=_tell)) as outcomes:
+    with bar, closing(run_jobs(lambda _: Teacher(experiment.settings), jobs, workers)) as outcomes:
         for outcome in outcomes:
             if isinstance(outcome, Done):
                 found[outcome.job] = outcome.result
@@ -80,11 +77,6 @@ def _results(experiment: Experiment) -> tuple[dict[Run, dict[str, Any]], list[st
                 failed.append(f"{outcome.job}: {outcome.reason}")
             bar.update()
     return found, failed
-
-
-def _tell(text: str) -> None:
-    """A line about a worker, above the progress bar."""
-    tqdm.write(text, file=sys.stderr)
 
 
 def _kept(path: Path) -> dict[str, Any] | None:

@@ -33,8 +33,7 @@ from ecgan.errors import UserError
 from ecgan.evaluation.measure import Samples
 from ecgan.labels import Labels, LabelSpace
 from ecgan.metrics.distribution import ConfusionMatrix
-from ecgan.runtime.device import uploaded
-from ecgan.runtime.placing import settle
+from ecgan.runtime.device import setup_worker, uploaded
 from ecgan.runtime.prefetch import map_ahead
 from ecgan.seeds import NumpyStream, numpy_generator
 from ecgan.segmentation.loading import load_for_finetuning
@@ -101,7 +100,7 @@ class Settings:
         images: T.
         batch: B in training.
         flip: mirror half of what is seen.
-        devices: of the workers, in turn.
+        device: device of each worker.
         threads: of torch in each worker; None: as they are.
         loaders: threads of each worker that prepare pairs.
     """
@@ -116,7 +115,7 @@ class Settings:
     images: int
     batch: int
     flip: bool
-    devices: tuple[str, ...]
+    device: str
     threads: int | None = None
     loaders: int = 1
 
@@ -193,12 +192,11 @@ class Teacher:
 
     Args:
         settings: what is the same for all.
-        index: number of this worker; it decides the device.
     """
 
-    def __init__(self, settings: Settings, index: int = 0) -> None:
+    def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.device = settle(index, settings.devices, settings.threads)
+        self.device = setup_worker(settings.device, settings.threads)
         self._lock = Lock()  # readers of shards are for one thread
         settings.real.keep_in_memory()
         settings.test.keep_in_memory()

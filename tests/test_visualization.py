@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ecgan.demo import toy
+from ecgan.demo import street, toy
 from ecgan.visualization import colorize, grid
 
 
@@ -12,7 +12,7 @@ def _plain(color, size=(32, 64)):
 
 
 def test_labels_take_the_colours_of_their_classes():
-    label = np.array([[toy.SKY, toy.CAR], [255, toy.ROAD]], np.uint8)
+    label = np.array([[street.SKY, street.CAR], [255, street.ROAD]], np.uint8)
     colours = colorize(label, toy.SPACE.palette)
     assert colours.dtype == np.uint8
     assert colours.tolist() == [

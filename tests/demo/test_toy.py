@@ -8,7 +8,7 @@ from PIL import Image
 
 from ecgan.data import checks, datasets
 from ecgan.data.edges import canny_edges
-from ecgan.demo import toy
+from ecgan.demo import street, toy
 from ecgan.errors import UserError
 
 
@@ -48,10 +48,10 @@ def test_all_classes_occur_and_small_ones_are_rare(scenes):
     shares = np.bincount(labels.ravel(), minlength=256) / labels.size
     assert shares.sum() == pytest.approx(1)
     assert set(np.nonzero(shares)[0]) == {*range(toy.SPACE.num_classes), 255}
-    for small in (toy.POLE, toy.SIGN, toy.PERSON):
+    for small in (street.POLE, street.SIGN, street.PERSON):
         assert 0.0005 < shares[small] < 0.02
     assert shares[255] < 0.05  # the bonnet
-    assert min(shares[toy.ROAD], shares[toy.BUILDING]) > 0.15
+    assert min(shares[street.ROAD], shares[street.BUILDING]) > 0.15
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_there_is_structure_that_the_label_does_not_show(scenes, name, least):
     """Windows, glass, lane markings, leaves: edges more than two pixels inside a class."""
     edges, pixels = 0, 0
     for image, label in scenes:
-        inside = label == getattr(toy, name)
+        inside = label == getattr(street, name)
         for axis, step in itertools.product((0, 1), (-2, -1, 1, 2)):
             inside &= np.roll(label, step, axis) == label
         edges += ((canny_edges(image) > 0) & inside).sum()
@@ -70,7 +70,7 @@ def test_there_is_structure_that_the_label_does_not_show(scenes, name, least):
 
 
 def test_light_and_weather_differ_between_scenes(scenes):
-    skies = np.array([image[label == toy.SKY].mean(axis=0) for image, label in scenes])
+    skies = np.array([image[label == street.SKY].mean(axis=0) for image, label in scenes])
     assert skies.std(axis=0).min() > 20
     assert skies.max() - skies.min() > 100
 

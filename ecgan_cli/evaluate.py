@@ -1,10 +1,12 @@
-"""``ecgan evaluate``."""
+"""``ecgan evaluate`` and ``ecgan downstream``."""
 
 import json
 import math
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, cast
 
 import click
 
@@ -29,6 +31,105 @@ from ecgan_cli.options import (
 )
 
 
+class _Numbers(click.ParamType):  # pyright: ignore[reportMissingTypeArgument]
+    """Numbers separated by commas; some words stand for one, too."""
+
+    name = "numbers"
+
+    def __init__(self, *words: str) -> None:
+        self.words = words
+
+    def convert(
+        self,
+        value: Any,  # noqa: ANN401
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> tuple[float | str, ...]:
+        """The numbers, and the words as they are."""
+        if isinstance(value, tuple):
+            return cast("tuple[float | str, ...]", value)
+        try:
+            return tuple(
+                word if word in self.words else float(word)
+                for word in (word.strip() for word in value.split(","))
+            )
+        except ValueError:
+            also = "".join(f" or {word}" for word in self.words)
+            self.fail(f"{value!r}: expected numbers{also}, separated by commas", param, ctx)
+
+
+_DATA = (
+    option(
+        "--reference",
+        type=PATH,
+        metavar="DIR",
+        help="Real data set.",
+        show_default="data.root of the recipe",
+    ),
+    option("--split", metavar="NAME", help="Split of the real data.", show_default="test, or val"),
+    recipe_option(help="Recipe to evaluate with.", show_default="the recipe of the samples"),
+    SET,
+)
+_OUTPUT = (
+    option("--out", type=PATH, metavar="DIR", help="Report folder.", show_default="reports/NAME"),
+    JSON,
+    MARKDOWN,
+)
+_WORKERS = (
+    WORKERS,
+    GPUS_PER_WORKER,
+    RAY_ADDRESS,
+    DEVICE,
+)
+
+
+def _experiment(*, hidden: bool = False) -> tuple[Callable[[Any], Any], ...]:
+    return (
+        option(
+            "--mix",
+            hidden=hidden,
+            type=_Numbers("synthetic"),
+            default="0,1",
+            show_default=True,
+            metavar="X,...",
+            help="Synthetic-to-real ratios to train with, e.g. 0,1,2; `synthetic` trains on "
+            "samples only.",
+        ),
+        option(
+            "--real-fraction",
+            hidden=hidden,
+            type=_Numbers(),
+            default="1",
+            show_default=True,
+            metavar="F,...",
+            help="Fractions of the real pairs to train with; below 1, the generator must have been "
+            "trained on the same fraction.",
+        ),
+        option(
+            "--seeds",
+            hidden=hidden,
+            type=POSITIVE,
+            metavar="N",
+            default=3,
+            show_default=True,
+            help="Seeds of each training.",
+        ),
+        option(
+            "--segmenter",
+            hidden=hidden,
+            metavar="DIR|NAME",
+            help="Segmenter to fine-tune.",
+            show_default="a SegFormer from scratch",
+        ),
+        option(
+            "--unknown-generator",
+            hidden=hidden,
+            is_flag=True,
+            help="Accept samples whose generator's training data is unknown; the report says so.",
+        ),
+    )
+
+
 @click.command(cls=Command)
 @under(
     "Data",
@@ -41,14 +142,6 @@ from ecgan_cli.options import (
         show_default="the newest below datasets/",
     ),
     option(
-        "--reference",
-        type=PATH,
-        metavar="DIR",
-        help="Real data set.",
-        show_default="data.root of the recipe",
-    ),
-    option("--split", metavar="NAME", help="Split of the real data.", show_default="test, or val"),
-    option(
         "--n-styles",
         type=POSITIVE,
         metavar="N",
@@ -56,8 +149,7 @@ from ecgan_cli.options import (
         show_default=True,
         help="Images of each layout, where a run is given.",
     ),
-    recipe_option(help="Recipe to evaluate with.", show_default="the recipe of the samples"),
-    SET,
+    *_DATA,
 )
 @under(
     "Measurement",
@@ -89,45 +181,13 @@ from ecgan_cli.options import (
     ),
 )
 @under(
-    "Downstream training",
-    option("--downstream", is_flag=True, help="Train segmenters with and without samples."),
-    option(
-        "--mix",
-        default="0,1",
-        show_default=True,
-        metavar="X,...",
-        help="Synthetic-to-real ratios to train with, e.g. 0,1,2; `synthetic` trains on samples "
-        "only.",
-    ),
-    option(
-        "--real-fraction",
-        default="1",
-        show_default=True,
-        metavar="F,...",
-        help="Fractions of the real pairs to train with; below 1, the generator must have been "
-        "trained on the same fraction.",
-    ),
-    option(
-        "--seeds", type=POSITIVE, metavar="N", default=3, show_default=True, help="Seeds of each."
-    ),
-    option(
-        "--segmenter",
-        metavar="DIR|NAME",
-        help="Segmenter to fine-tune.",
-        show_default="a SegFormer from scratch",
-    ),
-    option(
-        "--unknown-generator",
-        is_flag=True,
-        expert=True,
-        help="Accept samples of a generator whose training data is unknown; the report says so.",
-    ),
+    "Downstream",
+    option("--downstream", is_flag=True, hidden=True, help="Run ecgan downstream."),
+    *_experiment(hidden=True),
 )
 @under(
     "Output",
-    option("--out", type=PATH, metavar="DIR", help="Report folder.", show_default="reports/NAME"),
-    JSON,
-    MARKDOWN,
+    *_OUTPUT,
     option(
         "--fail-below",
         multiple=True,
@@ -135,21 +195,14 @@ from ecgan_cli.options import (
         help="Exit with 4 if this metric is below X, e.g. miou=0.5; repeatable.",
     ),
 )
-@under(
-    "Workers",
-    WORKERS,
-    GPUS_PER_WORKER,
-    RAY_ADDRESS,
-    DEVICE,
-)
+@under("Workers", *_WORKERS)
 @QUIET
 def evaluate(
     samples: tuple[str, ...],
-    recipe_name: str | None,
-    overrides: tuple[str, ...],
     fail_below: tuple[str, ...],
     n_styles: int,
     *,
+    downstream: bool,
     as_json: bool,
     markdown: bool,
     **options: Any,  # noqa: ANN401
@@ -161,23 +214,83 @@ def evaluate(
     ecgan evaluate --samples DIR --reference DIR --split test
     ecgan evaluate --samples A --samples B --fail-below miou=0.5
     ecgan evaluate --samples runs/city
-    ecgan evaluate --samples TRAIN --downstream --mix 0,1,synthetic --real-fraction 1
-
-    With --downstream, samples of the tested split's layouts are judged; segmenters are trained with
-    all others.
     """
     limits = [_limit(text) for text in fail_below]
-    worth = _worth(options)
+    if downstream:
+        click.echo("--downstream is now a command: ecgan downstream", err=True)
+    options["worth"] = _worth(options, wanted=downstream)
+    made = partial(_samples_of, n_styles=n_styles, options=options)
+    document = _run(lambda: tuple(map(made, samples)), options, as_json=as_json, markdown=markdown)
+    failed = [text for name, limit in limits for text in _below(document, name, limit)]
+    for text in failed:
+        click.echo(text, err=True)
+    if failed:
+        sys.exit(BELOW_LIMIT)
+
+
+@click.command(cls=Command)
+@under(
+    "Data",
+    option(
+        "--samples",
+        multiple=True,
+        required=True,
+        metavar="DIR|URL",
+        help="Data set of layouts that are not of the tested split; repeatable.",
+    ),
+    *_DATA,
+)
+@under("Experiment", *_experiment())
+@under("Output", *_OUTPUT)
+@under("Workers", *_WORKERS)
+@QUIET
+def downstream(
+    samples: tuple[str, ...],
+    *,
+    as_json: bool,
+    markdown: bool,
+    **options: Any,  # noqa: ANN401
+) -> None:
+    """Train segmenters with and without samples, and compare them on real photos.
+
+    \b
+    ecgan downstream --samples datasets/city-train --mix 0,1,2,synthetic --seeds 3
+    ecgan downstream --samples datasets/city-tenth --real-fraction 0.1
+
+    Samples of layouts of the tested split are not trained with; they are judged, as ecgan evaluate
+    does. The same command again resumes.
+    """
+    options["worth"] = _worth(options, wanted=True)
+    _run(lambda: samples, options, as_json=as_json, markdown=markdown)
+
+
+def _worth(options: dict[str, Any], *, wanted: bool) -> Any:  # noqa: ANN401  evaluation.run.Worth
+    """Options of the downstream experiment, taken out of the command's; None if not wanted."""
+    names = ("mix", "real_fraction", "seeds", "segmenter", "unknown_generator")
+    given = [options.pop(name) for name in names]
+    if not wanted:
+        return None
+    from ecgan.evaluation import run as library
+
+    return library.Worth(*given)
+
+
+def _run(
+    samples: Callable[[], tuple[str, ...]],
+    options: dict[str, Any],
+    *,
+    as_json: bool,
+    markdown: bool,
+) -> dict[str, Any]:
+    """Evaluate and print; the report."""
     from ecgan.evaluation import run as library
     from ecgan.evaluation.report import page as report
 
-    recipe = None if recipe_name is None else load_recipe(recipe_name, overrides)
+    name, overrides = options.pop("recipe_name"), options["overrides"]
+    recipe = None if name is None else load_recipe(name, overrides)
     with terminable():
         try:
-            made = tuple(_samples_of(place, n_styles, overrides, options) for place in samples)
-            request = library.Request(
-                samples=made, recipe=recipe, overrides=overrides, worth=worth, **options
-            )
+            request = library.Request(samples=samples(), recipe=recipe, **options)
             document, out = library.run(request)
         except KeyboardInterrupt:
             click.echo(
@@ -189,56 +302,11 @@ def evaluate(
     text = json.dumps(document, indent=2) if as_json else report.table(document, markdown=markdown)
     click.echo(text, nl=as_json)
     click.echo(f"{out}/report.html", err=as_json or markdown)
-    failed = [text for name, limit in limits for text in _below(document, name, limit)]
-    for text in failed:
-        click.echo(text, err=True)
-    if failed:
-        sys.exit(BELOW_LIMIT)
+    return document
 
 
-def _worth(options: dict[str, Any]) -> Any:  # noqa: ANN401  evaluate.Worth, imported late
-    """The downstream experiment, if it was asked for; all faults of its options at once."""
-    mix, fraction = options.pop("mix"), options.pop("real_fraction")
-    seeds, segmenter = options.pop("seeds"), options.pop("segmenter")
-    unknown = options.pop("unknown_generator")
-    if not options.pop("downstream"):
-        return None
-    from ecgan.evaluation import run as library
-
-    faults: list[str] = []
-    mixes: list[float | Literal["synthetic"]] = [_mix(word, faults) for word in mix.split(",")]
-    fractions = [_fraction(word, faults) for word in fraction.split(",")]
-    if faults:
-        raise UsageError("--downstream", faults)
-    return library.Worth(tuple(mixes), tuple(fractions), seeds, segmenter, unknown)
-
-
-def _mix(word: str, faults: list[str]) -> "float | Literal['synthetic']":
-    if word.strip() == "synthetic":
-        return "synthetic"
-    try:
-        value = float(word)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        faults.append(f"--mix {word}: expected numbers from 0 on, or synthetic, e.g. 0,1,synthetic")
-    return value
-
-
-def _fraction(word: str, faults: list[str]) -> float:
-    try:
-        value = float(word)
-    except ValueError:
-        value = -1.0
-    if not 0 < value <= 1:
-        faults.append(f"--real-fraction {word}: expected numbers above 0, up to 1, e.g. 1,0.1")
-    return value
-
-
-def _samples_of(
-    place: str, n_styles: int, overrides: tuple[str, ...], options: dict[str, Any]
-) -> str:
-    """A data set as it is; of a run, samples of the layouts of the split, made here."""
+def _samples_of(place: str, n_styles: int, options: dict[str, Any]) -> str:
+    """A data set as it is; of a run, samples of the layouts of the split, generated here."""
     if "://" in place:
         return place
     path = Path(place)
@@ -246,7 +314,7 @@ def _samples_of(
         if (path / "recipe.yaml").is_file() and (path / "classes.json").is_file():
             raise UsageError(
                 f"--samples {place}: a run without generator.safetensors: its training is not "
-                "finished; run the same ecgan train again, it goes on"
+                "finished; the same ecgan train again resumes it"
             )
         return place
     if path.suffix != ".safetensors" and not path.is_dir():
@@ -274,7 +342,7 @@ def _samples_of(
             root=Path(root),
             split=split,
             n_styles=n_styles,
-            overrides=tuple(text for text in overrides if text.startswith("sampling.")),
+            overrides=tuple(text for text in options["overrides"] if text.startswith("sampling.")),
             **{name: options[name] for name in where},
         )
     )

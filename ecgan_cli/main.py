@@ -12,6 +12,7 @@ _COMMANDS = {
     "sample": ("ecgan_cli.sample", "Generate samples of the recipe's layouts."),
     "augment": ("ecgan_cli.augment", "Generate samples of a folder of label maps."),
     "evaluate": ("ecgan_cli.evaluate", "Measure the quality of samples."),
+    "downstream": ("ecgan_cli.evaluate", "Measure what samples add as training data."),
     "report": ("ecgan_cli.report", "Show, compare and publish evaluations."),
     "data": ("ecgan_cli.data", "Draw, inspect, verify and convert data."),
     "recipes": ("ecgan_cli.recipes", "List, show, copy and check recipes."),

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 from click.shell_completion import CompletionItem
@@ -127,7 +127,7 @@ class _Changes(click.ParamType):  # pyright: ignore[reportMissingTypeArgument]
         ctx: click.Context | None,
     ) -> tuple[str, ...]:
         if isinstance(value, tuple):
-            return value
+            return cast("tuple[str, ...]", value)
         words = tuple(dict.fromkeys(word.strip() for word in value.split(",") if word.strip()))
         wrong = [word for word in words if word not in self.known]
         if wrong or not words:

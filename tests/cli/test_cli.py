@@ -8,11 +8,15 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from ecgan.errors import UserError
+from ecgan.evaluation import run as evaluate
 from ecgan.recipe import recipe_names
 from ecgan_cli.command import Command
 from ecgan_cli.main import cli
 
-COMMANDS = ["train", "sample", "augment", "evaluate", "report", "data", "recipes", "demo"]
+COMMANDS = [
+    *("train", "sample", "augment", "evaluate", "downstream", "report", "data", "recipes", "demo"),
+]
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["recipes", "list"], ["train", "--help"]])
@@ -162,3 +166,23 @@ def test_the_shell_completes(words, incomplete, expected, tmp_path, monkeypatch)
     }
     result = CliRunner().invoke(cli, [], prog_name="ecgan", env=environment)
     assert result.output.strip() == expected
+
+
+@pytest.mark.parametrize("command", [["downstream"], ["evaluate", "--downstream"]], ids=str)
+def test_downstream_is_a_command_and_still_an_option_of_evaluate(command, monkeypatch, tmp_path):
+    def note(request):
+        asked.append(request)
+        raise UserError("that is all")
+
+    asked = []
+    monkeypatch.setattr(evaluate, "run", note)
+    options = ["--samples", str(tmp_path), "--mix", "0, 2,synthetic", "--seeds", "1"]
+    result = CliRunner().invoke(cli, [*command, *options])
+    assert "Error: that is all" in result.stderr
+    assert ("is now a command: ecgan downstream" in result.stderr) == (command[0] == "evaluate")
+    (request,) = asked
+    assert request.samples == (str(tmp_path),)
+    assert request.worth == evaluate.Worth((0, 2, "synthetic"), (1,), 1)
+    refused = CliRunner().invoke(cli, [*command, "--samples", str(tmp_path), "--mix", "0,many"])
+    assert refused.exit_code == 2
+    assert "'0,many': expected numbers or synthetic, separated by commas" in refused.output

@@ -98,8 +98,7 @@ def build_generator(recipe: Recipe, space: LabelSpace) -> Generator:
         edge_generator=model.edge_generator,
         edge_transfer=model.edge_transfer,
         semantic_preserving=model.semantic_preserving,
-        class_specific=model.class_specific
-        and (recipe.losses.class_l1 > 0 or model.output == "fused"),
+        class_specific=recipe.parts().class_specific,
     )
 
 

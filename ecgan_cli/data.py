@@ -186,7 +186,7 @@ def _recipe(found: "Inspection", proposed: "LabelSpace | None", classes: Path | 
         "model": {
             "style": True,
             "label_generator": "train",
-            "label_generator_images": min(20_000, max(4_000, 20 * num_train)),
+            "label_generator_training": {"images": min(20_000, max(4_000, 20 * num_train))},
         },
         "losses": {"perceptual_network": "efficientnet_lite0", "perceptual": 5},
         "train": {

@@ -53,14 +53,13 @@ def complete_run(_: click.Context, __: click.Parameter, incomplete: str) -> list
 def _complete_key(
     _: click.Context, param: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
-    from ecgan.recipe import Recipe
+    from ecgan.recipe import recipe_keys
 
-    sampling_alone = (param.metavar or "").startswith("sampling.")
+    prefix = "sampling." if (param.metavar or "").startswith("sampling.") else ""
     return [
-        CompletionItem(f"{name}.{key}=")
-        for name, section in Recipe.model_fields.items()
-        for key in getattr(section.annotation, "model_fields", ())
-        if f"{name}.{key}=".startswith(incomplete) and (name == "sampling" or not sampling_alone)
+        CompletionItem(f"{key}=")
+        for key in recipe_keys()
+        if "." in key and key.startswith(prefix) and f"{key}=".startswith(incomplete)
     ]
 
 

@@ -1,6 +1,7 @@
 """``ecgan recipes``: the recipes that come with the package, and their keys."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,14 +68,24 @@ def schema(*, as_json: bool) -> None:
         click.echo(json.dumps(document, indent=2))
         return
     for name, section in Recipe.model_fields.items():
-        fields = document["$defs"].get(getattr(section.annotation, "__name__", ""))
-        if fields is None:
+        if section.annotation is str:
             continue
         click.echo(f"{name}:  {section.description}")
-        for key, field in fields["properties"].items():
+        for key, field in _fields(document, document["properties"][name]):
             default = json.dumps(field.get("default"))
             click.echo(f"  {key}: {value_type(field)}  [default: {default}]")
             click.echo(f"      {' '.join(field.get('description', '').split())}")
+
+
+def _fields(document: dict[str, Any], section: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Keys of a section in a JSON Schema, those of its inner sections too."""
+    definition = document["$defs"][section["$ref"].rpartition("/")[2]]
+    for key, field in definition["properties"].items():
+        if "$ref" not in field:
+            yield key, field
+            continue
+        for inner, of_inner in _fields(document, field):
+            yield f"{key}.{inner}", of_inner
 
 
 def value_type(field: dict[str, Any]) -> str:

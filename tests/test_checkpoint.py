@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+import yaml
 
 from ecgan import checkpoint
 from ecgan.checkpoint import Training
@@ -169,9 +170,22 @@ def test_length_places_and_cadences_may_change(saved):
         saved[0],
         tiny_recipe(
             "train.images=80", "train.keep=5", "train.log_every=7", "data.root=elsewhere",
-            "data.workers=3", "sampling.quality=80", "evaluate.judge_images=5",
+            "data.workers=3", "sampling.quality=80", "evaluate.judge_training.images=5",
         ),
     )  # fmt: skip
+
+
+def test_a_run_of_version_0_1_goes_on(saved):
+    path = saved[0] / "recipe.yaml"
+    document = yaml.safe_load(path.read_text())
+    training = document["model"].pop("label_generator_training")
+    document["model"]["label_generator_images"] = training["images"]
+    document["model"]["label_generator_width"] = training["channels"]
+    document["evaluate"] = {"seed": 1, "judge_width": 8, "student_batch": 4}
+    path.write_text(yaml.safe_dump(document))
+    checkpoint.refuse_another_recipe(saved[0], tiny_recipe())
+    with pytest.raises(UserError, match=r"label_generator_training\.channels \("):
+        checkpoint.refuse_another_recipe(saved[0], tiny_recipe("model.label_generator_width=64"))
 
 
 def small_training(value=1.0):

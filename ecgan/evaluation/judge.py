@@ -17,7 +17,7 @@ from ecgan.recipe import Recipe
 from ecgan.runtime.files import sha256
 from ecgan.segmentation.loading import load_segmenter
 from ecgan.segmentation.segmenter import Segmenter
-from ecgan.segmentation.training import SegmenterTraining, train_segmenter
+from ecgan.segmentation.training import train_segmenter
 
 
 class Judge(NamedTuple):
@@ -34,7 +34,8 @@ class Judge(NamedTuple):
         width = f", width {judge['width']}" if judge["width"] else ""
         about = f"{judge['source']}{width}, trained by ecgan, {judge['images']} images seen"
         if split:
-            return f"{about}, on the reference's split {split}, seed {recipe.evaluate.seed}"
+            seed = recipe.evaluate.judge_training.seed
+            return f"{about}, on the reference's split {split}, seed {seed}"
         return f"{self.path}: {about}, data and settings {judge['data'][:16]}"
 
 
@@ -64,16 +65,10 @@ def find_judge(
     """
     if name != "train":
         return Judge(load_segmenter(name, space, device=device, evaluation=True), name)
-    evaluate = recipe.evaluate
     segmenter = train_segmenter(
         pairs,
         space,
-        SegmenterTraining(
-            evaluate.judge_network,
-            evaluate.judge_width,
-            evaluate.judge_images,
-            seed=evaluate.seed,
-        ),
+        recipe.evaluate.judge_training,
         cache,
         device,
         role="judge" if progress else None,
@@ -108,7 +103,7 @@ def own_label_generators(
             raise UserError(
                 f"judge {judge.path}: it is the {role.title} of {name}, so it would find what "
                 f"{role.deed}. Give another with --judge, train one with --judge train "
-                "(evaluate.judge_network, evaluate.seed), or force it with --force-judge: the "
+                "(evaluate.judge_training), or force it with --force-judge: the "
                 "report is marked then"
             )
         marks[name] = [f"the judge is the {role.title} of this set (forced)"]

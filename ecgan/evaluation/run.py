@@ -330,7 +330,7 @@ class _Evaluation:
             width=self.size[1],
             flip=data.flip,
             train=train,
-            seed=self.recipe.evaluate.seed,
+            seed=self.recipe.evaluate.judge_training.seed,
             edges="none",
         )
 
@@ -365,9 +365,7 @@ class _Evaluation:
             fractions=worth.fractions,
             mixes=worth.mixes,
             seeds=worth.seeds,
-            width=evaluate.student_width,
-            images=evaluate.student_images,
-            batch=evaluate.student_batch,
+            training=evaluate.downstream_training,
             segmenter=worth.segmenter,
             flip=self.recipe.data.flip,
             unknown_generator=worth.unknown_generator,

@@ -3,8 +3,6 @@
 Everything that can be refused is refused here, before a network is built or a file is written.
 """
 
-import hashlib
-import json
 import os
 import platform
 from collections.abc import Sequence
@@ -616,7 +614,7 @@ def _fingerprint(
     sampling = recipe.sampling
     found: dict[str, Any] = {
         "checkpoint": file.sha256,
-        "recipe": recipe_hash(recipe),
+        "recipe": recipe.generator_hash(),
         "--seed": request.seed or 0,
         "--style-seed": request.style_seed,
         "--format": output.data_format,
@@ -644,12 +642,6 @@ def _fingerprint(
     if "paste" in request.changes:
         keys.append("things")
     return found | {f"sampling.{key}": getattr(sampling, key) for key in keys}
-
-
-def recipe_hash(recipe: Recipe) -> str:
-    """SHA-256 of what a recipe says of the generator; not of evaluation and sampling."""
-    document = recipe.model_dump(mode="json", exclude={"evaluate", "sampling"})
-    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
 def versions() -> dict[str, str]:

@@ -338,7 +338,7 @@ def _manifest(request: Request, prepared: DatasetPlan, making: _Making) -> dict[
         about["provenance"] = {
             "digital_source_type": formats.DIGITAL_SOURCE,
             "checkpoint": {"sha256": file.sha256, "images_seen": file.images_seen},
-            "recipe_hash": planner.recipe_hash(recipe),
+            "recipe_hash": recipe.generator_hash(),
         }
     return about
 

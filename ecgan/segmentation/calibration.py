@@ -40,10 +40,9 @@ from ecgan.segmentation.label_filter import (
 )
 from ecgan.segmentation.loading import load_segmenter
 from ecgan.segmentation.segmenter import Segmenter, Sources
-from ecgan.segmentation.training import SegmenterTraining, file_stamps, train_segmenter
+from ecgan.segmentation.training import file_stamps, train_segmenter
 
 _VERSION = 1  # of the measurement
-_SEED = 2  # of the segmenters; not the default of Gl (0) or of evaluate's judge (1)
 
 
 def calibrate(
@@ -218,9 +217,7 @@ class _Pairs:
         segmenter = train_segmenter(
             self._dataset(own, train=True),
             self.space,
-            SegmenterTraining(
-                channels=sampling.filter_width, images=sampling.filter_images, seed=_SEED
-            ),
+            sampling.filter_training,
             self.cache,
             self.device,
             role=f"label filter's segmenter {half + 1} of 2" if self.progress else None,

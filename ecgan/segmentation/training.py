@@ -10,9 +10,8 @@ import json
 import logging
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -25,6 +24,7 @@ from ecgan.data.datasets import Item
 from ecgan.data.loader import TripleDataset
 from ecgan.errors import UserError
 from ecgan.labels import Labels, LabelSpace
+from ecgan.recipe import SegmenterTraining
 from ecgan.segmentation.loading import load_segmenter
 from ecgan.segmentation.segmenter import (
     DESCRIPTION,
@@ -38,29 +38,10 @@ from ecgan.segmentation.unet import UNET, UNet
 
 _log = logging.getLogger(__name__)
 
-_SOURCES = {"segformer": "SegFormer, from scratch", "unet": UNET}
+ARCHITECTURES = {"segformer": "SegFormer, from scratch", "unet": UNET}
 _VERSION = 3  # of the training
 _END_BYTES = 16 << 10  # of a file that its stamp reads, from both ends
 VOID = -100  # in training: pixels that are not learnt
-
-
-@dataclass(frozen=True)
-class SegmenterTraining:
-    """Settings of a segmenter that is trained on real pairs.
-
-    Attributes:
-        architecture: a SegFormer from scratch, or a U-Net whose encoder starts from ImageNet.
-        channels: channels of SegFormer's first stage; 32 is SegFormer-B0. A multiple of 8.
-        images: length of training, in images seen.
-        batch: images of a step.
-        seed: seed of the weights and of the order of the data.
-    """
-
-    architecture: Literal["segformer", "unet"] = "segformer"
-    channels: int = 32
-    images: int = 20_000
-    batch: int = 8
-    seed: int = 0
 
 
 def train_segmenter(  # noqa: PLR0913  what to learn from, and where
@@ -98,7 +79,7 @@ def train_segmenter(  # noqa: PLR0913  what to learn from, and where
         width=pairs.size[1],
         resize_to=pairs.resize_to,
         flip=pairs.flip,
-        seed=settings.seed,
+        seed=pairs.seed if settings.seed is None else settings.seed,
         edges="none",
     )
     names = space.names_for_evaluation if evaluation else space.names
@@ -111,7 +92,7 @@ def train_segmenter(  # noqa: PLR0913  what to learn from, and where
             tqdm.write(text, file=sys.stderr)
         # A run that trains it and one that finds it continue with the same random state.
         with torch.random.fork_rng(devices=[]):
-            network, rate = _new_network(settings, names)
+            network, rate = new_network(settings, names, pairs.seed)
             ids = torch.from_numpy(_training_ids(space, evaluation=evaluation))
             batches = loader.batches(pairs, 0, settings.batch, workers=workers)
             loss = _fit(network.to(device), rate, batches, ids, settings, role)
@@ -122,7 +103,7 @@ def train_segmenter(  # noqa: PLR0913  what to learn from, and where
             normalisation=Normalisation(),
             provenance=Provenance(
                 "trained",
-                _SOURCES[settings.architecture],
+                ARCHITECTURES[settings.architecture],
                 settings.channels if settings.architecture == "segformer" else 0,
                 settings.images,
                 digest,
@@ -207,13 +188,15 @@ def _folder(cache: Path, settings: SegmenterTraining, digest: str) -> Path:
     return cache / f"{settings.architecture}-{digest[:16]}"
 
 
-def _new_network(settings: SegmenterTraining, names: Sequence[str]) -> tuple[nn.Module, float]:
+def new_network(
+    settings: SegmenterTraining, names: Sequence[str], seed: int
+) -> tuple[nn.Module, float]:
     """Untrained network, and AdamW's learning rate for it."""
     if settings.architecture == "unet":
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(settings.seed)
+            torch.default_generator.manual_seed(seed)
             return UNet(names, pretrained=True), 1e-3
-    network = segformer(settings.channels, names, settings.seed)
+    network = segformer(settings.channels, names, seed)
     return network, learning_rate_from_scratch(settings.channels)
 
 
@@ -289,7 +272,7 @@ def _data_hash(
         "width": settings.channels,
         "images": settings.images,
         "batch": settings.batch,
-        "seed": settings.seed,
+        "seed": pairs.seed,
         "evaluation": evaluation,
         "names": list(names),
     }

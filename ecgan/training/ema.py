@@ -27,7 +27,7 @@ from ecgan.sampling.sampler import condition
 from ecgan.seeds import TorchStream, torch_generator
 from ecgan.segmentation.loading import load_segmenter
 from ecgan.segmentation.segmenter import Segmenter
-from ecgan.segmentation.training import SegmenterTraining, train_segmenter
+from ecgan.segmentation.training import train_segmenter
 from ecgan.training.averaging import Average, reestimate_statistics
 from ecgan.training.objective import GeneratorSide
 from ecgan.visualization import colorize, grid
@@ -158,7 +158,7 @@ class AveragedGenerator:
             self.validation_set,
             self._judge,
             features=self.recipe.evaluate.features,
-            seed=self.recipe.evaluate.seed,
+            seed=self.recipe.evaluate.judge_training.seed,
         )
 
     def _find_judge(self, cache: Path, *, progress: bool) -> Segmenter:
@@ -168,9 +168,7 @@ class AveragedGenerator:
         return train_segmenter(
             self.train_set,
             self.space,
-            SegmenterTraining(
-                channels=evaluate.judge_width, images=evaluate.judge_images, seed=evaluate.seed
-            ),
+            evaluate.judge_training,
             cache,
             self.device,
             role="judge" if progress else None,

@@ -19,7 +19,7 @@ from ecgan.recipe import Recipe
 from ecgan.runtime.device import choose_device
 from ecgan.runtime.timing import span, span_seconds, table
 from ecgan.training import run
-from ecgan.training.objective import GeneratorSide, build_discriminator, modules, pictures, terms
+from ecgan.training.objective import GeneratorSide, build_discriminator
 from ecgan.training.warm_start import transfer
 
 ADAM_COPIES = 4  # the weight, its gradient, Adam's two moments; float32
@@ -73,7 +73,7 @@ def memory(recipe: Recipe, space: LabelSpace, images: int, trained: int) -> int:
         made = side(S, labels, image, noise)
         if discriminator is not None:
             # Of D's two passes, one at a time: real and generated pictures, then these alone
-            fakes = [getattr(made.generated, name) for name in pictures(recipe)]
+            fakes = [getattr(made.generated, name) for name in recipe.parts().pictures]
             discriminator.to("meta")(S, torch.cat([*fakes, image, image]))
     activations = kept.bytes // 2 if recipe.train.precision == "bfloat16" else kept.bytes
     return trained * 4 * (ADAM_COPIES + 1) + activations  # and once more for the average
@@ -100,7 +100,7 @@ def dry_run(
         UserError: what :func:`run.run` would refuse, but for faults inside files.
     """
     own_device = choose_device(device)
-    recipe = run.resolved(recipe, own_device)
+    recipe = recipe.resolved(own_device.type)
     space, (train_set, validation_set) = run.check(
         recipe, out, num_processes=num_processes, read_files=False
     )
@@ -136,7 +136,7 @@ def describe(
         world: number of ranks.
         sizes: items of each split.
     """
-    train, counts = recipe.train, parameters(recipe, space)
+    train, parts, counts = recipe.train, recipe.parts(), parameters(recipe, space)
     part = train.batch // (world * train.accumulate)
     gib = memory(recipe, space, part, sum(counts.values())) / 2**30
     steps = -(-train.images // train.batch)
@@ -147,11 +147,11 @@ def describe(
         "classes": f"{space.num_classes}, "
         f"{space.num_conditions(boundary=recipe.data.instances)} channels of condition",
         "size": f"{recipe.data.height} x {recipe.data.width}",
-        "parts": ", ".join(modules(recipe)),
-        "terms": ", ".join(f"{weight:g} {name}" for name, weight in terms(recipe).items())
+        "parts": ", ".join(parts.names),
+        "terms": ", ".join(f"{weight:g} {name}" for name, weight in parts.terms.items())
         + (
             f"; similarity at stride {recipe.losses.similarity_stride}"
-            if "similarity" in terms(recipe)
+            if parts.label_generator
             else ""
         ),
         "parameters": ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in counts.items()),
@@ -195,7 +195,7 @@ def profile(recipe: Recipe, *, steps: int, device: str = "auto", init: Path | No
         UserError: what :func:`run.run` would refuse.
     """
     own_device = choose_device(device, current=True)
-    recipe = run.resolved(recipe, own_device)
+    recipe = recipe.resolved(own_device.type)
     with tempfile.TemporaryDirectory(prefix="ecgan-") as folder:
         place = run.Place(Path(folder) / "run", own_device, init, quiet=True)
         space, sets = run.check(recipe, place.out, read_files=False)

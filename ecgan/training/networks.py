@@ -12,9 +12,8 @@ from ecgan.models.pretrained import Hed, PerceptualFeatures, perceptual_features
 from ecgan.recipe import Recipe
 from ecgan.runtime import distributed
 from ecgan.segmentation.loading import load_segmenter
-from ecgan.segmentation.segmenter import Normalisation, Provenance, Segmenter, segformer
-from ecgan.segmentation.training import SegmenterTraining, train_segmenter
-from ecgan.training.objective import modules
+from ecgan.segmentation.segmenter import Normalisation, Provenance, Segmenter
+from ecgan.segmentation.training import new_network, train_segmenter
 
 
 def label_generator(
@@ -31,7 +30,7 @@ def label_generator(
     Rank 0 trains it, the others read what it wrote.
     """
     model = recipe.model
-    if "Gl" not in modules(recipe):
+    if not recipe.parts().label_generator:
         return None
     if model.label_generator != "train":
         return load_segmenter(model.label_generator, space, model.label_generator_map, device)
@@ -39,11 +38,7 @@ def label_generator(
         lambda: train_segmenter(
             train_set,
             space,
-            SegmenterTraining(
-                channels=model.label_generator_width,
-                images=model.label_generator_images,
-                seed=recipe.train.seed,
-            ),
+            model.label_generator_training,
             cache,
             device,
             role="label generator" if progress else None,
@@ -57,11 +52,11 @@ def untrained_label_generator(
 ) -> Segmenter | None:
     """The label generator for a profile: where it would be trained, with random weights."""
     model = recipe.model
-    if "Gl" not in modules(recipe):
+    if not recipe.parts().label_generator:
         return None
     if model.label_generator != "train":
         return load_segmenter(model.label_generator, space, model.label_generator_map, device)
-    network = segformer(model.label_generator_width, space.names, recipe.train.seed)
+    network, _ = new_network(model.label_generator_training, space.names, recipe.train.seed)
     segmenter = Segmenter(
         network,
         range(space.num_classes),
@@ -75,7 +70,7 @@ def untrained_label_generator(
 def perceptual_network(recipe: Recipe, device: torch.device) -> PerceptualFeatures | None:
     """The frozen network of the perceptual term, if the recipe has that term."""
     name = recipe.losses.perceptual_network
-    if name == "none" or "perceptual_network" not in modules(recipe):
+    if name == "none" or not recipe.parts().perceptual_network:
         return None
     return perceptual_features(
         name,

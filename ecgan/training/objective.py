@@ -39,56 +39,6 @@ from ecgan.segmentation.segmenter import Segmenter
 from ecgan.training.diffaugment import diffaugment, draw
 
 
-def terms(recipe: Recipe) -> dict[str, float]:
-    """Weight of each term of Eq. 10 that this recipe sums for G."""
-    model, weights = recipe.model, recipe.losses
-    candidates = {
-        "adversarial": weights.adversarial,
-        "feature_matching": weights.feature_matching,
-        "perceptual": weights.perceptual * (weights.perceptual_network != "none"),
-        "similarity": weights.similarity * (model.label_generator != "off"),
-        "contrastive": weights.contrastive * model.contrastive,
-        "class_l1": weights.class_l1 * model.class_specific,
-        "kl": weights.kl * model.style,
-    }
-    return {name: weight for name, weight in candidates.items() if weight > 0}
-
-
-def has_image(recipe: Recipe) -> bool:
-    """Whether there is an image beside the coarse one."""
-    return recipe.model.semantic_preserving or recipe.model.output == "fused"
-
-
-def pictures(recipe: Recipe) -> dict[str, float]:
-    """Weight of each generated picture within the adversarial and the matching terms."""
-    weights = {
-        "edge": 1.0 * recipe.model.edge_generator,
-        "coarse": 1.0,
-        "image": recipe.losses.refined * has_image(recipe),
-    }
-    return {name: weight for name, weight in weights.items() if weight > 0}
-
-
-def modules(recipe: Recipe) -> list[str]:
-    """The parts of ECGAN that this recipe builds, by the paper's names where it has one."""
-    model, summed = recipe.model, terms(recipe)
-    parts = {
-        "E": True,
-        "Gi": True,
-        "Ge": model.edge_generator,
-        "Gt": model.edge_transfer,
-        "Gs": model.semantic_preserving,
-        "Gl": "similarity" in summed,
-        "Gc": "contrastive" in summed,
-        "class_specific": "class_l1" in summed or model.output == "fused",
-        "fusion": model.output == "fused",
-        "style_encoder": model.style,
-        "D": bool({"adversarial", "feature_matching"} & set(summed)),
-        "perceptual_network": "perceptual" in summed,
-    }
-    return [name for name, there in parts.items() if there]
-
-
 class Inputs(NamedTuple):
     """A batch of real triples on the device."""
 
@@ -124,7 +74,7 @@ class GeneratorSide(nn.Module):
         self.style_encoder: StyleEncoder | None = build_style_encoder(recipe)
         self.ignore = space.ignore_index
         self.stride = recipe.losses.contrastive_stride
-        self.taps = tuple(recipe.losses.contrastive_taps) if "Gc" in modules(recipe) else ()
+        self.taps = tuple(recipe.losses.contrastive_taps) if recipe.parts().contrastive else ()
         channels = self.generator.tap_channels
         self.heads = nn.ModuleList(ContrastiveHead(channels[tap][0]) for tap in self.taps)
 
@@ -147,7 +97,7 @@ class GeneratorSide(nn.Module):
 
 def build_discriminator(recipe: Recipe, space: LabelSpace) -> Discriminator | None:
     """D with freshly initialised weights, if a term needs it."""
-    if "D" not in modules(recipe):
+    if not recipe.parts().discriminator:
         return None
     num_conditions = space.num_conditions(boundary=recipe.data.instances)
     return Discriminator(num_conditions, recipe.model.width, recipe.model.spectral_norm)
@@ -226,23 +176,16 @@ class Objective:
     bank: MemoryBank | None = None
 
     def __post_init__(self) -> None:
+        self.recipe = self.recipe.resolved(self.device.type)
         for frozen in (self.label_generator, self.perceptual_network):
             if frozen is not None:
                 channels_last(frozen)
-        self.weights = terms(self.recipe)
-        self.pictures = pictures(self.recipe)
-        precision = self.recipe.train.precision
-        self._bfloat16 = precision == "bfloat16" or (
-            precision == "auto" and self.device.type == "cuda"
-        )
-        stride = self.recipe.losses.similarity_stride
-        self._similarity_stride = (
-            (1 if self.device.type == "cuda" else 4) if stride == "auto" else stride
-        )
+        self.parts = self.recipe.parts()
+        self.weights, self.pictures = self.parts.terms, self.parts.pictures
 
     def autocast(self) -> AbstractContextManager[object]:
         """What networks run in; losses run outside of it."""
-        if not self._bfloat16:
+        if self.recipe.train.precision != "bfloat16":
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
 
@@ -361,14 +304,15 @@ class Objective:
         """Eq. 3 for S' and S'', on every s-th pixel in each direction."""
         network = self.label_generator
         assert network is not None
-        stride, ignore = self._similarity_stride, self.space.ignore_index
+        stride, ignore = self.recipe.losses.similarity_stride, self.space.ignore_index
+        assert stride != "auto"
         height, width = inputs.labels.shape[1:]
         size = (max(1, height // stride), max(1, width // stride))
         labels = _nearest(inputs.labels, size)
         known = F.pad(network.known, (0, 1))[labels.clamp(max=network.num_classes)]
         labels = labels.masked_fill(~known, ignore)
         images = [made.generated.coarse]
-        if has_image(self.recipe):  # else it is the coarse one again
+        if self.parts.has_image:  # else it is the coarse one again
             images.append(made.generated.image)
         with self.autocast():
             probabilities = network.probabilities(torch.cat(images), size)

@@ -38,7 +38,7 @@ from ecgan.training import networks
 from ecgan.training import step as players
 from ecgan.training.ema import AveragedGenerator
 from ecgan.training.log import Journal, Means
-from ecgan.training.objective import Inputs, Objective, terms
+from ecgan.training.objective import Inputs, Objective
 from ecgan.training.step import NonFiniteError, Player, Players, StepValues
 from ecgan.training.warm_start import transfer
 
@@ -75,7 +75,7 @@ def run(
         UserError: whatever the user can mend, before anything is computed where possible.
     """
     own_device = choose_device(device, current=True)
-    recipe = resolved(recipe, own_device)
+    recipe = recipe.resolved(own_device.type)
     with distributed.process_group(own_device):
         place = Place(out, own_device, init, quiet)
         with _Signals() as signals:
@@ -88,17 +88,6 @@ def run(
                     return Training(recipe, space, sets, place).run(signals)
             except KeyboardInterrupt:  # before the first step, or a second one after that
                 return "interrupted"
-
-
-def resolved(recipe: Recipe, device: torch.device) -> Recipe:
-    """The recipe with what ``auto`` means on a device: so it is saved, and kept on resuming."""
-    cuda = device.type == "cuda"
-    losses, train = recipe.losses, recipe.train
-    if losses.similarity_stride == "auto":
-        losses = losses.model_copy(update={"similarity_stride": 1 if cuda else 4})
-    if train.precision == "auto":
-        train = train.model_copy(update={"precision": "bfloat16" if cuda else "float32"})
-    return recipe.model_copy(update={"losses": losses, "train": train})
 
 
 @contextmanager
@@ -158,7 +147,7 @@ def check(
             f"train.batch ({recipe.train.batch}) must divide by ranks x accumulate "
             f"({world} x {recipe.train.accumulate})"
         )
-    if not terms(recipe):
+    if not recipe.parts().terms:
         raise UserError(
             "the recipe sums no term of Eq. 10: give one of losses.adversarial, "
             "losses.feature_matching, losses.perceptual, ... a weight above 0"

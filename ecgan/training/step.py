@@ -30,8 +30,6 @@ from ecgan.training.objective import (
     MemoryBank,
     Objective,
     build_discriminator,
-    modules,
-    terms,
 )
 
 BETAS = (0.0, 0.999)  # of Adam, as in the paper
@@ -119,7 +117,11 @@ def join(
             discriminator.compile(dynamic=False)
     train = recipe.train
     # Weights of 0 can leave a part of G without any term; DDP has to look for it then.
-    pictures_judged = {"adversarial", "feature_matching", "perceptual"} & set(terms(recipe))
+    pictures_judged = {
+        "adversarial",
+        "feature_matching",
+        "perceptual",
+    } & recipe.parts().terms.keys()
     find_unused = not pictures_judged or recipe.losses.refined == 0
     return Players(
         Player.build(side, train.lr_generator, device, find_unused=find_unused),
@@ -130,7 +132,7 @@ def join(
 def build_bank(recipe: Recipe, space: LabelSpace, device: torch.device) -> MemoryBank | None:
     """The memory bank of Eq. 5, if the recipe has one."""
     losses = recipe.losses
-    if losses.contrastive_bank == 0 or "Gc" not in modules(recipe):
+    if losses.contrastive_bank == 0 or not recipe.parts().contrastive:
         return None
     bank = MemoryBank(
         len(losses.contrastive_taps),

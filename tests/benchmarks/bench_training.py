@@ -58,9 +58,9 @@ from ecgan.recipe import label_space, load_recipe
 from ecgan.runtime.timing import span_seconds
 from ecgan.runtime.torch_private import TorchSpectralNorm
 from ecgan.sampling.sampler import condition
-from ecgan.training import networks, run
+from ecgan.training import networks
 from ecgan.training import step as players
-from ecgan.training.objective import Inputs, Objective, pictures, terms
+from ecgan.training.objective import Inputs, Objective
 from tests.benchmarks.bench_losses import machine, versions
 from tests.benchmarks.bench_sampling import flops, seconds
 from tests.benchmarks.common import device_name, matrix_ceiling
@@ -87,13 +87,13 @@ class Case:
                 f"data.classes={[str(n) for n in range(self.classes)]}",
                 f"model.width={self.width}", f"train.batch={self.batch}",
                 f"model.label_generator={'train' if self.label_generator else 'off'}",
-                f"model.label_generator_width={self.label_generator or 32}",
+                f"model.label_generator_training.channels={self.label_generator or 32}",
                 f"losses.perceptual_network={self.perceptual}",
                 f"losses.similarity_stride={self.similarity_stride}",
                 f"train.precision={precision}", f"train.compile={compile}",
             ],
         )  # fmt: skip
-        return run.resolved(found, device)
+        return found.resolved(device.type)
 
 
 # The straightforward way
@@ -192,7 +192,7 @@ def naive_bytes(case, recipe):
     """What the matrices of Eqs. 3 and 5 take at most: those kept for gradients, and three more."""
     losses_ = recipe.losses
     pixels = case.size[0] * case.size[1]
-    M = pixels // losses_.similarity_stride**2 if "similarity" in terms(recipe) else 0
+    M = pixels // losses_.similarity_stride**2 if "similarity" in recipe.parts().terms else 0
     K = case.batch * pixels // losses_.contrastive_stride**2
     return M * M * (2 * case.batch * 5 + 16) + K * K * 24
 
@@ -430,10 +430,11 @@ def print_spans(form, device):
 def print_table(case, found, measured, ceilings):
     height, width = case.size
     recipe = found["ours"].objective.recipe
+    parts = recipe.parts()
     print(
         f"\nwidth {case.width}, {width}x{height}, {case.classes} classes, batch {case.batch}; "
-        f"{', '.join(f'{weight:g} {name}' for name, weight in terms(recipe).items())}; pictures "
-        f"{', '.join(pictures(recipe))}; Eq. 3 at stride {recipe.losses.similarity_stride}"
+        f"{', '.join(f'{weight:g} {name}' for name, weight in parts.terms.items())}; pictures "
+        f"{', '.join(parts.pictures)}; Eq. 3 at stride {recipe.losses.similarity_stride}"
     )
     print(
         f"  {'form':<10} {'ms/step':>9} {'images/s':>9} {'speed':>6} {'peak MB':>8} {'memory':>7} "

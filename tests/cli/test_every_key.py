@@ -17,12 +17,11 @@ from ecgan.data import loader
 from ecgan.errors import UserError
 from ecgan.evaluation import run as evaluate
 from ecgan.generation import run as generate
-from ecgan.recipe import Recipe, label_space, load_recipe
+from ecgan.recipe import label_space, load_recipe, recipe_keys
 from ecgan.shards import dataset as sets
 from ecgan.training import estimate
 from ecgan.training import run as train
 from ecgan.training import step as players
-from ecgan.training.objective import modules, pictures, terms
 from tests.helpers.tiny import NAMES, write_pairs
 from tests.training.test_run import LIGHT, Setting
 
@@ -49,7 +48,7 @@ def built(recipe, _):
         if side is not None
         for name, value in side.network.state_dict().items()
     ]
-    return shapes, modules(recipe), terms(recipe), pictures(recipe)
+    return shapes, recipe.parts().names, recipe.parts().terms, recipe.parts().pictures
 
 
 def step(recipe, _):
@@ -189,14 +188,11 @@ def report_of(recipe, folder, **options):
 
 # What every key is changed to: overrides, where the change shows, overrides of both sides.
 FULL = ("model.label_generator=train", "losses.similarity_stride=4")
-EVALUATED = ("evaluate.features=[]", "evaluate.judge_images=8", "evaluate.judge_width=8")
-TAUGHT = (
-    *EVALUATED,
-    *("evaluate.student_width=8", "evaluate.student_images=4", "evaluate.student_batch=2"),
-)
+EVALUATED = ("evaluate.features=[]", "evaluate.judge_training={channels: 8, images: 8}")
+TAUGHT = (*EVALUATED, "evaluate.downstream_training={channels: 8, images: 4, batch: 2}")
 FILTERED = (
-    *("sampling.filter_images=8", "sampling.filter_width=8", "sampling.filter_min_kept=1.0"),
-    "sampling.filter_tolerance=1.0",
+    "sampling.filter_training={channels: 8, images: 8}",
+    *("sampling.filter_min_kept=1.0", "sampling.filter_tolerance=1.0"),
 )
 CHANGES = {
     "data.dataset": ("data.dataset=cityscapes", data),
@@ -225,8 +221,6 @@ CHANGES = {
     "model.class_specific": ("model.class_specific=false", built),
     "model.contrastive": ("model.contrastive=false", built),
     "model.label_generator": ("model.label_generator=train", built),
-    "model.label_generator_images": ("model.label_generator_images=16", ran, *FULL),
-    "model.label_generator_width": ("model.label_generator_width=16", ran, *FULL),
     "model.label_generator_map": (
         "model.label_generator_map={99: 0}", refusal, "model.label_generator={segmenter}",
     ),
@@ -269,22 +263,15 @@ CHANGES = {
     "train.log_every": ("train.log_every=4", ran),
     "train.keep": ("train.keep=1", ran),
     "evaluate.judge": ("evaluate.judge={segmenter}", evaluated, *EVALUATED),
-    "evaluate.judge_network": ("evaluate.judge_network=unet", evaluated, *EVALUATED),
     "evaluate.dinov2": (
         "evaluate.dinov2=there.pth", "refused", *EVALUATED, "evaluate.features=[dinov2]",
     ),
-    "evaluate.judge_images": ("evaluate.judge_images=16", evaluated, *EVALUATED),
-    "evaluate.judge_width": ("evaluate.judge_width=16", evaluated, *EVALUATED),
     "evaluate.features": ("evaluate.features=[efficientnet_lite0]", evaluated, *EVALUATED),
     "evaluate.inception_weights": (
         "evaluate.inception_weights=there.pth", "refused", *EVALUATED,
         "evaluate.features=[inception]",
     ),
     "evaluate.num_images": ("evaluate.num_images=2", evaluated, *EVALUATED),
-    "evaluate.seed": ("evaluate.seed=2", evaluated, *EVALUATED),
-    "evaluate.student_width": ("evaluate.student_width=16", taught, *TAUGHT),
-    "evaluate.student_images": ("evaluate.student_images=8", taught, *TAUGHT),
-    "evaluate.student_batch": ("evaluate.student_batch=4", taught, *TAUGHT),
     "sampling.batch": ("sampling.batch=3", sampled),
     "sampling.compile": ("sampling.compile=true", "not on cuda"),
     "sampling.samples_per_shard": ("sampling.samples_per_shard=3", sampled),
@@ -295,18 +282,23 @@ CHANGES = {
     "sampling.filter_min_kept": ("sampling.filter_min_kept=0.0", filtered, *FILTERED),
     "sampling.filter_min_class_kept": ("sampling.filter_min_class_kept=1.0", filtered, *FILTERED),
     "sampling.filter_retries": ("sampling.filter_retries=1", filtered, *FILTERED),
-    "sampling.filter_images": ("sampling.filter_images=16", filtered, *FILTERED),
-    "sampling.filter_width": ("sampling.filter_width=16", filtered, *FILTERED),
     "sampling.balance_max_styles": ("sampling.balance_max_styles=3", spread),
     "sampling.things": ("sampling.things=[tree]", pasted),
 }  # fmt: skip
+TRAININGS = {
+    "model.label_generator_training": (ran, *FULL),
+    "evaluate.judge_training": (evaluated, *EVALUATED),
+    "evaluate.downstream_training": (taught, *TAUGHT),
+    "sampling.filter_training": (filtered, *FILTERED),
+}
+SETTINGS = {"architecture": "unet", "channels": 16, "images": 16, "batch": 4, "seed": 7}
+CHANGES |= {
+    f"{section}.{key}": (f"{section}.{key}={value}", *context)
+    for section, context in TRAININGS.items()
+    for key, value in SETTINGS.items()
+}
 QUICK = {built, data, space, step, compiled, remembered}
-KEYS = [
-    f"{section}.{key}"
-    for section, field in Recipe.model_fields.items()
-    if section != "name"
-    for key in field.annotation.model_fields
-]
+KEYS = [key for key in recipe_keys() if key != "name"]
 
 
 def test_every_key_of_the_schema_is_walked():
@@ -316,7 +308,8 @@ def test_every_key_of_the_schema_is_walked():
 @pytest.fixture(scope="session")
 def segmenter(root, tmp_path_factory):
     """A folder with a segmenter of these classes."""
-    from ecgan.segmentation.training import SegmenterTraining, train_segmenter
+    from ecgan.recipe import SegmenterTraining
+    from ecgan.segmentation.training import train_segmenter
 
     recipe = load_recipe("demo", (*LIGHT, f"data.root={root}"))
     pairs, _ = train.build_sets(recipe, label_space(recipe.data))

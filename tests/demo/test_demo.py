@@ -14,9 +14,21 @@ from ecgan_cli.main import cli
 README = Path(__file__).parents[2] / "README.md"
 SMALL = [
     *("--set", "train.images=16", "--set", "train.batch=4", "--set", "train.preview_every=8"),
-    *("--set", "model.width=4", "--set", "model.label_generator_images=16"),
-    *("--set", "model.label_generator_width=8", "--set", "evaluate.judge_images=16"),
-    *("--set", "evaluate.judge_width=8", "--set", "data.height=32", "--set", "data.width=64"),
+    *("--set", "model.width=4", "--set", "model.label_generator_training.images=16"),
+    *(
+        "--set",
+        "model.label_generator_training.channels=8",
+        "--set",
+        "evaluate.judge_training.images=16",
+    ),
+    *(
+        "--set",
+        "evaluate.judge_training.channels=8",
+        "--set",
+        "data.height=32",
+        "--set",
+        "data.width=64",
+    ),
     *("--set", "evaluate.features=[]"),
 ]
 

@@ -28,6 +28,7 @@ from ecgan.evaluation.downstream.leakage import Part
 from ecgan.evaluation.downstream.student import Pair, Run, Teacher, augment, draws
 from ecgan.generation import run as generate
 from ecgan.recipe import parse_recipe
+from ecgan.recipe_schema import DownstreamTraining
 from ecgan.runtime.jobs import Workers
 from ecgan.runtime.storage import HIDDEN
 from ecgan.segmentation.loading import load_for_finetuning
@@ -115,6 +116,10 @@ def world(tmp_path_factory):
     return root
 
 
+def training(**changes):
+    return DownstreamTraining(**{"channels": 8, "images": 4, "batch": 2} | changes)
+
+
 def request_of(world, cache, **changes):
     fields = {
         "root": world / "real",
@@ -127,9 +132,7 @@ def request_of(world, cache, **changes):
         "cache": cache,
         "mixes": (0.0, 1.0),
         "seeds": 2,
-        "width": 8,
-        "images": 4,
-        "batch": 2,
+        "training": training(),
         "generators": (
             world / "whole" / checkpoint.GENERATOR,
             world / "third" / checkpoint.GENERATOR,
@@ -322,9 +325,10 @@ def test_mix_0_of_samples_is_real_only(world, tmp_path):
 
 CHANGED = {
     "seed": {},
-    "width": {"width": 16},
-    "images": {"images": 8},
-    "batch": {"batch": 1},
+    "architecture": {"training": training(architecture="unet")},
+    "channels": {"training": training(channels=16)},
+    "images": {"training": training(images=8)},
+    "batch": {"training": training(batch=1)},
     "flip": {"flip": False},
     "size": {"size": (32, 32), "samples": (), "mixes": (0.0,)},
     "test_split": {"test_split": "test"},
@@ -480,7 +484,9 @@ def test_a_student_is_tested_on_the_tested_split(world, tmp_path):
 
 def test_what_a_student_sees(world, tmp_path):
     """Real pairs and samples alike: whole bytes, evaluation ids, void where there is no class."""
-    request = request_of(world, tmp_path, mixes=("synthetic",), flip=False, images=8, batch=4)
+    request = request_of(
+        world, tmp_path, mixes=("synthetic",), flip=False, training=training(images=8, batch=4)
+    )
     teacher = Teacher(downstream.check(request).settings)
     for run, expected in ((Run(1.0, 0.0, 5), "real"), (Run(1.0, None, 5), "synthetic")):
         batches = list(teacher._batches(run))
@@ -512,8 +518,7 @@ def test_each_position_shows_its_pair_as_its_draw_says(world, tmp_path):
         tmp_path,
         samples={0.3: (world / "third" / "samples",) * 2},
         fractions=(0.3,),
-        images=16,
-        batch=4,
+        training=training(images=16, batch=4),
     )
     found = downstream.check(request).settings
     (samples, _) = found.samples[0.3]
@@ -559,7 +564,9 @@ EVALUATED = (1, 0, 255, 0, 1)  # of road, sky, building, tree, car
 def test_students_learn_and_are_tested_in_evaluation_ids(world, tmp_path):
     space = labels.load_label_space(world / "real" / "classes.json")
     space = replace(space, evaluation=EVALUATED, evaluation_names=("up", "down"))
-    request = request_of(world, tmp_path, space=space, mixes=(0.0,), images=8, batch=8)
+    request = request_of(
+        world, tmp_path, space=space, mixes=(0.0,), training=training(images=8, batch=8)
+    )
     teacher = Teacher(downstream.check(request).settings)
     ((_, learnt),) = teacher._batches(Run(1.0, 0.0, 0))
     assert set(learnt.unique().tolist()) == {0, 1, VOID}
@@ -629,8 +636,7 @@ def test_a_student_learns_from_samples_that_show_something(tmp_path):
             generators=(),
             unknown_generator=True,
             mixes=(0.0, 2.0),
-            images=240,
-            batch=4,
+            training=training(images=240, batch=4),
             seeds=3,
         )
         return downstream.run(request)["rows"][1]["against_real"]
@@ -1108,23 +1114,19 @@ def test_all_faults_of_the_options_at_once(world, tmp_path):
         fractions=(0.0, 1.5),
         mixes=(-1.0, math.nan),
         seeds=0,
-        batch=0,
-        width=12,
         test_split="train",
     )
     text = refusal(request)
     for part in (
         "--seeds 0: must be at least 1",
-        "evaluate.student_batch 0: must be at least 1",
         "--real-fraction 0: must be above 0",
         "--real-fraction 1.5: must be above 0",
         "--mix -1.0: must be 0 or more",
         "--mix nan: must be 0 or more",
-        "evaluate.student_width 12: must be a multiple of 8",
         "--split train: segmenters are trained on it",
     ):
         assert part in text
-    assert "less than a batch" in refusal(request_of(world, tmp_path, images=1))
+    assert "less than a batch" in refusal(request_of(world, tmp_path, training=training(images=1)))
     text = refusal(request_of(world, tmp_path, fractions=(), mixes=()))
     assert "--real-fraction: give at least one" in text
     assert "--mix: give at least one" in text

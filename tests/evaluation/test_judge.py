@@ -117,7 +117,7 @@ def test_a_judge_that_saw_layouts_is_marked_by_label_maps_rather_than_keys(refer
 
 
 def test_a_judge_is_trained_once_and_of_the_network_that_is_asked_for(reference, tmp_path):
-    recipe = parse_recipe({"evaluate": {"judge_width": 8, "judge_images": 8}}, "test")
+    recipe = parse_recipe({"evaluate": {"judge_training": {"channels": 8, "images": 8}}}, "test")
     options = {"cache": tmp_path / "judges", "device": CPU, "progress": False}
     space = reference.space
     judge = judges.find_judge("train", recipe, space, reference, **options)

@@ -21,6 +21,7 @@ from ecgan.evaluation.report import page as report
 from ecgan.generation import run as generate
 from ecgan.metrics import segmentation as scoring
 from ecgan.recipe import parse_recipe
+from ecgan.recipe_schema import JudgeTraining
 from ecgan.runtime.storage import HIDDEN, open_store
 from ecgan.segmentation.loading import load_segmenter
 from ecgan.segmentation.segmenter import (
@@ -169,7 +170,7 @@ def test_sets_side_by_side_have_the_numbers_of_each_alone(world, tmp_path):
 
 def test_samples_of_train_layouts_are_marked(world, tmp_path):
     samples = write_samples(world, tmp_path / "train", "webdataset", "train")
-    recipe = recipe_of(world, evaluate={"judge_images": 8, "judge_width": 8})
+    recipe = recipe_of(world, evaluate={"judge_training": {"images": 8, "channels": 8}})
     document, _ = evaluate.run(
         request_of(world, tmp_path / "out", samples=(samples,), recipe=recipe, judge="train")
     )
@@ -365,7 +366,7 @@ def test_layouts_that_the_generator_saw_are_marked(world, tmp_path):
 
 
 def test_a_judge_that_saw_the_layouts_is_marked(world, tmp_path):
-    recipe = recipe_of(world, evaluate={"judge_width": 8, "judge_images": 8})
+    recipe = recipe_of(world, evaluate={"judge_training": {"images": 8, "channels": 8}})
     train = tmp_path / "train"
     for folder in ("images", "labels"):
         shutil.copytree(world / "real" / folder / "train", train / folder)
@@ -566,7 +567,11 @@ def test_evaluate_without_arguments_after_augment(world, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     generator, recipe, space = generator_of(world)
     recipe = recipe.model_copy(
-        update={"evaluate": recipe.evaluate.model_copy(update={"judge_images": 16})}
+        update={
+            "evaluate": recipe.evaluate.model_copy(
+                update={"judge_training": JudgeTraining(channels=32, images=16)}
+            )
+        }
     )
     run = tmp_path / "runs" / "tiny"
     run.mkdir(parents=True)

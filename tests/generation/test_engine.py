@@ -53,7 +53,7 @@ def world(tmp_path_factory):
             "height": SIZE[0], "width": SIZE[1], "root": str(root / "real"),
             "classes": str(root / "real" / "classes.json"),
         },
-        sampling={"filter_images": 8, "filter_width": 8, "filter_tolerance": 1.0},
+        sampling={"filter_training": {"images": 8, "channels": 8}, "filter_tolerance": 1.0},
     )  # fmt: skip
     return root
 

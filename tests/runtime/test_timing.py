@@ -17,7 +17,6 @@ from ecgan.recipe import load_recipe
 from ecgan.runtime.timing import STAGES, StageTimer, span, span_seconds, table
 from ecgan.sampling.sampler import Made
 from ecgan.segmentation.label_filter import Judgement
-from ecgan.training.objective import terms
 from ecgan_cli.main import cli
 from tests.helpers.tiny import make_generator, write_pairs
 from tests.training.test_run import LIGHT
@@ -156,7 +155,7 @@ def test_every_part_of_a_training_step_has_a_span(tmp_path, monkeypatch):
     assert result.exit_code == 0, result.output
     assert result.output.startswith("2 steps of ")
     spans = dict(re.findall(r"^  (\S.*?)  +([0-9.]+) +[0-9.]+%$", result.output, re.MULTILINE))
-    of_terms = set(terms(load_recipe("demo", LIGHT))) - {"adversarial", "feature_matching"}
+    of_terms = set(load_recipe("demo", LIGHT).parts().terms) - {"adversarial", "feature_matching"}
     assert set(spans) == of_terms | {
         "load", "copy", "G forward", "D forward", "D backward", "adversarial, matching",
         "G backward", "optimizers", "averaging", "norms", "other",

@@ -87,7 +87,7 @@ def pairs(root, **options):
 def recipe_of(root, **sampling):
     document = {
         "data": {"root": str(root), "height": 32, "width": 64, "workers": 0},
-        "sampling": {"filter_images": 8, "filter_width": 8} | sampling,
+        "sampling": {"filter_training": {"images": 8, "channels": 8}} | sampling,
     }
     return parse_recipe(document, "test")
 
@@ -410,7 +410,7 @@ def test_preparing_again_finds_what_is_there(own_root, tmp_path):
     again, _ = prepared(own_root, cache)
     assert again.hash == spec.hash
     assert {p: p.stat().st_mtime_ns for p in cache.rglob("*") if is_visible(p)} == written
-    longer, _ = prepared(own_root, cache, filter_images=16)
+    longer, _ = prepared(own_root, cache, filter_training={"images": 16, "channels": 8})
     assert longer.hash != spec.hash
     assert not set(longer.segmenters) & set(spec.segmenters)
 

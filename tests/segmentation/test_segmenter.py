@@ -20,12 +20,13 @@ from ecgan.demo import toy
 from ecgan.errors import UserError
 from ecgan.labels import LabelClass, LabelSpace
 from ecgan.metrics.distribution import ConfusionMatrix
+from ecgan.recipe import SegmenterTraining
 from ecgan.segmentation import segmenter as segmentation
 from ecgan.segmentation import training
 from ecgan.segmentation.class_mapping import map_by_name
 from ecgan.segmentation.loading import load_segmenter
 from ecgan.segmentation.segmenter import Normalisation, Provenance, Segmenter, Sources
-from ecgan.segmentation.training import SegmenterTraining, train_segmenter
+from ecgan.segmentation.training import train_segmenter
 
 STREET = ("sky", "road", "tree")
 

@@ -11,9 +11,10 @@ from ecgan.data import datasets
 from ecgan.data.loader import TripleDataset
 from ecgan.errors import UserError
 from ecgan.models.pretrained import EfficientNetLite0
+from ecgan.recipe import SegmenterTraining
 from ecgan.segmentation import unet
 from ecgan.segmentation.loading import load_segmenter
-from ecgan.segmentation.training import SegmenterTraining, train_segmenter
+from ecgan.segmentation.training import train_segmenter
 from tests.helpers.tiny import NAMES, write_pairs
 
 

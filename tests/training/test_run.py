@@ -26,7 +26,7 @@ from ecgan.sampling.sampler import condition
 from ecgan.training import ema
 from ecgan.training import run as train
 from ecgan.training import step as players
-from ecgan.training.objective import Inputs, MemoryBank, Objective, modules, pictures, terms
+from ecgan.training.objective import Inputs, MemoryBank, Objective
 from ecgan.training.step import NonFiniteError
 from ecgan.training.warm_start import transfer
 from ecgan_cli.main import cli
@@ -34,8 +34,9 @@ from tests.helpers.tiny import write_pairs
 
 CPU = torch.device("cpu")
 TINY = (
-    "data.height=32", "data.width=64", "model.width=4", "model.label_generator_images=8",
-    "model.label_generator_width=8", "evaluate.judge_images=8", "evaluate.judge_width=8",
+    "data.height=32", "data.width=64", "model.width=4",
+    "model.label_generator_training={channels: 8, images: 8}",
+    "evaluate.judge_training={channels: 8, images: 8}",
     "train.batch=2", "train.images=8", "train.checkpoint_every=4", "train.preview_every=4",
     "train.log_every=2", "train.ema_images=4",
 )  # fmt: skip
@@ -111,13 +112,13 @@ BASE_TERMS = {"adversarial": 1, "feature_matching": 10, "perceptual": 10}
 def test_a_row_of_table_3_has_its_parts_and_terms(row, parts, extra_terms):
     recipe = load_recipe(f"ablation-{row}")
     common = ["style_encoder"] * recipe.model.style + ["D", "perceptual_network"]
-    assert sorted(modules(recipe)) == sorted([*BASE, *parts, *common])
+    assert sorted(recipe.parts().names) == sorted([*BASE, *parts, *common])
     kl = {"kl": 0.05} if recipe.model.style else {}
-    assert terms(recipe) == BASE_TERMS | extra_terms | kl
+    assert recipe.parts().terms == BASE_TERMS | extra_terms | kl
     expected = {"edge": 1, "coarse": 1, "image": 2}
     absent = [] if "Gs" in parts else ["image"]
     absent += [] if "Ge" in parts else ["edge"]
-    assert pictures(recipe) == {k: v for k, v in expected.items() if k not in absent}
+    assert recipe.parts().pictures == {k: v for k, v in expected.items() if k not in absent}
 
 
 @pytest.mark.parametrize(
@@ -136,8 +137,8 @@ def test_a_row_of_table_3_has_its_parts_and_terms(row, parts, extra_terms):
 )
 def test_a_weight_of_zero_leaves_out_the_term_and_what_only_it_needs(override, part, term):
     full, less = load_recipe("demo"), load_recipe("demo", [override])
-    assert set(terms(full)) - set(terms(less)) == {term}
-    assert set(modules(full)) - set(modules(less)) == ({part} if part else set())
+    assert set(full.parts().terms) - set(less.parts().terms) == {term}
+    assert set(full.parts().names) - set(less.parts().names) == ({part} if part else set())
 
 
 class Setting:
@@ -188,7 +189,7 @@ def test_the_image_weighs_lambda_and_the_real_image_all_of_its_fakes(recipe):
 
 def test_without_gs_the_coarse_image_is_all_there_is(recipe):
     setting = Setting(recipe("model.semantic_preserving=false"))
-    assert pictures(setting.recipe) == {"edge": 1, "coarse": 1}
+    assert setting.recipe.parts().pictures == {"edge": 1, "coarse": 1}
     made = setting.made()
     assert made.generated.image is made.generated.coarse
     assert "adversarial" in setting.values()
@@ -197,21 +198,21 @@ def test_without_gs_the_coarse_image_is_all_there_is(recipe):
 def test_without_ge_nobody_sees_edges(recipe):
     setting = Setting(recipe("model.edge_generator=false", "model.edge_transfer=false"))
     assert setting.inputs.edge is None
-    assert pictures(setting.recipe) == {"coarse": 1, "image": 2}
+    assert setting.recipe.parts().pictures == {"coarse": 1, "image": 2}
     assert setting.values().keys() >= {"adversarial", "feature_matching"}
 
 
 def test_the_fused_image_takes_the_terms_of_lambda(recipe):
     setting = Setting(recipe("model.output=fused", "model.semantic_preserving=false"))
-    assert pictures(setting.recipe) == {"edge": 1, "coarse": 1, "image": 2}
-    assert "fusion" in modules(setting.recipe)
+    assert setting.recipe.parts().pictures == {"edge": 1, "coarse": 1, "image": 2}
+    assert "fusion" in setting.recipe.parts().names
 
 
 def test_without_terms_for_it_there_is_no_discriminator(recipe, tmp_path):
     lonely = recipe("losses.adversarial=0", "losses.feature_matching=0", "train.images=2")
-    assert "D" not in modules(lonely)
+    assert "D" not in lonely.parts().names
     run(lonely, tmp_path / "run")
-    assert set(terms(lonely)) < set(metrics(tmp_path / "run")[0])
+    assert set(lonely.parts().terms) < set(metrics(tmp_path / "run")[0])
     assert "discriminator" not in metrics(tmp_path / "run")[0]
 
 
@@ -364,7 +365,7 @@ def test_a_run_folder_has_all_that_others_need(recipe, tmp_path):
     expected = {"images", "discriminator", "lr_generator", "lr_discriminator", "images_per_second"}
     lines = metrics(out)
     assert [line["images"] for line in lines] == [2, 4, 6, 8]
-    assert all(set(line) == expected | set(terms(recipe())) for line in lines)
+    assert all(set(line) == expected | set(recipe().parts().terms) for line in lines)
     assert lines[-1]["lr_generator"] == pytest.approx(recipe().train.lr_generator / 2)
     names = {path.name for path in out.iterdir()}
     assert {"samples-000000004.png", "samples-000000008.png", "tensorboard"} <= names
@@ -454,10 +455,10 @@ def test_a_term_that_is_not_finite_ends_the_run_and_nothing_later_is_written(
 
 def test_auto_is_saved_as_what_it_means(recipe):
     auto = recipe("losses.similarity_stride=auto")
-    on_cpu, on_cuda = (train.resolved(auto, torch.device(kind)) for kind in ("cpu", "cuda"))
+    on_cpu, on_cuda = (auto.resolved(kind) for kind in ("cpu", "cuda"))
     assert (on_cpu.losses.similarity_stride, on_cpu.train.precision) == (4, "float32")
     assert (on_cuda.losses.similarity_stride, on_cuda.train.precision) == (1, "bfloat16")
-    assert train.resolved(recipe("losses.similarity_stride=2"), CPU).losses.similarity_stride == 2
+    assert recipe("losses.similarity_stride=2").resolved("cpu").losses.similarity_stride == 2
 
 
 def test_a_second_training_in_the_same_folder_is_refused(recipe, tmp_path):
@@ -484,7 +485,7 @@ def test_a_loss_that_is_not_finite_stops_with_term_step_and_keys(recipe, tmp_pat
         run(wild, out)
     message = str(caught.value)
     assert "the term " in message
-    assert any(f" {name} is " in message for name in ("discriminator", *terms(wild)))
+    assert any(f" {name} is " in message for name in ("discriminator", *wild.parts().terms))
     assert "at step 1 (after 2 images), on scene-" in message
     assert checkpoint.training_checkpoints(out) == []
 
@@ -736,7 +737,7 @@ def start(*arguments):
 def test_with_everything_on_a_resumed_run_equals_an_unbroken_one(recipe, tmp_path):
     overrides = ("train.evaluate_every=4", "train.images=12", "data.workers=1", *BANKED)
     full = recipe(*overrides, tiny=TINY)
-    assert "perceptual" in terms(full)
+    assert "perceptual" in full.parts().terms
     assert run(full, tmp_path / "whole") == "done"
     halves = tmp_path / "halves"
     stopper = threading.Thread(target=_interrupt_after, args=(halves / "metrics.jsonl",))

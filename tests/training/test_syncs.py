@@ -21,7 +21,8 @@ from ecgan.training.objective import Inputs, Objective
 META = torch.device("meta")
 TINY = (
     "data.classes=[road, sky, car, tree]", "data.height=32", "data.width=64", "model.width=4",
-    "model.label_generator_width=8", "losses.contrastive_bank=2", "losses.similarity_stride=2",
+    "model.label_generator_training.channels=8", "losses.contrastive_bank=2",
+    "losses.similarity_stride=2",
     "losses.contrastive_taps=[0,1]", "train.batch=4", "train.accumulate=2",
     "train.augment=diffaugment", "train.precision=float32",
 )  # fmt: skip

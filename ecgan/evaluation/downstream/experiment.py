@@ -27,6 +27,7 @@ from ecgan.evaluation.downstream.leakage import Findings, Generators, Part
 from ecgan.evaluation.downstream.student import Run, Settings
 from ecgan.evaluation.measure import Samples
 from ecgan.labels import Labels, LabelSpace
+from ecgan.recipe_schema import DownstreamTraining
 from ecgan.runtime.jobs import Workers
 from ecgan.segmentation import loading
 from ecgan.segmentation.segmenter import Sources
@@ -34,6 +35,7 @@ from ecgan.segmentation.training import file_stamps
 from ecgan.shards import dataset as sample_sets
 
 _VERSION = 1  # of how a student is trained and tested
+_TRAINING = DownstreamTraining()
 
 Mix = float | Literal["synthetic"]
 
@@ -57,9 +59,7 @@ class Request:
         fractions: of the real pairs, in (0, 1].
         mixes: samples drawn for each real pair; ``synthetic`` is no real pair at all.
         seeds: number of seeds: 0, 1, ...
-        width: channels of the first stage of the students' SegFormer; 32 is B0.
-        images: length of training, in images seen.
-        batch: images of a step.
+        training: architecture and length of training; run k has the seed ``training.seed + k``.
         segmenter: to fine-tune in place of a SegFormer from scratch, by path or name.
         flip: mirror half of what students see.
         generators: files of generators; those in ``runs/`` are found.
@@ -80,9 +80,7 @@ class Request:
     fractions: tuple[float, ...] = (1.0,)
     mixes: tuple[Mix, ...] = (0.0, 1.0)
     seeds: int = 3
-    width: int = 32
-    images: int = 20_000
-    batch: int = 8
+    training: DownstreamTraining = _TRAINING
     segmenter: str | None = None
     flip: bool = True
     generators: tuple[Path, ...] = ()
@@ -98,7 +96,7 @@ class Request:
             Run(fraction, mix, seed)
             for fraction in self.fractions
             for mix in mixes
-            for seed in range(self.seeds)
+            for seed in range(self.training.seed, self.training.seed + self.seeds)
         )
         return [*dict.fromkeys(wanted)]
 
@@ -149,8 +147,10 @@ class Experiment:
             "size": settings.real.size,
             "flip": settings.flip,
             "steps": settings.steps,
-            "batch": settings.batch,
-            "student": settings.width if named is None else loading.weights_hash(named),
+            "batch": settings.training.batch,
+            "student": _untrained_name(settings.training)
+            if named is None
+            else loading.weights_hash(named),
             "device": torch.device(settings.device).type,
         }
 
@@ -164,6 +164,11 @@ class Experiment:
         """Of the sets of samples, by place."""
         sets = [one for those in self.settings.samples.values() for one in those]
         return {one.place: _fingerprint(one) for one in sets}
+
+
+def _untrained_name(training: DownstreamTraining) -> int | str:
+    """Channels of a SegFormer, as version 0.1 wrote it, or the name of another architecture."""
+    return training.channels if training.architecture == "segformer" else training.architecture
 
 
 def match_samples(
@@ -227,10 +232,8 @@ def check(request: Request) -> Experiment:
         samples={fraction: samples.get(fraction, ()) for fraction in request.fractions},
         test=test,
         space=request.space,
-        width=request.width,
+        training=request.training,
         segmenter=None if request.segmenter is None else _absolute(request.segmenter),
-        images=request.images,
-        batch=request.batch,
         flip=request.flip,
         device=workers.device,
         threads=None if workers.in_process else min(torch.get_num_threads(), share),
@@ -244,12 +247,7 @@ def check(request: Request) -> Experiment:
 
 
 def _option_faults(request: Request) -> list[str]:
-    numbers = {
-        "--seeds": request.seeds,
-        "evaluate.student_images": request.images,
-        "evaluate.student_batch": request.batch,
-    }
-    faults = [f"{name} {value}: must be at least 1" for name, value in numbers.items() if value < 1]
+    faults = [f"--seeds {request.seeds}: must be at least 1"] * (request.seeds < 1)
     faults += [
         f"--real-fraction {fraction:g}: must be above 0 and at most 1"
         for fraction in request.fractions
@@ -263,12 +261,9 @@ def _option_faults(request: Request) -> list[str]:
     for name, values in (("--real-fraction", request.fractions), ("--mix", request.mixes)):
         if not values:
             faults.append(f"{name}: give at least one")
-    if 1 <= request.images < request.batch:
-        faults.append(
-            f"evaluate.student_images {request.images}: less than a batch ({request.batch})"
-        )
-    if request.segmenter is None and (request.width < 8 or request.width % 8):
-        faults.append(f"evaluate.student_width {request.width}: must be a multiple of 8")
+    images, batch = request.training.images, request.training.batch
+    if images < batch:
+        faults.append(f"evaluate.downstream_training.images {images}: less than a batch ({batch})")
     if request.test_split == request.train_split:
         faults.append(
             f"--split {request.test_split}: segmenters are trained on it; test on another"

@@ -21,11 +21,12 @@ from ecgan.errors import UserError
 from ecgan.evaluation.downstream import leakage
 from ecgan.evaluation.downstream import student as students
 from ecgan.evaluation.downstream.experiment import Experiment, Request, check, match_samples
-from ecgan.evaluation.downstream.student import Run, Teacher
+from ecgan.evaluation.downstream.student import Run, Settings, Teacher
 from ecgan.metrics import statistics
 from ecgan.runtime.executor import run_jobs
 from ecgan.runtime.files import write_whole
 from ecgan.runtime.jobs import Done
+from ecgan.segmentation.training import ARCHITECTURES
 
 __all__ = ["Request", "check", "match_samples", "run"]
 
@@ -194,20 +195,23 @@ def _generators(experiment: Experiment) -> str:
     return "none saw a held-out pair, or one outside of the real part"
 
 
+def _student(settings: Settings) -> str:
+    if settings.segmenter is not None:
+        return f"{settings.segmenter}, fine-tuned, the same for all"
+    if settings.training.architecture == "unet":
+        return ARCHITECTURES["unet"]
+    return f"SegFormer of width {settings.training.channels}, from scratch"
+
+
 def _protocol(experiment: Experiment) -> dict[str, str]:
     request, settings = experiment.request, experiment.settings
     height, width = settings.real.size
-    student = (
-        f"SegFormer of width {settings.width}, from scratch"
-        if settings.segmenter is None
-        else f"{settings.segmenter}, fine-tuned, the same for all"
-    )
     return {
         "reference": str(request.root),
         "samples": ", ".join(experiment.places) or "none",
-        "student": student,
-        "budget": f"{settings.steps} steps of {settings.batch} images for every condition, so real "
-        "pairs are seen less often where samples are mixed in",
+        "student": _student(settings),
+        "budget": f"{settings.steps} steps of {settings.training.batch} images for every "
+        "condition, so real pairs are seen less often where samples are mixed in",
         "schedule": "AdamW, gradients clipped at 1, rate up over a tenth of the steps, then "
         "linearly to 0; cross entropy over labelled pixels",
         "augmentation": f"zoom of 1 to {students.MOST_ZOOM:g} into a random window"
@@ -221,7 +225,7 @@ def _protocol(experiment: Experiment) -> dict[str, str]:
         "nearest",
         "classes": f"{settings.space.num_evaluation_classes} evaluation ids; the mean is over "
         "those that occur or are read",
-        "seeds": ", ".join(map(str, range(request.seeds))),
+        "seeds": ", ".join(map(str, sorted({run.seed for run in request.runs}))),
         "interval": "95 %: Student's t over seeds; of differences Welch's. It says how far other "
         "seeds would go, not other photos or other generators",
         "larger": "the interval of the difference leaves out 0",

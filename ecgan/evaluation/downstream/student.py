@@ -33,15 +33,16 @@ from ecgan.errors import UserError
 from ecgan.evaluation.measure import Samples
 from ecgan.labels import Labels, LabelSpace
 from ecgan.metrics.distribution import ConfusionMatrix
+from ecgan.recipe_schema import DownstreamTraining
 from ecgan.runtime.device import setup_worker, uploaded
 from ecgan.runtime.prefetch import map_ahead
 from ecgan.seeds import NumpyStream, numpy_generator
 from ecgan.segmentation.loading import load_for_finetuning
-from ecgan.segmentation.segmenter import Normalisation, segformer
+from ecgan.segmentation.segmenter import Normalisation
 from ecgan.segmentation.training import (
     VOID,
     SegmenterOptimizer,
-    learning_rate_from_scratch,
+    new_network,
     pixel_loss,
 )
 from ecgan.shards import formats
@@ -95,10 +96,8 @@ class Settings:
         samples: sets of samples for each fraction.
         test: what students are tested on.
         space: the classes.
-        width: channels of the first stage of a SegFormer from scratch.
+        training: architecture and length of training.
         segmenter: to fine-tune, by path or name; None: a SegFormer from scratch.
-        images: T.
-        batch: B in training.
         flip: mirror half of what is seen.
         device: device of each worker.
         threads: of torch in each worker; None: as they are.
@@ -110,10 +109,8 @@ class Settings:
     samples: Mapping[float, tuple[Samples, ...]]
     test: TripleDataset
     space: LabelSpace
-    width: int
+    training: DownstreamTraining
     segmenter: str | None
-    images: int
-    batch: int
     flip: bool
     device: str
     threads: int | None = None
@@ -122,7 +119,7 @@ class Settings:
     @property
     def steps(self) -> int:
         """Of training."""
-        return max(1, self.images // self.batch)
+        return max(1, self.training.images // self.training.batch)
 
 
 class Pair(NamedTuple):
@@ -248,15 +245,15 @@ class Teacher:
         settings = self.settings
         names = settings.space.names_for_evaluation
         if settings.segmenter is None:
-            rate = learning_rate_from_scratch(settings.width)
-            return segformer(settings.width, names, seed), Normalisation(), (rate, rate)
+            network, rate = new_network(settings.training, names, seed)
+            return network, Normalisation(), (rate, rate)
         return *load_for_finetuning(settings.segmenter, names, seed), _FINE_RATES
 
     # What it learns from
 
     def _batches(self, run: Run) -> Generator[tuple[Tensor, Tensor], None, None]:
         """Bytes (B, 3, H, W) and labels (B, H, W) of each step, prepared ahead by threads."""
-        settings, batch = self.settings, self.settings.batch
+        settings, batch = self.settings, self.settings.training.batch
         total = settings.steps * batch
         sets = settings.samples.get(run.fraction, ())
         own = settings.parts[run.fraction]

@@ -12,7 +12,6 @@ from ecgan.evaluation.report import page
 from ecgan.recipe import Recipe, parse_recipe
 from ecgan.runtime.files import sha256
 from ecgan.shards import dataset
-from ecgan.training import objective
 
 _FID = ("fid", "fid_clean", "fd_dinov2", "fd_efficientnet_lite0")  # the first of the most frequent
 _SAME = ("judge_hash", "size", "split", "reference_images", "layouts")  # of comparable protocols
@@ -42,13 +41,14 @@ def setup_of(recipe: Recipe) -> str:
 
     The paper's last part is contrastive learning and class-specific generation; one alone is named.
     """
-    parts = objective.modules(recipe)
-    last = [name for name in ("Gc", "class_specific") if name in parts]
-    names = [name for name in ("E", "Gi", "Ge", "Gt", "Gs", "Gl") if name in parts]
-    if len(last) == 1:
-        alone = "contrastive" if last == ["Gc"] else "class-specific"
+    parts = recipe.parts()
+    names = [name for name in ("E", "Gi", "Ge", "Gt", "Gs", "Gl") if name in parts.names]
+    if parts.contrastive and parts.class_specific:
+        names.append("Gc")
+    elif parts.contrastive or parts.class_specific:
+        alone = "contrastive" if parts.contrastive else "class-specific"
         names.append(f"Gc ({alone} alone)")
-    return "+".join([*names, *(["Gc"] if len(last) == 2 else [])])
+    return "+".join(names)
 
 
 def read(places: Sequence[Path], reports: Sequence[Path] = (Path("reports"),)) -> list[Entry]:

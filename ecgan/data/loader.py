@@ -1,6 +1,6 @@
-"""Batches for training: what is drawn depends on the seed and the position alone.
+"""Batches for training; every random draw depends on the seed and the position alone.
 
-The training of a run is one endless row of positions 0, 1, 2, ...; position p shows item
+A run trains on an endless row of positions 0, 1, 2, ...; position p shows item
 ``permutation(p // len)[p % len]``, cropped and mirrored as ``(seed, p)`` says. So the same images
 come whatever the number of loader processes or ranks, and wherever the run was resumed.
 
@@ -23,8 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ecgan.data import datasets, transforms
 from ecgan.data.datasets import Item
-from ecgan.data.sample import Sample
-from ecgan.data.transforms import Edges, Size
+from ecgan.data.transforms import Edges, Sample, Size
 from ecgan.errors import UserError
 from ecgan.labels import LabelSpace
 from ecgan.runtime.torch_private import shut_down_loader
@@ -48,16 +47,16 @@ class TripleDataset(Dataset[Sample]):
     """Items of a data set, read and prepared for training, by position.
 
     Args:
-        items: sorted by key.
-        space: the class list.
-        dataset: name of the layout, which decides what the numbers in label files mean.
-        height: of the prepared samples.
-        width: of the prepared samples.
+        items: items sorted by key.
+        space: class list.
+        dataset: directory structure, which decides what the numbers in label files mean.
+        height: height of the prepared samples.
+        width: width of the prepared samples.
         resize_to: size before the random crop; default: no crop.
         flip: mirror half of the training samples.
         train: shuffle, crop and mirror; else positions are items in the order of their keys.
-        seed: of every draw.
-        edges: where edges come from; none: samples have no edges.
+        seed: seed of every draw.
+        edges: source of edges; none: samples have no edges.
         boundary: read instance ids and mark their boundaries.
     """
 
@@ -99,7 +98,7 @@ class TripleDataset(Dataset[Sample]):
         return self.load(position)
 
     def load(self, position: int) -> Sample:
-        """The training sample at a position of the endless row; the plain one if not ``train``."""
+        """Training sample at a position of the endless row; the plain one if not ``train``."""
         if not self.train:
             return self.load_plain(position)
         index = self.index(position)
@@ -114,12 +113,12 @@ class TripleDataset(Dataset[Sample]):
         return transforms.cut(sample, self.size, edges=self.edges)
 
     def index(self, position: int) -> int:
-        """Which item a position shows: every epoch has its own permutation."""
-        epoch, place = divmod(position, len(self))
+        """Index of the item at a position; every epoch has its own permutation."""
+        epoch, offset = divmod(position, len(self))
         if self._order is None or self._order[0] != epoch:
             rng = numpy_generator(self.seed, NumpyStream.ORDER, epoch)
             self._order = epoch, rng.permutation(len(self))
-        return int(self._order[1][place])
+        return int(self._order[1][offset])
 
     def keep_in_memory(self) -> None:
         """Keep resized samples from now on, if all of them fit into ``CACHE_BYTES``."""
@@ -159,17 +158,17 @@ def batches(
     """Endless batches of one rank.
 
     Args:
-        dataset: what to load.
+        dataset: data set to load from.
         start: images seen so far by all ranks: the first position.
         batch: images a step, over all ranks.
-        rank: this rank; it gets the ``rank``-th part of every step's positions.
+        rank: this rank; it gets the ``rank``-th share of every step's positions.
         world: number of ranks.
         workers: loader processes; 0 loads here, and keeps small data sets in memory.
         pin: page-locked memory, for copies to a GPU.
     """
     if batch % world:
         raise UserError(f"train.batch ({batch}) must divide by the number of ranks ({world})")
-    steps = _Steps(start, batch, rank, world)
+    steps = _PositionSampler(start, batch, rank, world)
     if workers == 0:
         dataset.keep_in_memory()
     return _load(dataset, steps, workers=workers, pin=pin)
@@ -178,10 +177,10 @@ def batches(
 def ordered_batches(
     dataset: TripleDataset, batch: int, *, workers: int = 0, limit: int | None = None
 ) -> Iterator[Batch]:
-    """The items once, in the order of their keys, not augmented; the last batch may be smaller.
+    """Batches of all items once, by key, not augmented; the last may be smaller.
 
     Args:
-        dataset: what to load; it may be one that is being trained on.
+        dataset: data set to load from; it may be one that is being trained on.
         batch: images in a batch.
         workers: loader processes.
         limit: number of items, the first by key; default: all.
@@ -192,7 +191,7 @@ def ordered_batches(
 
 
 def to_device(batch: Batch, device: torch.device | str) -> Batch:
-    """The batch on another device; asynchronous from pinned memory."""
+    """Copy of a batch on another device; asynchronous from pinned memory."""
     moved = {
         name: value.to(device, non_blocking=True)
         for name, value in batch._asdict().items()
@@ -207,7 +206,7 @@ def to_images(pixels: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Steps:
+class _PositionSampler:
     """Positions of one rank, step after step, without end."""
 
     start: int
@@ -224,7 +223,7 @@ class _Steps:
 
 
 @dataclass(frozen=True)
-class _Loads(Dataset["Batch | UserError"]):
+class _BatchDataset(Dataset["Batch | UserError"]):
     """Positions -> batch, in a loader process or here.
 
     A UserError travels as a value: raised in a process, it would come back with a traceback in its
@@ -240,19 +239,19 @@ class _Loads(Dataset["Batch | UserError"]):
             samples = [load(position) for position in positions]
         except UserError as error:
             return error
-        return _collate(samples, positions)
+        return collate(samples, positions)
 
 
 def _load(
     dataset: TripleDataset,
-    steps: "_Steps | Sequence[range]",
+    steps: "_PositionSampler | Sequence[range]",
     *,
     workers: int,
     pin: bool = False,
     plain: bool = False,
 ) -> Generator[Batch, None, None]:
     loader = DataLoader(
-        _Loads(dataset, plain),
+        _BatchDataset(dataset, plain),
         batch_size=None,
         sampler=cast("Sequence[range]", steps),
         num_workers=workers,
@@ -289,7 +288,8 @@ def _start_worker(_: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def _collate(samples: Sequence[Sample], positions: Sequence[int]) -> Batch:
+def collate(samples: Sequence[Sample], positions: Sequence[int]) -> Batch:
+    """Batch of samples of one size."""
     labels = np.stack([sample.label for sample in samples])
     if labels.dtype != np.uint8:  # torch knows few operations on uint16
         labels = labels.astype(np.int32)

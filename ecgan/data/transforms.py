@@ -1,62 +1,79 @@
-"""Resize, crop and mirror a whole sample: image, label, edge and boundary stay aligned.
+"""Resize, crop and mirror of a whole sample, and its edges: all of its arrays stay aligned.
 
 All functions take and return numpy arrays, (H, W) or (H, W, 3); sizes are (height, width).
 
 Images are resized by bicubic interpolation with antialias, edge maps that the user brings by
 bilinear with antialias, labels and instance ids by taking the nearest pixel: the one whose square
-contains the centre of the new pixel. Edges that the tool finds itself come from the crop, after
-resizing.
+contains the centre of the new pixel. torchvision's v2 transforms give other numbers for all three.
+Edges that the tool finds itself come from the crop, after resizing.
 """
 
+import re
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ecgan.data.edges import canny_edges
-from ecgan.data.sample import Sample
 from ecgan.errors import UserError
+from ecgan.labels import Labels
 
 Size = tuple[int, int]  # height, width
 Bytes = npt.NDArray[np.uint8]
 Ids = TypeVar("Ids", bound=npt.NDArray[np.integer])
 Edges = Literal["canny", "folder", "none"]
 
+SIGMA = 1.4  # pixels
+LOW, HIGH = 0.075, 0.175  # shares of the largest gradient magnitude
 
-def prepare(
-    sample: Sample,
-    instances: npt.NDArray[np.integer] | None = None,
-    *,
-    resize_to: Size,
-    crop_to: Size | None = None,
-    flip: bool = False,
-    edges: Edges = "canny",
-    rng: np.random.Generator | None = None,
-) -> Sample:
-    """Resize a sample, cut a window out of it and mirror it; find its edges.
+_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
-    Args:
-        sample: at its full size, without a boundary.
-        instances: instance ids, (H, W); the boundary comes from them, after resizing.
-        resize_to: size before the crop.
-        crop_to: size of the window; default: no crop. Not larger than ``resize_to``.
-        flip: mirror every other sample, as ``rng`` says.
-        edges: ``canny`` finds them in the window; ``folder`` keeps those of the sample; ``none``
-            drops them.
-        rng: where the window lies and whether to mirror. Without one the window is central and
-            nothing is mirrored.
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Label map with its photo, edges and instance boundaries, all of one size.
+
+    Attributes:
+        key: name of the sample in shards: letters, digits, ``_`` and ``-``.
+        label: input ids, (H, W), uint8 or uint16.
+        image: RGB, (H, W, 3), uint8.
+        edge: edges, (H, W), uint8, 0 or 255.
+        boundary: instance boundaries, (H, W), uint8, 0 or 1.
     """
-    resized = resize(sample, resize_to, instances)
-    return cut(resized, crop_to or resize_to, flip=flip, edges=edges, rng=rng)
+
+    key: str
+    label: Labels
+    image: Bytes | None = None
+    edge: Bytes | None = None
+    boundary: Bytes | None = None
+
+    def __post_init__(self) -> None:
+        """Raise UserError where the arrays differ in size; assert what our own code must keep."""
+        assert _KEY.fullmatch(self.key), self.key
+        assert self.label.ndim == 2, self.label.shape
+        assert self.label.dtype in (np.uint8, np.uint16), self.label.dtype
+        sizes = {name: array.shape[:2] for name, array in self.arrays().items()}
+        if len(set(sizes.values())) > 1:
+            *first, last = (f"{name} {size}" for name, size in sizes.items())
+            raise UserError(f"{self.key}: {', '.join(first)} and {last} differ in size")
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Arrays of the sample by name, as far as it has them."""
+        named = {n: getattr(self, n) for n in ("label", "image", "edge", "boundary")}
+        return {name: array for name, array in named.items() if array is not None}
 
 
 def resize(sample: Sample, size: Size, instances: npt.NDArray[np.integer] | None = None) -> Sample:
-    """The part of :func:`prepare` before the crop; see there.
+    """Resize a sample without a boundary.
 
-    A boundary that is one pixel wide does not survive resizing: it is drawn anew from the ids.
+    Args:
+        sample: sample at its full size.
+        size: new height and width.
+        instances: instance ids, (H, W); the boundary is drawn from them after resizing, since a
+            line of one pixel does not survive it.
 
     Raises:
         UserError: the instance map has another size than the label.
@@ -86,7 +103,17 @@ def cut(
     edges: Edges = "canny",
     rng: np.random.Generator | None = None,
 ) -> Sample:
-    """The part of :func:`prepare` after resizing: window, edges, mirror."""
+    """Cut a window out of a sample, find its edges and mirror it.
+
+    Args:
+        sample: sample after resizing.
+        size: height and width of the window; not larger than the sample.
+        flip: mirror every other sample, as ``rng`` says.
+        edges: ``canny`` finds them in the window; ``folder`` keeps those of the sample; ``none``
+            drops them.
+        rng: source of the window's position and of mirroring. Without one the window is central
+            and nothing is mirrored.
+    """
     top, left, mirrored = _draw(sample.label.shape, size, flip=flip, rng=rng)
     if size != sample.label.shape:
         sample = _each(sample, lambda a: a[top : top + size[0], left : left + size[1]])
@@ -95,11 +122,6 @@ def cut(
     elif edges == "none":
         sample = replace(sample, edge=None)
     return _each(sample, lambda a: a[:, ::-1]) if mirrored else sample
-
-
-def prepare_label(label: Ids, size: Size) -> Ids:
-    """A layout as training sees it: the whole map at the generator's size."""
-    return resize_nearest(label, size)
 
 
 def resize_image(image: Bytes, size: Size) -> Bytes:
@@ -138,10 +160,30 @@ def instance_boundary(instances: npt.NDArray[np.integer]) -> Bytes:
     return boundary
 
 
+def canny_edges(image: Bytes) -> Bytes:
+    """Canny edges of an RGB image, (H, W, 3) -> (H, W): 255 on an edge, 0 elsewhere.
+
+    Grey, Gaussian of 1.4 pixels, 3x3 Sobel with replicated borders, Euclidean magnitude,
+    non-maximum suppression, hysteresis between 0.075 and 0.175 of the largest magnitude of the
+    image: with absolute thresholds, as OpenCV has them, a dark scene has no edges and a sunny one
+    every leaf. All steps before the thresholds run in integers, so every machine finds the same
+    edges. A flat image has none.
+    """
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    smooth = cv2.GaussianBlur(grey, (0, 0), SIGMA)
+    dx = cv2.Sobel(smooth, cv2.CV_16S, 1, 0, borderType=cv2.BORDER_REPLICATE)
+    dy = cv2.Sobel(smooth, cv2.CV_16S, 0, 1, borderType=cv2.BORDER_REPLICATE)
+    strongest = float(np.sqrt((dx.astype(np.int32) ** 2 + dy.astype(np.int32) ** 2).max()))
+    if strongest == 0:
+        return np.zeros(grey.shape, np.uint8)
+    return np.asarray(
+        cv2.Canny(dx, dy, LOW * strongest, HIGH * strongest, L2gradient=True), np.uint8
+    )
+
+
 def _each(sample: Sample, change: Callable[[npt.NDArray[Any]], npt.NDArray[Any]]) -> Sample:
-    """Change every array of a sample that is there."""
-    arrays = {name: getattr(sample, name) for name in ("label", "image", "edge", "boundary")}
-    return replace(sample, **{n: change(a) for n, a in arrays.items() if a is not None})
+    """Change every array of a sample."""
+    return replace(sample, **{name: change(array) for name, array in sample.arrays().items()})
 
 
 def _resample(pixels: Bytes, size: Size, method: Image.Resampling) -> Bytes:

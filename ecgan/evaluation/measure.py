@@ -24,8 +24,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from ecgan.data.edges import canny_edges
 from ecgan.data.loader import TripleDataset
+from ecgan.data.transforms import canny_edges
 from ecgan.errors import UserError
 from ecgan.evaluation.feature_networks import StageFeatures, feature_networks
 from ecgan.labels import Labels, LabelSpace

@@ -28,7 +28,7 @@ from torch import Tensor
 from ecgan.checkpoint import load_generator
 from ecgan.data import datasets, transforms
 from ecgan.data.datasets import Item
-from ecgan.data.edges import canny_edges
+from ecgan.data.transforms import canny_edges
 from ecgan.errors import UsageError, UserError, first_line
 from ecgan.labels import Labels, LabelSpace
 from ecgan.models.inference import FoldedGenerator, Shared
@@ -145,7 +145,7 @@ class Sampler:
         boundary = None
         if instances is not None:
             boundary = transforms.instance_boundary(transforms.resize_nearest(instances, self.size))
-        return Layout(key, transforms.prepare_label(label, self.size), boundary)
+        return Layout(key, transforms.resize_nearest(label, self.size), boundary)
 
     @torch.inference_mode()
     def start(self, layouts: Sequence[Layout], z: Tensor | None, batch: int) -> "Pending":

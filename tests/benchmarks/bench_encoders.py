@@ -34,7 +34,7 @@ import torch
 import torchvision
 from PIL import Image
 
-from ecgan.data.edges import canny_edges
+from ecgan.data.transforms import canny_edges
 from ecgan.demo import toy
 from ecgan.shards import codecs
 

@@ -43,9 +43,9 @@ import PIL
 import torch
 
 from ecgan.data import datasets, transforms
-from ecgan.data.loader import TripleDataset, _collate, batches
+from ecgan.data.loader import TripleDataset, batches, collate
 from ecgan.data.resized_copy import Source, write_cache
-from ecgan.data.sample import Sample
+from ecgan.data.transforms import Sample
 from ecgan.demo import toy
 from ecgan.recipe import label_space, load_recipe
 from ecgan.training import run as train
@@ -72,7 +72,7 @@ class Form:
     def one_by_one(self, batch):
         for first in itertools.count(self.start, batch):
             positions = range(first, first + batch)
-            yield _collate([self.dataset.load(p) for p in positions], positions)
+            yield collate([self.dataset.load(p) for p in positions], positions)
 
     def file_bytes(self, positions):
         """Bytes of the files that these positions are read from."""
@@ -217,7 +217,7 @@ def parts(form, batch, images):
             samples.append(
                 timed("mirror, edges", transforms.cut, sample, dataset.size, flip=True, rng=rng)
             )
-        timed("batch", _collate, samples, range(first, first + batch))
+        timed("batch", collate, samples, range(first, first + batch))
     return spent
 
 

@@ -79,7 +79,7 @@ def read_labels(case):
     else:
         paths = sorted(Path(root, "labels", "val").glob("*.png"))
         found = [np.asarray(Image.open(paths[i % len(paths)])) for i in range(case.layouts)]
-    labels = np.stack([transforms.prepare_label(label, case.size) for label in found])
+    labels = np.stack([transforms.resize_nearest(label, case.size) for label in found])
     labels = torch.from_numpy(labels).long()
     return labels.where(labels < case.classes, case.classes)
 

@@ -48,8 +48,8 @@ import torch.nn.functional as F
 
 from ecgan import losses
 from ecgan.data import transforms
-from ecgan.data.loader import _collate, to_device, to_images
-from ecgan.data.sample import Sample
+from ecgan.data.loader import collate, to_device, to_images
+from ecgan.data.transforms import Sample
 from ecgan.demo import toy
 from ecgan.models import class_specific
 from ecgan.ops.class_conv import SLOPE
@@ -261,9 +261,9 @@ def read_pairs(case):
             image = cv2.imread(str(Path(root, "images", "train", f"{path.stem}.jpg")))
             image = image[:, :, ::-1]
         sample = Sample(str(index), label, image=np.ascontiguousarray(image))
-        sample = transforms.prepare(sample, resize_to=case.size)
+        sample = transforms.cut(transforms.resize(sample, case.size), case.size)
         samples.append(replace(sample, label=varieties(sample.label, case.classes, index)))
-    return _collate(samples, range(case.batch))
+    return collate(samples, range(case.batch))
 
 
 def varieties(label, classes, seed):

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from ecgan.data.edges import canny_edges
+from ecgan.data.transforms import canny_edges
 from ecgan.demo.toy import draw_scene
 
 

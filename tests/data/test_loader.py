@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 
 from ecgan.data import datasets
-from ecgan.data.edges import canny_edges
 from ecgan.data.loader import (
     TripleDataset,
     batches,
@@ -22,6 +21,7 @@ from ecgan.data.loader import (
     to_device,
     to_images,
 )
+from ecgan.data.transforms import canny_edges
 from ecgan.demo import toy
 from ecgan.errors import UserError
 from ecgan.labels import LabelSpace, from_json
@@ -221,7 +221,8 @@ def test_loader_processes_survive_sigterm_and_end_with_their_parent(root, end):
     script = f"""
 import multiprocessing, os, signal
 from pathlib import Path
-from ecgan.data import datasets, toy
+from ecgan.data import datasets
+from ecgan.demo import toy
 from ecgan.data.loader import TripleDataset, batches
 items = datasets.index("folder", Path({str(root)!r}), "train", instances=False, edges_folder=False)
 dataset = TripleDataset(items, toy.SPACE, "folder", height=32, width=64)

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ecgan.data import transforms
-from ecgan.data.edges import canny_edges
-from ecgan.data.sample import Sample
+from ecgan.data.transforms import Sample, canny_edges
 from ecgan.demo.toy import draw_scene
 from ecgan.errors import UserError
 from tests.helpers.errors import message
@@ -20,11 +19,17 @@ sides = st.integers(1, 17)
 
 
 def _sample(size=(40, 72), *, edge=False):
-    """A sample whose parts say where each pixel comes from: the label is the image's red."""
+    """A sample whose arrays say where each pixel comes from: the label is the image's red."""
     rng = np.random.default_rng(0)
     label = rng.integers(0, 200, size, np.uint8)
     image = np.stack([label, rng.integers(0, 200, size, np.uint8), label // 2], axis=-1)
     return Sample("a", label, image, edge=label.copy() if edge else None)
+
+
+def prepare(sample, instances=None, *, resize_to, crop_to=None, **options):
+    """Both steps of training: resize, then cut."""
+    resized = transforms.resize(sample, resize_to, instances)
+    return transforms.cut(resized, crop_to or resize_to, **options)
 
 
 def _assert_equal(a, b):
@@ -47,7 +52,7 @@ def test_nearest_takes_the_pixel_that_holds_the_centre(height, width, new_height
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32])
 def test_halving_a_label_keeps_its_type_and_never_mixes_ids(dtype):
     label = np.array([[0, 0, 255, 255], [0, 0, 255, 255]], dtype)
-    resized = transforms.prepare_label(label, (1, 2))
+    resized = transforms.resize_nearest(label, (1, 2))
     assert resized.dtype == dtype
     np.testing.assert_array_equal(resized, [[0, 255]])
 
@@ -77,7 +82,7 @@ def test_boundary_is_drawn_after_resizing():
     """A line of one pixel would be thinned out, or not, by the luck of the grid."""
     ids = np.repeat(np.arange(4, dtype=np.int32), 12)[None].repeat(32, axis=0)  # (32, 48)
     sample = Sample("a", np.zeros((32, 48), np.uint8))
-    boundary = transforms.prepare(sample, ids, resize_to=(16, 24), edges="none").boundary
+    boundary = prepare(sample, ids, resize_to=(16, 24), edges="none").boundary
     assert boundary is not None
     np.testing.assert_array_equal(np.nonzero(boundary[0])[0], [5, 6, 11, 12, 17, 18])
 
@@ -86,7 +91,7 @@ def test_crop_takes_one_window_of_every_part():
     sample = _sample(edge=True)
     seen = set()
     for seed in range(40):
-        cut = transforms.prepare(
+        cut = prepare(
             sample,
             sample.label.astype(np.int32),
             resize_to=(40, 72),
@@ -114,11 +119,9 @@ def test_mirror_turns_every_part_and_the_edges_found():
     image, label = draw_scene(2, 64, 96)
     sample = Sample("a", label, image)
     instances = label.astype(np.int32)
-    plain = transforms.prepare(sample, instances, resize_to=(32, 64))
+    plain = prepare(sample, instances, resize_to=(32, 64))
     results = [
-        transforms.prepare(
-            sample, instances, resize_to=(32, 64), flip=True, rng=np.random.default_rng(seed)
-        )
+        prepare(sample, instances, resize_to=(32, 64), flip=True, rng=np.random.default_rng(seed))
         for seed in range(12)
     ]
     assert plain.image is not None
@@ -131,27 +134,27 @@ def test_mirror_turns_every_part_and_the_edges_found():
 
 def test_edges_come_from_the_crop():
     image, label = draw_scene(4, 64, 128)
-    result = transforms.prepare(Sample("a", label, image), resize_to=(64, 128), crop_to=(32, 64))
+    result = prepare(Sample("a", label, image), resize_to=(64, 128), crop_to=(32, 64))
     np.testing.assert_array_equal(result.edge, canny_edges(np.array(image[16:48, 32:96])))
 
 
 def test_edges_of_a_folder_are_resized_and_none_drops_them():
     sample = _sample(edge=True)
-    kept = transforms.prepare(sample, resize_to=(20, 36), edges="folder")
+    kept = prepare(sample, resize_to=(20, 36), edges="folder")
     assert kept.edge is not None
     np.testing.assert_array_equal(kept.edge, transforms.resize_edge(sample.label, (20, 36)))
-    assert transforms.prepare(sample, resize_to=(20, 36), edges="none").edge is None
+    assert prepare(sample, resize_to=(20, 36), edges="none").edge is None
 
 
 def test_without_a_draw_nothing_is_random():
     _assert_equal(
-        transforms.prepare(_sample(), resize_to=(40, 72), crop_to=(32, 64), flip=True),
-        transforms.prepare(_sample(), resize_to=(40, 72), crop_to=(32, 64), flip=False),
+        prepare(_sample(), resize_to=(40, 72), crop_to=(32, 64), flip=True),
+        prepare(_sample(), resize_to=(40, 72), crop_to=(32, 64), flip=False),
     )
 
 
 def test_a_layout_needs_no_photo():
-    sample = transforms.prepare(Sample("a", np.zeros((8, 8), np.uint16)), resize_to=(4, 4))
+    sample = prepare(Sample("a", np.zeros((8, 8), np.uint16)), resize_to=(4, 4))
     assert sample.label.shape == (4, 4)
     assert sample.image is None
     assert sample.edge is None
@@ -162,7 +165,7 @@ def test_parts_of_different_sizes_are_refused():
         Sample("a", np.zeros((8, 8), np.uint8), np.zeros((8, 9, 3), np.uint8))
     ids = np.zeros((8, 9), np.int32)
     with pytest.raises(UserError, match="differ in size"):
-        transforms.prepare(Sample("a", np.zeros((8, 8), np.uint8)), ids, resize_to=(4, 4))
+        prepare(Sample("a", np.zeros((8, 8), np.uint8)), ids, resize_to=(4, 4))
 
 
 def test_a_sample_of_different_sizes_names_all_of_them():

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from ecgan.data import checks, datasets
-from ecgan.data.edges import canny_edges
+from ecgan.data.transforms import canny_edges
 from ecgan.demo import street, toy
 from ecgan.errors import UserError
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from ecgan.data.datasets import Item
-from ecgan.data.edges import canny_edges
+from ecgan.data.transforms import canny_edges
 from ecgan.errors import UserError
 from ecgan.generation import planner
 from ecgan.generation.plan import Plan

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from ecgan.data import transforms
 from ecgan.data.loader import TripleDataset, ordered_batches, to_device, to_images
-from ecgan.data.sample import Sample
+from ecgan.data.transforms import Sample
 from ecgan.errors import UserError
 from ecgan.evaluation.measure import Samples
 from ecgan.labels import Labels, LabelSpace

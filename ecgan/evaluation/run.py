@@ -48,7 +48,7 @@ from ecgan.runtime import storage
 from ecgan.runtime.device import choose_device
 from ecgan.runtime.executor import run_jobs
 from ecgan.runtime.files import sha256, writing
-from ecgan.runtime.jobs import Done, WorkerOptions, Workers, resolve_workers
+from ecgan.runtime.jobs import Done, Workers, resolve_workers
 from ecgan.shards import dataset as sample_sets
 
 _FLOOR_IMAGES = 2048  # train photos, at least, behind the real photos' own distance
@@ -115,11 +115,6 @@ class Request:
     ray_address: str | None = None
     quiet: bool = False
 
-    @property
-    def worker_options(self) -> WorkerOptions:
-        """How many workers, and where."""
-        return WorkerOptions(self.device, self.workers, self.gpus_per_worker, self.ray_address)
-
 
 @dataclass
 class _Set:
@@ -151,7 +146,9 @@ def run(request: Request) -> tuple[dict[str, Any], Path]:
         UserError: samples, reference or judge are not there or do not fit each other.
     """
     device = choose_device(request.device)
-    workers = resolve_workers(request.worker_options, device)
+    workers = resolve_workers(
+        request.device, request.workers, request.gpus_per_worker, request.ray_address
+    )
     places = [str(place) for place in request.samples or (newest_samples(Path("datasets")),)]
     sets = [_Set(place, _manifest(place)) for place in places]
     recipe = _recipe(request, sets)

@@ -30,7 +30,7 @@ from ecgan.generation.worker import OnInconsistent, Output, Settings, Variation
 from ecgan.labels import LabelSpace
 from ecgan.recipe import Recipe, parse_recipe
 from ecgan.runtime.device import choose_device
-from ecgan.runtime.jobs import WorkerOptions, Workers, resolve_workers
+from ecgan.runtime.jobs import Workers, resolve_workers
 from ecgan.runtime.storage import open_store
 from ecgan.sampling import styles
 from ecgan.sampling.sampler import ARITHMETIC, Sampler, compiles
@@ -306,15 +306,13 @@ def plan(request: Request) -> DatasetPlan:
         UserError: the options contradict each other or the generator; the labels have faults.
     """
     _check_options(request)
-    device = choose_device(request.device)
-    options = WorkerOptions(
+    workers = resolve_workers(
         request.device,
         request.workers,
         request.gpus_per_worker,
         request.ray_address,
         request.shard_timeout,
     )
-    workers = resolve_workers(options, device)
     file = checkpoint.load_generator(request.generator)
     recipe = _recipe(request, file)
     _check_against_generator(request, recipe)

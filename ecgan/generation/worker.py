@@ -23,7 +23,7 @@ from ecgan.errors import UserError
 from ecgan.generation import layout_augmentation
 from ecgan.generation.plan import SPLIT, Group, Job, commit_name, passes
 from ecgan.labels import Labels
-from ecgan.runtime.prefetch import prefetch
+from ecgan.runtime.executor import prefetch
 from ecgan.runtime.storage import open_store
 from ecgan.runtime.timing import StageTimer
 from ecgan.sampling.sampler import Layout, Made, Pending, Sampler

@@ -43,13 +43,18 @@ def choose_device(name: str, *, current: bool = False) -> torch.device:
     return device
 
 
+def count_gpus() -> int:
+    """How many GPUs torch sees here."""
+    return torch.cuda.device_count()
+
+
 def require_gpus(needed: int) -> None:
     """Check that this machine has so many GPUs.
 
     Raises:
         UserError: it has fewer.
     """
-    there = torch.cuda.device_count()
+    there = count_gpus()
     if needed > there:
         raise UserError(
             f"{needed} GPUs are asked for, but torch sees {there}; lower --nproc-per-node or "

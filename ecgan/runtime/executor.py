@@ -1,4 +1,4 @@
-"""Run jobs on workers: in this process, or on Ray.
+"""Run jobs on workers, in this process or on Ray; compute values ahead, in threads.
 
     jobs --> schedule (a job for each worker, retries, replacements) --> Done | Failed
                  |  ^
@@ -14,11 +14,15 @@ results travel between machines, so they are small: numbers, paths, counts.
 import logging
 import math
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic
+from itertools import islice, repeat
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from tqdm import tqdm
 
@@ -40,6 +44,10 @@ from ecgan.runtime.jobs import (
 if TYPE_CHECKING:
     from ecgan.runtime.ray_pool import RayPool
 
+T = TypeVar("T")
+R = TypeVar("R")
+
+_END = object()
 _TICK = 1.0  # seconds; the workers are looked after at least so often
 _log = logging.getLogger(__name__)
 
@@ -104,9 +112,9 @@ def _do_here(
         match attempt(lambda: work(job)):
             case Value(value):
                 return Done(job, value, number)
-            case Refusal(message) as refusal:
-                if refusal.stops:
-                    raise refusal.error()
+            case Refusal(stops=True) as refusal:
+                raise refusal.error()
+            case Refusal(message):
                 return Failed(job, message, number)
             case Fault(reason, text):
                 _log.info("%s: attempt %d of %d:\n%s", job, number, attempts, text)
@@ -202,9 +210,9 @@ class _Schedule(Generic[Job, Result]):
         match answer:
             case Value(value):
                 self._outcomes.append(Done(task.job, value, task.attempts))
-            case Refusal(message) as refusal:
-                if refusal.stops:
-                    self._failure = refusal.error()
+            case Refusal(stops=True):
+                self._failure = answer.error()
+            case Refusal(message):
                 self._outcomes.append(Failed(task.job, message, task.attempts))
             case Fault(reason):
                 attempts, name = self._workers.attempts, self._names.get(index)
@@ -283,3 +291,45 @@ class _Schedule(Generic[Job, Result]):
                 "the most frequent cause: lower --workers or --batch"
             )
         return UserError(text)
+
+
+# Threads of this process
+
+
+def prefetch(values: Iterable[T], depth: int) -> Generator[T, None, None]:
+    """Values of an iterable that runs in a thread of its own, up to ``depth`` ahead."""
+    iterator = iter(values)
+    ahead = map_ahead(lambda _: next(iterator, _END), repeat(None), threads=1, depth=depth)
+    with closing(ahead):
+        for value in ahead:
+            if value is _END:
+                return
+            yield cast(T, value)
+
+
+def map_ahead(
+    function: Callable[[T], R], values: Iterable[T], *, threads: int, depth: int
+) -> Generator[R, None, None]:
+    """Results of a function in the order of its arguments, up to ``depth`` ahead of the caller.
+
+    The threads are joined when the generator ends or is closed. They are no daemons: an interpreter
+    that is torn down while a thread is inside torch ends with SIGABRT. An interrupt may strike
+    anywhere, even before the join; then Python waits for the threads at its exit, and what is still
+    queued does nothing, since the thread that asked for it has ended.
+    """
+    arguments, owner = iter(values), threading.current_thread()
+
+    def call(value: T) -> R:
+        if not owner.is_alive():
+            raise CancelledError
+        return function(value)
+
+    pool = ThreadPoolExecutor(threads, "prefetch")
+    try:
+        due = deque(pool.submit(call, value) for value in islice(arguments, depth))
+        while due:
+            result = due.popleft().result()
+            due.extend(pool.submit(call, value) for value in islice(arguments, 1))
+            yield result
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -5,15 +5,12 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from ecgan.errors import UsageError, UserError
-
-if TYPE_CHECKING:
-    import torch
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -22,25 +19,6 @@ _TIMEOUT = 3600.0  # seconds for a job on Ray
 
 
 # How many workers, and where
-
-
-@dataclass(frozen=True)
-class WorkerOptions:
-    """What the user says about workers.
-
-    Attributes:
-        device: auto, cpu, cuda or cuda:N.
-        workers: their number; None: one for each GPU, or one.
-        gpus_per_worker: GPUs of each, a fraction shares one; None: 1 on CUDA.
-        ray_address: address of a Ray cluster; None: this machine.
-        timeout: seconds for a job; None: an hour on Ray, any time in this process.
-    """
-
-    device: str = "auto"
-    workers: int | None = None
-    gpus_per_worker: float | None = None
-    ray_address: str | None = None
-    timeout: float | None = None
 
 
 @dataclass(frozen=True)
@@ -76,21 +54,31 @@ class Workers:
         return self.count == 1 and self.address is None and self.timeout is None
 
 
-def resolve_workers(options: WorkerOptions, device: "torch.device") -> Workers:
-    """The workers that the options ask for.
+def resolve_workers(
+    device: str,
+    count: int | None = None,
+    gpus_per_worker: float | None = None,
+    ray_address: str | None = None,
+    timeout: float | None = None,
+) -> Workers:
+    """The workers that a command's options ask for.
 
     Args:
-        options: what the user said.
-        device: what ``options.device`` means here.
+        device: auto, cpu, cuda or cuda:N.
+        count: their number; None: one for each GPU, or one.
+        gpus_per_worker: GPUs of each, a fraction shares one; None: 1 on CUDA.
+        ray_address: address of a Ray cluster; None: this machine.
+        timeout: seconds for a job; None: an hour on Ray, any time in this process.
 
     Raises:
-        UsageError: numbers out of range, no Ray, or more than this machine has. A cluster elsewhere
-            is checked when the run starts.
+        UsageError: numbers out of range, no such device, no Ray, or more than this machine has. A
+            cluster elsewhere is checked when the run starts.
     """
-    import torch
+    from ecgan.runtime.device import choose_device, count_gpus
 
-    each, on_cluster = options.gpus_per_worker, options.ray_address is not None
-    on_cuda = device.type == "cuda" or (each is not None and on_cluster)
+    chosen, gpus = choose_device(device), count_gpus()
+    each, on_cluster = gpus_per_worker, ray_address is not None
+    on_cuda = chosen.type == "cuda" or (each is not None and on_cluster)
     if each is not None and not on_cuda:
         raise UsageError(
             f"--gpus-per-worker {each:g}: this machine has no CUDA device; "
@@ -100,36 +88,35 @@ def resolve_workers(options: WorkerOptions, device: "torch.device") -> Workers:
         raise UsageError(
             f"--gpus-per-worker {each:g}: must be a fraction of a GPU or a whole number of GPUs"
         )
-    gpus_each = (each or 1.0) if on_cuda else 0.0
-    gpus, has_number = torch.cuda.device_count(), device.type == "cuda" and ":" in options.device
-    count = 1 if has_number or not on_cuda else max(1, int(gpus / gpus_each))
-    count = count if options.workers is None else options.workers
+    gpus_each, has_number = (each or 1.0) if on_cuda else 0.0, ":" in device
+    if count is None:
+        count = max(1, int(gpus / gpus_each)) if on_cuda and not has_number else 1
     if count < 1:
         raise UsageError(f"--workers {count}: must be at least 1")
-    workers = Workers(count, gpus_each, str(device), options.ray_address, timeout=options.timeout)
+    workers = Workers(count, gpus_each, str(chosen), ray_address, timeout=timeout)
     if workers.in_process:
         return workers
-    if has_number:
+    _require_ray(workers, device, gpus)
+    where = "cuda" if on_cuda else "cpu"
+    return replace(workers, device=where, timeout=timeout or _TIMEOUT)
+
+
+def _require_ray(workers: Workers, device: str, gpus: int) -> None:
+    """Check that the workers can run on Ray, as far as it can be known before it starts."""
+    if ":" in device:
         raise UsageError(
-            f"--device {options.device}: Ray gives each worker its GPU; use --device cuda, and "
+            f"--device {device}: Ray gives each worker its GPU; use --device cuda, and "
             "CUDA_VISIBLE_DEVICES to choose among GPUs"
         )
     if find_spec("ray") is None:
         raise UsageError(
-            f"--workers {count}: more than one worker, --ray-address and --shard-timeout need Ray, "
-            "which is not installed; pip install ray (there is none for Python 3.14 or later, nor "
-            "for some systems), or use --workers 1 alone"
+            f"--workers {workers.count}: more than one worker, --ray-address and --shard-timeout "
+            "need Ray, which is not installed; pip install ray (there is none for Python 3.14 or "
+            "later, nor for some systems), or use --workers 1 alone"
         )
     ray = sys.modules.get("ray")
-    if options.ray_address in {None, "local"} and not (ray and ray.is_initialized()):
+    if workers.address in {None, "local"} and not (ray and ray.is_initialized()):
         require_room(workers, "this machine", [(os.cpu_count() or math.inf, gpus)])
-    return Workers(
-        count,
-        gpus_each,
-        "cuda" if on_cuda else "cpu",
-        options.ray_address,
-        timeout=options.timeout or _TIMEOUT,
-    )
 
 
 def require_room(workers: Workers, where: str, machines: Sequence[tuple[float, float]]) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from ecgan.errors import UsageError, UserError
-from ecgan.runtime import lock
+from ecgan.runtime import files
 
 HIDDEN = ".ecgan"  # readers skip hidden folders; ours holds what is not part of the data
 _PARTIAL = f"{HIDDEN}/tmp"  # noqa: S108  of the data set itself
@@ -201,7 +201,7 @@ class Folder(Store):
     @contextmanager
     def held(self) -> Iterator[None]:
         (self.path / HIDDEN).mkdir(parents=True, exist_ok=True)
-        with lock.held(self.path / _LOCK, self.url):
+        with files.held_lock(self.path / _LOCK, self.url):
             yield
 
     def holds_anything(self) -> bool:
@@ -335,8 +335,8 @@ class ObjectStore(Store):
             text = self.read(_LOCK)
         except FileNotFoundError:
             text = b""
-        lock.refuse_living(text.decode(), f"{self.url}/{_LOCK}", self.url)
-        self.write(_LOCK, lock.own_text())
+        files.refuse_living_lock(text.decode(), f"{self.url}/{_LOCK}", self.url)
+        self.write(_LOCK, files.lock_text())
         try:
             yield
         finally:

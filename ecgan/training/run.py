@@ -28,9 +28,9 @@ from ecgan.errors import UsageError, UserError, first_line
 from ecgan.labels import LabelSpace
 from ecgan.models.encoder import BLOCK_WIDTHS
 from ecgan.recipe import Recipe, label_space
-from ecgan.runtime import distributed, lock
+from ecgan.runtime import distributed
 from ecgan.runtime.device import choose_device, compile_failures
-from ecgan.runtime.files import write_whole, writing
+from ecgan.runtime.files import held_lock, write_whole, writing
 from ecgan.runtime.storage import Folder
 from ecgan.runtime.timing import span
 from ecgan.sampling.sampler import condition
@@ -97,7 +97,7 @@ def _only_writer(out: Path) -> Iterator[None]:
         if distributed.is_first():
             with writing(out):
                 out.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(lock.held(out / _LOCK, str(out)))
+                stack.enter_context(held_lock(out / _LOCK, str(out)))
         yield
 
 

@@ -30,7 +30,7 @@ from ecgan.generation import run as generate
 from ecgan.generation.plan import Plan, Stage, passes, whole_rows
 from ecgan.generation.planner import Request
 from ecgan.generation.state import Ledger
-from ecgan.runtime import lock
+from ecgan.runtime import files
 from ecgan.runtime.storage import open_store
 from ecgan.seeds import sample_seed
 from ecgan.shards import dataset, formats
@@ -535,7 +535,7 @@ def test_two_writers_are_kept_apart(request_, tmp_path):
     (tmp_path / "out/.ecgan").mkdir(parents=True)
     path = tmp_path / "out/.ecgan/lock"
     with (
-        lock.held(path, "this"),
+        files.held_lock(path, "this"),
         pytest.raises(UserError, match=f"is being written by process {os.getpid()} on .* since 20"),
     ):
         generate.run(request_(n_styles=1))
@@ -546,13 +546,13 @@ def test_a_dead_writers_lock_is_taken_over_but_not_another_machines(tmp_path):
     path = tmp_path / "lock"
     for text in (json.dumps({"host": socket.gethostname(), "pid": 2**22 - 1}), "", "{"):
         path.write_text(text)
-        with lock.held(path, "this"):
+        with files.held_lock(path, "this"):
             assert json.loads(path.read_text())["pid"] == os.getpid()
         assert not path.exists()
     path.write_text(json.dumps({"host": "elsewhere", "pid": 1}))
     with (
         pytest.raises(UserError, match="process 1 on elsewhere; wait for it, or"),
-        lock.held(path, "x"),
+        files.held_lock(path, "x"),
     ):
         pass
     assert path.exists()

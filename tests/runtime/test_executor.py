@@ -22,7 +22,6 @@ from ecgan.runtime.jobs import (
     Done,
     Failed,
     StopRun,
-    WorkerOptions,
     Workers,
     resolve_workers,
     workers_on,
@@ -353,6 +352,7 @@ def test_a_job_can_stop_the_run(executor, tmp_path):
     assert str(caught.value) == "disk full"
     assert caught.value.errno == 28
     assert next(jobs) < 10
+    assert all(isinstance(outcome, Done) for outcome in outcomes)
     if executor != "here":
         seconds_until_gone([pid for _, pid in make.made], 5)
 
@@ -503,59 +503,59 @@ def test_a_start_that_takes_too_long_is_an_error(pool, tmp_path):
 # What is refused before anything starts
 
 
-def asked(device="cpu", **options):
-    return resolve_workers(WorkerOptions(device, **options), torch.device(device))
-
-
 @pytest.fixture
 def two_gpus(monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.delitem(sys.modules, "ray", raising=False)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"workers": 0}, "--workers 0: must be at least 1"),
+        ({"count": 0}, "--workers 0: must be at least 1"),
         ({"gpus_per_worker": -1, "device": "cuda"}, "--gpus-per-worker -1: must be a fraction"),
         ({"gpus_per_worker": 1.5, "device": "cuda"}, "--gpus-per-worker 1.5: must be a fraction"),
         ({"gpus_per_worker": 0.5}, "this machine has no CUDA device; leave it out, or name"),
-        ({"workers": 3}, "3 workers, each with 1 CPU, need more than this machine has: 2 CPUs and "
+        ({"count": 3}, "3 workers, each with 1 CPU, need more than this machine has: 2 CPUs and "
          "2 GPUs, room for 2. Lower --workers"),
-        ({"workers": 2, "gpus_per_worker": 2, "device": "cuda"},
+        ({"count": 2, "gpus_per_worker": 2, "device": "cuda"},
          r"each with 1 CPU and 2 GPUs, .* room for 1\."),
-        ({"workers": 2, "device": "cuda:1"}, "--device cuda:1: Ray gives each worker its GPU; use"),
+        ({"count": 2, "device": "cuda:1"}, "--device cuda:1: Ray gives each worker its GPU; use"),
     ],
 )  # fmt: skip
 def test_workers_that_cannot_be_are_refused(two_gpus, options, message):
     with pytest.raises(UsageError, match=message):
-        asked(**options)
+        resolve_workers(**{"device": "cpu"} | options)
 
 
 def test_one_worker_is_here_and_all_else_on_ray(two_gpus):
-    assert asked() == Workers()
-    assert asked("cuda:1") == Workers(1, 1, "cuda:1")
-    assert asked("cuda") == Workers(2, 1, "cuda", timeout=3600)
-    assert asked("cuda", gpus_per_worker=2) == Workers(1, 2, "cuda")
-    assert asked("cuda", workers=2, gpus_per_worker=0.5, timeout=9) == Workers(
-        2, 0.5, "cuda", timeout=9
+    assert resolve_workers("cpu") == Workers()
+    assert resolve_workers("cuda:1") == Workers(1, 1, "cuda:1")
+    assert resolve_workers("cuda") == Workers(2, 1, "cuda", timeout=3600)
+    assert resolve_workers("cuda", gpus_per_worker=2) == Workers(1, 2, "cuda:0")
+    assert resolve_workers("cuda", 2, 0.5, timeout=9) == Workers(2, 0.5, "cuda", timeout=9)
+    assert resolve_workers("cpu", 2) == Workers(2, timeout=3600)
+    assert resolve_workers("cpu", timeout=5) == Workers(timeout=5)
+    assert resolve_workers("cpu", 9, 0.5, "a:1") == Workers(9, 0.5, "cuda", "a:1", timeout=3600)
+    assert resolve_workers("cpu").in_process
+    assert not any(
+        w.in_process
+        for w in (
+            resolve_workers("cpu", timeout=5),
+            resolve_workers("cpu", 2),
+            Workers(address="a"),
+        )
     )
-    assert asked(workers=2) == Workers(2, timeout=3600)
-    assert asked(timeout=5) == Workers(timeout=5)
-    assert asked(ray_address="a:1", gpus_per_worker=0.5, workers=9) == Workers(
-        9, 0.5, "cuda", "a:1", timeout=3600
-    )
-    assert asked().in_process
-    assert not any(w.in_process for w in (asked(timeout=5), asked(workers=2), Workers(address="a")))
 
 
 def test_where_there_is_no_ray_one_worker_does(monkeypatch):
     monkeypatch.setattr("ecgan.runtime.jobs.find_spec", lambda _: None)
-    assert asked(workers=1).in_process
-    for options in ({"workers": 2}, {"ray_address": "auto"}, {"timeout": 5}):
+    assert resolve_workers("cpu", 1).in_process
+    for options in ({"count": 2}, {"ray_address": "auto"}, {"timeout": 5}):
         with pytest.raises(UsageError, match=r"Ray, which is not installed; .*--workers 1 alone"):
-            asked(**options)
+            resolve_workers(**{"device": "cpu"} | options)
 
 
 @pytest.mark.parametrize(

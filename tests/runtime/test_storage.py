@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ecgan.errors import UserError
-from ecgan.runtime import lock
+from ecgan.runtime import files
 from ecgan.runtime.storage import (
     HIDDEN,
     Folder,
@@ -133,7 +133,7 @@ def test_another_driver_is_kept_out(store):
         assert holder == {"host": socket.gethostname(), "pid": os.getpid()}
     assert store.size(f"{HIDDEN}/lock") is None
     if isinstance(store, Folder):
-        return  # the kernel knows who holds the lock: tests of ecgan.runtime.lock
+        return  # the kernel knows who holds the lock: tests of ecgan.runtime.files
     store.write(f"{HIDDEN}/lock", json.dumps({"host": socket.gethostname(), "pid": os.getppid()}))
     with pytest.raises(UserError, match=rf"written by process {os.getppid()} .*{HIDDEN}/lock"):
         store.held().__enter__()
@@ -144,9 +144,9 @@ def test_another_driver_is_kept_out(store):
 
 def test_a_dead_drivers_lock_is_taken_over_where_no_kernel_knows():
     dead = json.dumps({"host": socket.gethostname(), "pid": 2**22 - 1})
-    lock.refuse_living(dead, "place", "what")
-    lock.refuse_living("", "place", "what")
-    lock.refuse_living("{", "place", "what")
+    files.refuse_living_lock(dead, "place", "what")
+    files.refuse_living_lock("", "place", "what")
+    files.refuse_living_lock("{", "place", "what")
 
 
 def test_a_stale_temporary_is_swept(tmp_path):

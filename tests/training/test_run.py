@@ -21,7 +21,7 @@ from ecgan.data.loader import batches, to_images
 from ecgan.errors import UserError
 from ecgan.labels import LabelClass, LabelSpace
 from ecgan.recipe import label_space, load_recipe
-from ecgan.runtime import lock
+from ecgan.runtime import files
 from ecgan.sampling.sampler import condition
 from ecgan.training import ema
 from ecgan.training import run as train
@@ -464,7 +464,10 @@ def test_auto_is_saved_as_what_it_means(recipe):
 def test_a_second_training_in_the_same_folder_is_refused(recipe, tmp_path):
     out = tmp_path / "run"
     out.mkdir()
-    with lock.held(out / ".lock", str(out)), pytest.raises(UserError, match="is being written by"):
+    with (
+        files.held_lock(out / ".lock", str(out)),
+        pytest.raises(UserError, match="is being written by"),
+    ):
         run(recipe(), out)
     assert list(out.iterdir()) == []
     run(recipe("train.images=2"), out)

@@ -35,7 +35,7 @@ from ecgan.labels import Labels, LabelSpace
 from ecgan.metrics.distribution import ConfusionMatrix
 from ecgan.recipe_schema import DownstreamTraining
 from ecgan.runtime.device import setup_worker, uploaded
-from ecgan.runtime.prefetch import map_ahead
+from ecgan.runtime.executor import map_ahead
 from ecgan.seeds import NumpyStream, numpy_generator
 from ecgan.segmentation.loading import load_for_finetuning
 from ecgan.segmentation.segmenter import Normalisation

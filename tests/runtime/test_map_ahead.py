@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from ecgan.runtime.prefetch import map_ahead, prefetch
+from ecgan.runtime.executor import map_ahead, prefetch
 
 
 def test_values_come_ahead_in_order_and_errors_after_them():
@@ -57,7 +57,7 @@ def test_an_iterator_that_is_never_closed_does_not_keep_or_break_the_interpreter
     """Its thread is inside torch when the program ends, as after an interrupt."""
     code = (
         "import itertools, torch\n"
-        "from ecgan.runtime.prefetch import prefetch\n"
+        "from ecgan.runtime.executor import prefetch\n"
         "a = torch.ones(400, 400)\n"
         "kept = prefetch((a @ a for _ in itertools.count()), 1000)\n"
         "next(kept)\n"

@@ -14,11 +14,17 @@ _PRECEDENCE = "Precedence: command line > --set > recipe file > default."
 
 
 class Option(click.Option):
-    """Option under a heading of the help; ``--help-all`` alone shows it where it is ``expert``."""
+    """Option under a heading of the help; ``--help-all`` alone shows it where it is ``expert``.
+
+    Its default is shown; a number is called N.
+    """
 
     heading = "Options"
 
     def __init__(self, names: Sequence[str], *, expert: bool = False, **settings: Any) -> None:  # noqa: ANN401
+        settings.setdefault("show_default", settings.get("default") not in (None, ()))
+        if isinstance(settings.get("type"), click.IntRange):
+            settings.setdefault("metavar", "N")
         super().__init__(names, **settings)
         self.expert = expert
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ecgan.data.survey import Inspection
     from ecgan.labels import LabelSpace
 
-_side = partial(option, type=click.IntRange(min=16), metavar="PIXELS", show_default=True)
+_side = partial(option, type=click.IntRange(min=16), metavar="PIXELS")
 _PIXELS = 256 * 512  # of a proposed size, at most: the paper's Cityscapes
 
 
@@ -48,8 +48,8 @@ def data() -> None:
 
 @data.command(short_help="Draw a toy data set.")
 @option("--out", type=PATH, metavar="DIR", required=True, help="New folder.")
-@option("--num", type=POSITIVE, metavar="N", default=200, show_default=True, help="Scenes.")
-@option("--seed", type=COUNT, metavar="N", default=0, show_default=True, help="Seed.")
+@option("--num", type=POSITIVE, default=200, help="Scenes.")
+@option("--seed", type=COUNT, default=0, help="Seed.")
 @_side("--height", default=128, help="Height in pixels.")
 @_side("--width", default=256, help="Width in pixels.")
 def toy(out: Path, num: int, seed: int, height: int, width: int) -> None:
@@ -68,14 +68,7 @@ def toy(out: Path, num: int, seed: int, height: int, width: int) -> None:
     help="Directory structure.",
     show_default="recognised from the folders",
 )
-@option(
-    "--files",
-    type=COUNT,
-    metavar="N",
-    default=500,
-    show_default=True,
-    help="Number of pairs to open, spread evenly; 0: all.",
-)
+@option("--files", type=COUNT, default=500, help="Number of pairs to open, spread evenly; 0: all.")
 @JSON
 @option(
     "--write-classes",
@@ -227,7 +220,7 @@ def _classes(
 @data_option("root", type=DIRECTORY)
 @option("--out", type=PATH, metavar="DIR", required=True, help="Folder of the copy.")
 @SET
-@option("--threads", type=POSITIVE, metavar="N", help="Threads.", show_default="all cores")
+@option("--threads", type=POSITIVE, help="Threads.", show_default="all cores")
 def cache(
     recipe_name: str,
     root: Path | None,

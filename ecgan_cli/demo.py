@@ -10,14 +10,7 @@ from ecgan_cli.options import DEVICE, PATH, QUIET, SET, option
 
 
 @click.command(cls=Command)
-@option(
-    "--out",
-    type=PATH,
-    metavar="DIR",
-    default=Path("ecgan-demo"),
-    show_default=True,
-    help="Output folder.",
-)
+@option("--out", type=PATH, metavar="DIR", default=Path("ecgan-demo"), help="Output folder.")
 @SET
 @DEVICE
 @QUIET

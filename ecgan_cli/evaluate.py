@@ -24,6 +24,7 @@ from ecgan_cli.options import (
     RAY_ADDRESS,
     SET,
     WORKERS,
+    Decorator,
     option,
     recipe_option,
     terminable,
@@ -75,22 +76,16 @@ _OUTPUT = (
     JSON,
     MARKDOWN,
 )
-_WORKERS = (
-    WORKERS,
-    GPUS_PER_WORKER,
-    RAY_ADDRESS,
-    DEVICE,
-)
+_WORKERS = (WORKERS, GPUS_PER_WORKER, RAY_ADDRESS, DEVICE)
 
 
-def _experiment(*, hidden: bool = False) -> tuple[Callable[[Any], Any], ...]:
+def _experiment(*, hidden: bool = False) -> tuple[Decorator, ...]:
     return (
         option(
             "--mix",
             hidden=hidden,
             type=_Numbers("synthetic"),
             default="0,1",
-            show_default=True,
             metavar="X,...",
             help="Synthetic-to-real ratios to train with, e.g. 0,1,2; `synthetic` trains on "
             "samples only.",
@@ -100,20 +95,11 @@ def _experiment(*, hidden: bool = False) -> tuple[Callable[[Any], Any], ...]:
             hidden=hidden,
             type=_Numbers(),
             default="1",
-            show_default=True,
             metavar="F,...",
             help="Fractions of the real pairs to train with; below 1, the generator must have been "
             "trained on the same fraction.",
         ),
-        option(
-            "--seeds",
-            hidden=hidden,
-            type=POSITIVE,
-            metavar="N",
-            default=3,
-            show_default=True,
-            help="Seeds of each training.",
-        ),
+        option("--seeds", hidden=hidden, type=POSITIVE, default=3, help="Seeds of each training."),
         option(
             "--segmenter",
             hidden=hidden,
@@ -142,12 +128,7 @@ def _experiment(*, hidden: bool = False) -> tuple[Callable[[Any], Any], ...]:
         show_default="the newest below datasets/",
     ),
     option(
-        "--n-styles",
-        type=POSITIVE,
-        metavar="N",
-        default=1,
-        show_default=True,
-        help="Images of each layout, where a run is given.",
+        "--n-styles", type=POSITIVE, default=1, help="Images of each layout, where a run is given."
     ),
     *_DATA,
 )

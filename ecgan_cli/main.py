@@ -9,8 +9,8 @@ from ecgan_cli.command import Group
 
 _COMMANDS = {
     "train": ("ecgan_cli.train", "Train ECGAN on photos with label maps."),
-    "sample": ("ecgan_cli.sample", "Generate samples of the recipe's layouts."),
-    "augment": ("ecgan_cli.augment", "Generate samples of a folder of label maps."),
+    "sample": ("ecgan_cli.generate", "Generate samples of the recipe's layouts."),
+    "augment": ("ecgan_cli.generate", "Generate samples of a folder of label maps."),
     "evaluate": ("ecgan_cli.evaluate", "Measure the quality of samples."),
     "downstream": ("ecgan_cli.evaluate", "Measure what samples add as training data."),
     "report": ("ecgan_cli.report", "Show, compare and publish evaluations."),

@@ -56,9 +56,9 @@ def ablation(
 @report.command(short_help="Make a user study of two data sets.")
 @click.argument("a", type=PATH)
 @click.argument("b", type=PATH)
-@option("--out", type=PATH, metavar="DIR", default=Path("study"), show_default=True, help="Output.")
-@option("--num", type=POSITIVE, metavar="N", default=50, show_default=True, help="Layouts.")
-@option("--seed", type=COUNT, metavar="N", default=0, show_default=True, help="Seed of the order.")
+@option("--out", type=PATH, metavar="DIR", default=Path("study"), help="Output.")
+@option("--num", type=POSITIVE, default=50, help="Layouts.")
+@option("--seed", type=COUNT, default=0, help="Seed of the order.")
 @option("--question", metavar="SENTENCE", help="Question that participants are asked.")
 @option("--show-reference", is_flag=True, help="Also show the real photo of each layout.")
 @option(
@@ -109,7 +109,6 @@ def study(
     type=PATH,
     metavar="FILE",
     default=Path("study/assignment.json"),
-    show_default=True,
     help="File written by ecgan report study.",
 )
 @JSON

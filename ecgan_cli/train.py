@@ -37,7 +37,6 @@ _MESSAGES = {
 @option(
     "--nproc-per-node",
     type=POSITIVE,
-    metavar="N",
     help="Processes on this machine, one for each GPU; starts torchrun.",
 )
 @option(
@@ -50,7 +49,6 @@ _MESSAGES = {
 @option(
     "--batch",
     type=POSITIVE,
-    metavar="N",
     help="Images a step, over all processes.",
     show_default="train.batch of the recipe",
 )
@@ -60,7 +58,6 @@ _MESSAGES = {
     "--profile",
     "profiled",
     type=POSITIVE,
-    metavar="N",
     help="Train N steps, print where the time goes, keep nothing.",
 )
 @QUIET

@@ -1,0 +1,345 @@
+"""``ecgan sample`` and ``ecgan augment``: data sets of generated samples."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import click
+
+from ecgan.errors import UsageError, UserError
+from ecgan_cli.command import FAILED_SHARDS, INTERRUPTED, Command
+from ecgan_cli.options import (
+    COUNT,
+    DEVICE,
+    DIRECTORY,
+    DRY_RUN,
+    FORMAT,
+    GPUS_PER_WORKER,
+    PATH,
+    POSITIVE,
+    QUIET,
+    RAY_ADDRESS,
+    WORKERS,
+    Decorator,
+    complete_run,
+    data_option,
+    option,
+    set_option,
+    terminable,
+    under,
+)
+
+if TYPE_CHECKING:
+    from ecgan.generation.run import Outcome
+
+
+class _Changes(click.ParamType):  # pyright: ignore[reportMissingTypeArgument]
+    """Kinds of layout augmentation, separated by commas."""
+
+    name = "changes"
+    known = ("flip", "crop", "paste")
+
+    def convert(
+        self,
+        value: Any,  # noqa: ANN401
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> tuple[str, ...]:
+        if isinstance(value, tuple):
+            return cast("tuple[str, ...]", value)
+        words = tuple(dict.fromkeys(word.strip() for word in value.split(",") if word.strip()))
+        wrong = [word for word in words if word not in self.known]
+        if wrong or not words:
+            self.fail(f"{value!r}: choose from {', '.join(self.known)}, e.g. flip,crop", param, ctx)
+        return tuple(word for word in self.known if word in words)
+
+
+_VARIATION = (
+    option(
+        "--vary",
+        "changes",
+        type=_Changes(),
+        default=(),
+        metavar="flip,crop,paste",
+        help="Add variants of each layout: mirrored, cropped, with objects pasted in.",
+    ),
+    option(
+        "--n-variants",
+        type=int,
+        metavar="N",
+        expert=True,
+        help="Variants of each layout.",
+        show_default="1",
+    ),
+)
+_GENERATOR = (
+    option(
+        "--run",
+        type=PATH,
+        metavar="DIR",
+        help="Run folder.",
+        show_default="the newest finished below runs/",
+        shell_complete=complete_run,
+    ),
+    option(
+        "--checkpoint",
+        type=PATH,
+        metavar="FILE",
+        expert=True,
+        help="A generator.safetensors, in place of --run.",
+    ),
+    set_option(metavar="sampling.KEY=VALUE", help="Change a key of the section sampling."),
+)
+_STYLES = (
+    option("--seed", type=COUNT, help="Seed; every sample draws its own style.", show_default="0"),
+    option("--style-seed", type=COUNT, help="Seed of styles that all layouts share."),
+    option("--style-images", type=PATH, metavar="DIR", help="Photos whose styles all layouts get."),
+)
+_QUALITY = (
+    option(
+        "--filter",
+        "label_filter",
+        metavar="train|DIR|NAME",
+        help='Set pixels to "ignore" where a segmenter disagrees. `train`: cross-fit two '
+        "segmenters on halves of the real data.",
+    ),
+    option(
+        "--on-inconsistent",
+        type=click.Choice(["ignore", "drop", "retry"]),
+        default="ignore",
+        help="Where the filter leaves little of a sample: keep it, drop it, or draw another style.",
+    ),
+    option(
+        "--balance",
+        "spread",
+        type=click.Choice(["none", "hardness", "target"]),
+        default="none",
+        help="Distribute the styles: evenly, more for hard layouts, or to reach --target.",
+    ),
+    option(
+        "--target",
+        "targets",
+        multiple=True,
+        metavar="CLASS=SHARE",
+        help="Share of a class in the labelled pixels, e.g. car=0.1; repeatable.",
+    ),
+)
+_OUTPUT = (
+    option(
+        "--out",
+        metavar="DIR|URL",
+        help="Data set; s3:// and gs:// too.",
+        show_default="datasets/RUN-...",
+    ),
+    FORMAT(default="webdataset"),
+    option(
+        "--image-format",
+        type=click.Choice(["jpg", "png", "webp"]),
+        expert=True,
+        help="Codec of the images.",
+        show_default="sampling.image_format of the recipe",
+    ),
+    option(
+        "--samples-per-shard",
+        type=int,
+        metavar="N",
+        expert=True,
+        help="Samples in a shard.",
+        show_default="sampling.samples_per_shard of the recipe",
+    ),
+    option(
+        "--label-space",
+        type=click.Choice(["input", "evaluation"]),
+        default="input",
+        expert=True,
+        help="Class ids of the written labels.",
+    ),
+    option(
+        "--provenance/--no-provenance",
+        default=True,
+        expert=True,
+        help="Mark images and records as synthetic and name the generator.",
+    ),
+    option("--overwrite", is_flag=True, help="Replace an existing data set of ecgan."),
+    option("--extend", is_flag=True, help="Add styles and layouts to an existing data set."),
+    option(
+        "--verify", is_flag=True, expert=True, help="Compare hashes of finished shards, not sizes."
+    ),
+    DRY_RUN(help="Print samples, classes and bytes; write nothing."),
+)
+_WORKERS = (
+    WORKERS,
+    GPUS_PER_WORKER,
+    RAY_ADDRESS,
+    option(
+        "--shard-timeout",
+        type=float,
+        metavar="SECONDS",
+        expert=True,
+        help="Time after which a worker that has not finished its shard is replaced; a single "
+        "worker then runs on Ray, too.",
+        show_default="3600; none for one worker",
+    ),
+    option(
+        "--batch",
+        type=int,
+        metavar="N",
+        expert=True,
+        help="Images a step.",
+        show_default="sampling.batch of the recipe",
+    ),
+    DEVICE,
+    option(
+        "--profile",
+        type=POSITIVE,
+        expert=True,
+        help="Generate N samples, print where the time goes, keep nothing.",
+    ),
+)
+
+
+def _generation_options(
+    *layouts: Decorator,
+) -> Decorator:
+    """Options of ``sample`` and ``augment``: the layouts of one of them, and what both share."""
+    headings = {
+        "Layouts": (*layouts, *_VARIATION),
+        "Generator": _GENERATOR,
+        "Styles": _STYLES,
+        "Quality": _QUALITY,
+        "Output": _OUTPUT,
+        "Workers": _WORKERS,
+    }
+
+    def decorate(command: Any) -> Any:  # noqa: ANN401
+        command = QUIET(command)
+        for heading in reversed(headings):
+            command = under(heading, *headings[heading])(command)
+        return command
+
+    return decorate
+
+
+@click.command(cls=Command)
+@_generation_options(
+    option("--num", type=int, metavar="N", help="Samples, spread evenly over the layouts."),
+    option("--n-styles", type=int, metavar="N", help="Images of each layout, in place of --num."),
+    option("--split", metavar="NAME", help="Split.", show_default="the one of training"),
+    data_option("root", type=DIRECTORY),
+    option(
+        "--labels", type=PATH, metavar="DIR", expert=True, help="Label maps, as in ecgan augment."
+    ),
+    option("--instances", type=PATH, metavar="DIR", expert=True, help="Instance maps of --labels."),
+)
+def sample(
+    num: int | None,
+    n_styles: int | None,
+    split: str | None,
+    **options: Any,  # noqa: ANN401
+) -> None:
+    """Generate samples of the layouts in the recipe's own data set.
+
+    \b
+    ecgan sample --num 10000
+    ecgan sample --run runs/city --num 500 --split val --out shards/city-val
+
+    The same command again completes what was interrupted.
+    """
+    if num is None and n_styles is None:
+        raise click.UsageError("give --num N, the number of samples, or --n-styles")
+    suffix = f"sample-{split}" if split is not None else "sample"
+    _generate(suffix=suffix, num=num, n_styles=n_styles, split=split, **options)
+
+
+@click.command(cls=Command)
+@_generation_options(
+    option("--labels", type=PATH, required=True, metavar="DIR", help="Label maps, at any depth."),
+    option(
+        "--n-styles",
+        type=int,
+        metavar="N",
+        help="Images of each layout.",
+        show_default="1, or one for each of --style-images",
+    ),
+    option(
+        "--instances",
+        type=PATH,
+        metavar="DIR",
+        help="Instance maps with the names of the label maps, for a run that uses them.",
+        show_default="boundaries between classes",
+    ),
+    data_option("root", type=DIRECTORY, expert=True),
+)
+def augment(**options: Any) -> None:  # noqa: ANN401
+    """Generate samples of the layouts in a folder of label maps; photos are not needed.
+
+    \b
+    ecgan augment --labels DIR --n-styles 5
+    ecgan augment --run runs/city --labels DIR --n-styles 5 --format parquet --out shards/city
+
+    The same command again completes what was interrupted.
+    """
+    _generate(suffix="augment", **options)
+
+
+def _generate(
+    *,
+    run: Path | None,
+    checkpoint: Path | None,
+    out: str | None,
+    suffix: str,
+    **options: Any,  # noqa: ANN401
+) -> None:
+    """Generate a data set and print what was done."""
+    dry_run, profiled = options.pop("dry_run"), options.pop("profile")
+    if dry_run and profiled is not None:
+        raise UsageError("--dry-run generates nothing and --profile does; give one of them")
+    from ecgan.checkpoint import resolve_generator
+    from ecgan.generation import planner
+    from ecgan.generation import run as generate
+
+    path = resolve_generator(run, checkpoint)
+    if run is None and checkpoint is None:
+        click.echo(f"Using the newest run, {path.parent}", err=True)
+    if out is None:
+        out = str(Path("datasets") / f"{path.parent.name or path.stem}-{suffix}")
+    request = planner.Request(generator=path, out=out, **options)
+    if dry_run:
+        click.echo(generate.describe(request))
+        return
+    if profiled is not None:
+        click.echo(generate.profile(request, profiled))
+        return
+    with terminable():
+        try:
+            outcome = generate.run(request)
+        except KeyboardInterrupt:
+            click.echo(
+                f"Interrupted; finished shards are kept, the same command resumes ({out})", err=True
+            )
+            sys.exit(INTERRUPTED)
+    _tell(outcome, out)
+
+
+def _tell(outcome: "Outcome", out: str) -> None:
+    """Print what was done."""
+    if outcome.failed:
+        raise _Failed(UserError(f"{out}: {len(outcome.failed)} shards failed", outcome.failed))
+    now = f"{outcome.made} made now"
+    if outcome.made:
+        now += (
+            f", {outcome.made / outcome.seconds:.1f} samples/s, "
+            f"{outcome.made_bytes / 1e6 / outcome.seconds:.1f} MB/s, bottleneck: "
+            f"{outcome.spent.bottleneck()}"
+        )
+    click.echo(f"{outcome.num_samples} samples, {outcome.bytes / 1e6:.1f} MB ({now})")
+    if outcome.filtered:
+        click.echo(outcome.filtered)
+    click.echo(f"{out}/preview.png shows some of them")
+
+
+class _Failed(click.ClickException):
+    exit_code = FAILED_SHARDS
+
+    def __init__(self, error: UserError) -> None:
+        super().__init__(f"{error}\nThe others are kept; the same command makes the missing ones")

@@ -6,7 +6,7 @@ branch c alone, and that branch sees its neighbours of class c alone. Here each 
 by its own class's kernels only: pixels are sorted by class, each class is one matrix product, and
 the 3 x 3 sums run over the neighbours of the same class.
 
-Here in plain torch; in ``triton_class_conv`` for CUDA. The heads are float32 (float64 stays
+Here in plain torch; in ``ops.triton.class_conv`` for CUDA. The heads are float32 (float64 stays
 float64) under autocast too: they are less than a hundredth of the generator's arithmetic.
 
 Shape legend:

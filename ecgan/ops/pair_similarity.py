@@ -9,7 +9,7 @@ and never stored; loss and gradient come from the same pass, in O(M) memory:
 a'' and 1 - a'' are bounded from below by 1e-6, in the value and in w: the gradient passes straight
 through the bound. A gradient killed there would silence exactly the confident mistakes.
 
-Here in plain torch; in ``triton_similarity`` for CUDA.
+Here in plain torch; in ``ops.triton.similarity`` for CUDA.
 
 Shape legend:
     B  images in the batch      N  semantic classes      H, W  height and width

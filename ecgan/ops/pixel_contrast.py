@@ -8,7 +8,7 @@ Three passes over tiles of s, none of which is stored: l_i; then loss_i and its 
 positives' s_ij and in l_i, which is called g_i; then the gradient in the negatives' s_ij, which is
 g_i exp(s_ij - l_i). s is symmetric, so a tile serves its rows and its columns as anchors.
 
-Here in plain torch; in ``triton_contrast`` for CUDA.
+Here in plain torch; in ``ops.triton.contrast`` for CUDA.
 
 Shape legend:
     M  embeddings           D  length of an embedding      r, c  rows and columns of a tile
@@ -144,7 +144,7 @@ class _PixelContrast(torch.autograd.Function):
             layout = _lay_out(classes[there], is_anchor[there])
             num_there = int(takes_part[:num_embeddings].sum())
             with exact_arithmetic(everything.device):
-                pairs = _pairs(everything[there], layout, temperature, num_there)
+                pairs = _Pairs(everything[there], layout, temperature, num_there)
                 sums = pairs.sums(with_gradient=with_gradient)
             if sums.gradient is None:
                 return sums
@@ -185,16 +185,6 @@ class _Sums(NamedTuple):
     gradient: Tensor | None  # of the total, in the order in which everything came
 
 
-def _pairs(
-    everything: Tensor, layout: _Layout, temperature: float, num_embeddings: int
-) -> "_Pairs":
-    """The passes in the form that is fastest for these similarities."""
-    largest = float(everything.square().sum(dim=1).max()) / temperature if len(everything) else 0.0
-    if 2 * largest > EXPONENTS[everything.dtype]:
-        return _Pairs(everything, layout, temperature, num_embeddings)
-    return _ShiftedPairs(everything, layout, temperature, num_embeddings, shift=largest)
-
-
 class _Pairs:
     """The three passes, over embeddings in the layout's order."""
 
@@ -225,6 +215,9 @@ class _Pairs:
 
     def log_negatives(self) -> Tensor:
         """l_i: logarithm of the sum of exp(s_ij) over the negatives j of i, -inf if none, (K,)."""
+        largest = float(self.e.square().sum(dim=1).max()) / self.temperature if len(self.e) else 0.0
+        if 2 * largest <= EXPONENTS[self.e.dtype]:
+            return self._log_sums(largest)
         l = self.e.new_full((len(self.e),), -torch.inf)
         for tile in self.layout.negatives(self.elements):
             s = self._s(tile)
@@ -232,6 +225,16 @@ class _Pairs:
             if self._mirrored(tile):
                 l[tile.columns] = l[tile.columns].logaddexp(s.logsumexp(dim=0))
         return l
+
+    def _log_sums(self, shift: float) -> Tensor:
+        """l_i where the type holds every exp(s_ij - shift): one exponential serves both sides."""
+        sums = torch.zeros_like(self.e[:, 0])
+        for tile in self.layout.negatives(self.elements):
+            x = self._s(tile).sub_(shift).exp_()
+            sums[tile.rows] += x.sum(dim=1)
+            if self._mirrored(tile):
+                sums[tile.columns] += x.sum(dim=0)
+        return sums.log() + shift
 
     def positives(self, l: Tensor, *, with_gradient: bool) -> tuple[Tensor, Tensor]:
         """Sum of the anchors' losses, in float64, and g_i = dloss_i/dl_i, (K,)."""
@@ -293,75 +296,6 @@ class _Pairs:
         self.gradient[tile.rows].addmm_(w, self.e[tile.columns], alpha=sign)
         if tile.columns.start < self.gradient_stop:
             self.gradient[tile.columns].addmm_(w.T, self.e[tile.rows], alpha=sign)
-
-
-class _ShiftedPairs(_Pairs):
-    """The same where no exponential leaves the range of the type: one for a pair, not two or four.
-
-    With x_ij = exp(s_ij - shift), in [exp(-2 shift), 1], and X_i = exp(l_i - shift), the sum of
-    x_ij over the negatives: exp(l_i - s_ij) is X_i/x_ij and exp(s_ij - l_i) is x_ij/X_i. What the
-    methods call l is X here.
-    """
-
-    def __init__(
-        self, everything: Tensor, layout: _Layout, temperature: float, num_embeddings: int, *,
-        shift: float,
-    ) -> None:  # fmt: skip
-        super().__init__(everything, layout, temperature, num_embeddings)
-        self.shift = shift
-
-    def log_negatives(self) -> Tensor:
-        """X_i, (K,)."""
-        X = torch.zeros_like(self.e[:, 0])
-        for tile in self.layout.negatives(self.elements):
-            x = self._x(tile)
-            X[tile.rows] += x.sum(dim=1)
-            if self._mirrored(tile):
-                X[tile.columns] += x.sum(dim=0)
-        return X
-
-    def positives(self, l: Tensor, *, with_gradient: bool) -> tuple[Tensor, Tensor]:
-        """Sum of the anchors' losses, in float64, and g_i = dloss_i/dl_i, (K,)."""
-        total = torch.zeros((), dtype=torch.float64, device=l.device)
-        g = torch.zeros_like(l)
-        share = self._share()
-        for tile in self.layout.positives(self.elements):
-            x = self._x(tile)
-            ratio = torch.div(l[tile.rows, None], x, out=self._buffer(1, tile))
-            if tile.diagonal:
-                ratio.fill_diagonal_(0)  # no pixel is its own positive
-            total += ratio.log1p().sum(dim=1) @ share[tile.rows]
-            w = _odds_to_probability(ratio).mul_(share[tile.rows, None])
-            g[tile.rows] += w.sum(dim=1)
-            if self._mirrored(tile):
-                ratio = torch.div(l[None, tile.columns], x, out=x)
-                total += ratio.log1p().sum(dim=0) @ share[tile.columns]
-                mirror = _odds_to_probability(ratio).mul_(share[None, tile.columns])
-                g[tile.columns] += mirror.sum(dim=0)
-                w += mirror
-            if with_gradient:
-                self._add_gradient(tile, w, -1)
-        return total, g
-
-    def negatives(self, l: Tensor, g: Tensor) -> None:
-        """The gradient in the negatives' s_ij, g_i x_ij/X_i."""
-        u = torch.where(g > 0, g / l, 0)
-        for tile in self.layout.negatives(self.elements):
-            w = self._x(tile)
-            if self._mirrored(tile):
-                both = self._buffer(1, tile)
-                w *= torch.add(u[tile.rows, None], u[None, tile.columns], out=both)
-            else:
-                w *= u[tile.rows, None]
-            self._add_gradient(tile, w, 1)
-
-    def _x(self, tile: Tile) -> Tensor:
-        return self._s(tile).sub_(self.shift).exp_()
-
-
-def _odds_to_probability(ratio: Tensor) -> Tensor:
-    """ratio/(1 + ratio), in place; ratio may be 0."""
-    return ratio.reciprocal_().add_(1).reciprocal_()
 
 
 def _softplus(x: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 It gathers, tap by tap, their neighbours of the same class, straight from the image, and multiplies
 them by the class's own kernel. The gradient of the image is the same convolution with the kernels
 transposed and turned: pixel j is neighbour k of i exactly where i is neighbour 8-k of j. That of
-the kernels is summed over pieces of each class, then over the pieces (``triton_groups``).
+the kernels is summed over pieces of each class, then over the pieces (``ops.triton.groups``).
 
 Products are float32, whatever the type of the features.
 

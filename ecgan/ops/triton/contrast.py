@@ -16,7 +16,7 @@ vectors' s lies between -1/tau and 1/tau: where float32 holds what comes of that
 on for 65,536 embeddings, a pair has one exponential in each pass (DIRECT); else sums are online, by
 their largest term, and exponents are subtracted before each exponential.
 
-Dot products are exact (``triton_pairs``), logarithms and exponentials have base 2, sums are float32
+Dot products are exact (``pairs``), logarithms and exponentials have base 2, sums are float32
 and their total float64. In the gradient's products, weights and vectors are rounded to float16's 11
 bits, each to 2.4e-4 at most and independently. Against float64, in Triton's interpreter: loss 1e-7,
 gradient 1e-4 to 3e-4, by norm.

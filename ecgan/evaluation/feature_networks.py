@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -24,10 +24,10 @@ from torch.nn import functional as F
 
 from ecgan.errors import UserError
 from ecgan.metrics.distribution import InceptionFeatures
-from ecgan.models.pretrained import EfficientNetLite0, Frozen
+from ecgan.models.pretrained.efficientnet_lite import EfficientNetLite0
+from ecgan.models.pretrained.frozen import IMAGENET_MEAN, IMAGENET_STD, Frozen
 
 _VERSION = 2  # of how images are prepared
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 METRICS = {  # what is missing without a network
     "inception": ("fid", "kid", "precision_inception", "recall_inception"),
     "inception_clean": (
@@ -44,15 +44,6 @@ _MISSING = {
     "inception_clean": _NO_INCEPTION,
     "dinov2": "evaluate.dinov2 is not set: give the folder of a DINOv2 of transformers",
 }
-
-
-class FeatureNetwork(Protocol):
-    """What the networks here have in common."""
-
-    dim: int
-    hash: str
-
-    def __call__(self, images: Tensor) -> Tensor: ...
 
 
 class _Hashed(Frozen):
@@ -141,7 +132,7 @@ class Dinov2(_Hashed):
         super().__init__()
         self.network = _dinov2(Path(folder))
         self.dim = int(cast(Any, self.network).config.hidden_size)
-        mean, std = torch.tensor([_IMAGENET_MEAN, _IMAGENET_STD]).view(2, 1, 3, 1, 1)
+        mean, std = torch.tensor([IMAGENET_MEAN, IMAGENET_STD]).view(2, 1, 3, 1, 1)
         self.register_buffer("_scale", 0.5 / std, persistent=False)
         self.register_buffer("_shift", (0.5 - mean) / std, persistent=False)
         self.freeze()

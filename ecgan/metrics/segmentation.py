@@ -24,7 +24,7 @@ from ecgan.labels import Labels
 from ecgan.metrics import distribution
 from ecgan.metrics.statistics import Estimate, resampled, with_percentiles
 from ecgan.models.generator import Generator
-from ecgan.models.pretrained import efficientnet_lite0
+from ecgan.models.pretrained.efficientnet_lite import EfficientNetLite0
 from ecgan.sampling import sampler
 from ecgan.seeds import sample_seed
 from ecgan.segmentation.segmenter import Segmenter
@@ -233,7 +233,7 @@ def read_scenes(
                 tally.add(scene.key, scene.source, scene.label, reading, trusted)
         with torch.inference_mode():
             for name, network in networks.items():
-                features[name].append(network(images).float().cpu().numpy())
+                features[name].append(network.embed(images).float().cpu().numpy())
     return tally, {name: np.concatenate(parts) for name, parts in features.items() if parts}
 
 
@@ -284,7 +284,7 @@ def validate(
         ``miou``, ``accuracy`` and ``fd_efficientnet_lite0``, those that there are.
     """
     device = next(generator.parameters()).device
-    network = efficientnet_lite0().to(device) if "efficientnet_lite0" in features else None
+    network = EfficientNetLite0().to(device) if "efficientnet_lite0" in features else None
     training = generator.training
     generator.eval()
     space = dataset.space
@@ -308,8 +308,8 @@ def validate(
             for key, label, reading in zip(found.keys, labels, readings, strict=True):
                 tally.add(key, key, label, reading)
         if network is not None:
-            made.append(network(images).float().cpu().numpy())
-            real.append(network(to_images(moved.images)).float().cpu().numpy())
+            made.append(network.embed(images).float().cpu().numpy())
+            real.append(network.embed(to_images(moved.images)).float().cpu().numpy())
     generator.train(training)
     scores: dict[str, float] = {}
     if len(tally):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ecgan.errors import UserError
 from ecgan.labels import LabelSpace
+from ecgan.models.pretrained.frozen import IMAGENET_MEAN, IMAGENET_STD
 from ecgan.runtime.files import sha256
 from ecgan.segmentation.class_mapping import map_by_name, map_by_number
 from ecgan.segmentation.segmenter import (
@@ -27,7 +28,6 @@ from ecgan.segmentation.segmenter import (
 )
 from ecgan.segmentation.unet import UNET, UNet
 
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, SafetensorError)
 
 
@@ -259,9 +259,9 @@ def _own_description(folder: Path) -> dict[str, Any] | None:
 def _normalisation(folder: Path) -> Normalisation:
     path = folder / "preprocessor_config.json"
     if not path.is_file():
-        return Normalisation(_IMAGENET_MEAN, _IMAGENET_STD)
+        return Normalisation(IMAGENET_MEAN, IMAGENET_STD)
     config = json.loads(path.read_text(encoding="utf-8"))
     return Normalisation(
-        tuple(config.get("image_mean") or _IMAGENET_MEAN),
-        tuple(config.get("image_std") or _IMAGENET_STD),
+        tuple(config.get("image_mean") or IMAGENET_MEAN),
+        tuple(config.get("image_std") or IMAGENET_STD),
     )

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from ecgan.data.datasets import Item
 from ecgan.errors import UserError
-from ecgan.models.pretrained import Frozen
+from ecgan.models.pretrained.frozen import Frozen
 from ecgan.runtime.files import sha256, whole_folder, writing
 from ecgan.segmentation.class_mapping import UNMAPPED
 from ecgan.segmentation.unet import UNet

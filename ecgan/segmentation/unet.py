@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ecgan.errors import UserError
-from ecgan.models.pretrained import LITE0_STAGES, LITE0_TAPS, LiteTrunk, load_state
+from ecgan.models.pretrained.efficientnet_lite import LITE0_STAGES, LITE0_TAPS, LiteTrunk
+from ecgan.models.pretrained.weights import load_state
 
 UNET = "U-Net on EfficientNet-Lite1 (ImageNet)"  # its name in descriptions
 

@@ -21,7 +21,7 @@ from ecgan.data.loader import Batch, TripleDataset, ordered_batches, to_device, 
 from ecgan.labels import LabelSpace
 from ecgan.metrics import segmentation as scoring
 from ecgan.models.generator import STYLE_DIM, Generator
-from ecgan.models.pretrained import Hed
+from ecgan.models.pretrained.hed import Hed
 from ecgan.recipe import Recipe
 from ecgan.sampling.sampler import condition
 from ecgan.seeds import TorchStream, torch_generator

@@ -8,7 +8,9 @@ import torch
 from ecgan.data.loader import TripleDataset
 from ecgan.errors import UserError
 from ecgan.labels import LabelSpace
-from ecgan.models.pretrained import Hed, PerceptualFeatures, perceptual_features
+from ecgan.models.pretrained import perceptual_features
+from ecgan.models.pretrained.frozen import PerceptualFeatures
+from ecgan.models.pretrained.hed import Hed
 from ecgan.recipe import Recipe
 from ecgan.runtime import distributed
 from ecgan.segmentation.loading import load_segmenter

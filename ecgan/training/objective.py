@@ -28,7 +28,7 @@ from ecgan.models.contrastive import ContrastiveHead
 from ecgan.models.discriminator import Discriminator
 from ecgan.models.generator import STYLE_DIM, Generated, Generator
 from ecgan.models.layers import channels_last
-from ecgan.models.pretrained import PerceptualFeatures
+from ecgan.models.pretrained.frozen import PerceptualFeatures
 from ecgan.models.style import StyleEncoder, reparameterise
 from ecgan.recipe import Recipe
 from ecgan.runtime import distributed

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from ecgan.errors import UserError
 from ecgan.evaluation import feature_networks as features
 from ecgan.metrics.distribution import pairwise_distances
-from ecgan.models.pretrained import efficientnet_lite0
+from ecgan.models.pretrained.efficientnet_lite import EfficientNetLite0
 
 CPU = torch.device("cpu")
 
@@ -48,7 +48,7 @@ def inception_weights(tmp_path_factory):
 def test_lite0_is_the_network_of_validation():
     found, skipped = networks("efficientnet_lite0")
     x = images()
-    assert torch.equal(found["efficientnet_lite0"](x), efficientnet_lite0()(x))
+    assert torch.equal(found["efficientnet_lite0"](x), EfficientNetLite0().embed(x))
     assert found["efficientnet_lite0"].dim == 1280
     assert skipped == {}
 

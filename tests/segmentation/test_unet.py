@@ -10,7 +10,7 @@ from ecgan import labels
 from ecgan.data import datasets
 from ecgan.data.loader import TripleDataset
 from ecgan.errors import UserError
-from ecgan.models.pretrained import EfficientNetLite0
+from ecgan.models.pretrained.efficientnet_lite import EfficientNetLite0
 from ecgan.recipe import SegmenterTraining
 from ecgan.segmentation import unet
 from ecgan.segmentation.loading import load_segmenter

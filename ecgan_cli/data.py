@@ -12,7 +12,6 @@ from ecgan.errors import UsageError, UserError
 from ecgan_cli.command import Group
 from ecgan_cli.options import (
     COUNT,
-    DIRECTORY,
     FORMAT,
     JSON,
     PATH,
@@ -22,6 +21,7 @@ from ecgan_cli.options import (
     data_option,
     option,
     recipe_option,
+    require_data,
     write_new,
 )
 
@@ -217,7 +217,7 @@ def _classes(
 
 @data.command(short_help="Copy a data set, resized for training.")
 @recipe_option(required=True, help="Recipe to train with; gives the size.")
-@data_option("root", type=DIRECTORY)
+@data_option("root", type=PATH)
 @option("--out", type=PATH, metavar="DIR", required=True, help="Folder of the copy.")
 @SET
 @option("--threads", type=POSITIVE, help="Threads.", show_default="all cores")
@@ -242,7 +242,7 @@ def cache(
     from ecgan.data import resized_copy as library
     from ecgan.recipe import label_space, load_recipe
 
-    if root is not None:
+    if require_data(root) is not None:
         overrides = (*overrides, f"data.root={json.dumps(str(root))}")
     found = load_recipe(recipe_name, overrides).data
     if found.root is None:

@@ -11,7 +11,6 @@ from ecgan_cli.command import FAILED_SHARDS, INTERRUPTED, Command
 from ecgan_cli.options import (
     COUNT,
     DEVICE,
-    DIRECTORY,
     DRY_RUN,
     FORMAT,
     GPUS_PER_WORKER,
@@ -24,6 +23,7 @@ from ecgan_cli.options import (
     complete_run,
     data_option,
     option,
+    require_data,
     set_option,
     terminable,
     under,
@@ -225,7 +225,7 @@ def _generation_options(
     option("--num", type=int, metavar="N", help="Samples, spread evenly over the layouts."),
     option("--n-styles", type=int, metavar="N", help="Images of each layout, in place of --num."),
     option("--split", metavar="NAME", help="Split.", show_default="the one of training"),
-    data_option("root", type=DIRECTORY),
+    data_option("root", type=PATH),
     option(
         "--labels", type=PATH, metavar="DIR", expert=True, help="Label maps, as in ecgan augment."
     ),
@@ -268,7 +268,7 @@ def sample(
         help="Instance maps with the names of the label maps, for a run that uses them.",
         show_default="boundaries between classes",
     ),
-    data_option("root", type=DIRECTORY, expert=True),
+    data_option("root", type=PATH, expert=True),
 )
 def augment(**options: Any) -> None:  # noqa: ANN401
     """Generate samples of the layouts in a folder of label maps; photos are not needed.
@@ -298,6 +298,7 @@ def _generate(
     from ecgan.generation import planner
     from ecgan.generation import run as generate
 
+    require_data(options["root"])
     path = resolve_generator(run, checkpoint)
     if run is None and checkpoint is None:
         click.echo(f"Using the newest run, {path.parent}", err=True)

@@ -13,7 +13,6 @@ from ecgan_cli.command import Option
 
 Decorator = Callable[[Any], Any]
 PATH = click.Path(path_type=Path)
-DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
 POSITIVE, COUNT = click.IntRange(min=1), click.IntRange(min=0)
 option = partial(click.option, cls=Option)
 
@@ -123,6 +122,17 @@ class terminable:  # noqa: N801 - a context manager
 
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
+
+
+def require_data(folder: Path | None) -> Path | None:
+    """The folder of ``--data``.
+
+    Raises:
+        UsageError: it does not exist.
+    """
+    if folder is not None and not folder.is_dir():
+        raise UsageError(f"--data {folder}: no such folder")
+    return folder
 
 
 def write_new(path: Path, text: str) -> None:

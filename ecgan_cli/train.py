@@ -12,7 +12,6 @@ from ecgan.recipe import load_recipe
 from ecgan_cli.command import INTERRUPTED, Command
 from ecgan_cli.options import (
     DEVICE,
-    DIRECTORY,
     DRY_RUN,
     PATH,
     POSITIVE,
@@ -21,6 +20,7 @@ from ecgan_cli.options import (
     data_option,
     option,
     recipe_option,
+    require_data,
 )
 
 _MESSAGES = {
@@ -31,7 +31,7 @@ _MESSAGES = {
 
 @click.command(cls=Command)
 @recipe_option(required=True, help="Recipe to train.")
-@data_option("data", type=DIRECTORY)
+@data_option("data", type=PATH)
 @option("--out", type=PATH, metavar="DIR", show_default="runs/NAME", help="Run folder.")
 @SET
 @option(
@@ -123,7 +123,7 @@ def _with_options(
     overrides: tuple[str, ...], data: Path | None, batch: int | None
 ) -> tuple[str, ...]:
     """The overrides of ``--set``, then those of options that set a key of the recipe."""
-    if data is not None:
+    if require_data(data) is not None:
         overrides = (*overrides, f"data.root={json.dumps(str(data))}")
     return overrides if batch is None else (*overrides, f"train.batch={batch}")
 

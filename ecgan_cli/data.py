@@ -1,10 +1,9 @@
 """``ecgan data``: toy scenes, a look at a data set, checks, conversion, a resized copy."""
 
 import json
-import math
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -25,12 +24,7 @@ from ecgan_cli.options import (
     write_new,
 )
 
-if TYPE_CHECKING:
-    from ecgan.data.survey import Inspection
-    from ecgan.labels import LabelSpace
-
 _side = partial(option, type=click.IntRange(min=16), metavar="PIXELS")
-_PIXELS = 256 * 512  # of a proposed size, at most: the paper's Cityscapes
 
 
 @click.group(cls=Group)
@@ -88,15 +82,20 @@ def inspect(
 ) -> None:
     """Print files, sizes and classes of the data set in DIR, and propose a recipe for it."""
     from ecgan.data import survey as library
+    from ecgan.recipe import nearest_size
 
-    found = library.inspect(folder, dataset=dataset, num_files=files)
+    found = library.survey_dataset(folder, dataset=dataset, num_files=files)
     proposed = None if found.space is not None else library.propose_classes(found)
     if write_classes is not None:
         space = found.space or proposed
         if space is None:
             raise UserError(f"{folder}: no class list can be proposed for these label maps")
         write_new(write_classes, json.dumps(space.to_json(), indent=1) + "\n")
-    recipe = _recipe(found, proposed, write_classes)
+    recipe = library.propose_recipe(
+        found,
+        lambda height, width: nearest_size(height, width, "auto"),
+        classes=write_classes or proposed,
+    )
     if write_recipe is not None:
         write_new(write_recipe, recipe)
     if as_json:
@@ -154,67 +153,6 @@ def convert(
     click.echo(f"{count} samples in {out}")
 
 
-def _recipe(found: "Inspection", proposed: "LabelSpace | None", classes: Path | None) -> str:
-    """A recipe that fits the size and number of the photos, as YAML with comments."""
-    import yaml
-
-    from ecgan.labels import clean_key
-    from ecgan.recipe import nearest_size
-
-    height, width = found.common_size or (256, 512)
-    scale = min(1, math.sqrt(_PIXELS / (height * width)))
-    fitting = nearest_size(round(height * scale), round(width * scale), "auto")
-    num_train = next((s.num_pairs for s in found.splits if s.name == "train"), found.num_pairs)
-    small = num_train < 2000
-    images = min(600_000, max(20_000, 250 * num_train)) // 1000 * 1000
-    sections: dict[str, dict[str, Any]] = {
-        "data": {
-            "dataset": found.dataset,
-            "root": str(found.root),
-            "height": fitting[0],
-            "width": fitting[1],
-            **_classes(found, proposed, classes),
-            **({"instances": True} if found.has_instances else {}),
-        },
-        "model": {
-            "style": True,
-            "label_generator": "train",
-            "label_generator_training": {"images": min(20_000, max(4_000, 20 * num_train))},
-        },
-        "losses": {"perceptual_network": "efficientnet_lite0", "perceptual": 5},
-        "train": {
-            "images": images,
-            "batch": 16,
-            "ema_images": 5_000 if small else 10_000,
-            **({"augment": "diffaugment"} if small else {}),
-            "checkpoint_every": images // 10,
-            "preview_every": images // 20,
-        },
-    }
-    name = clean_key(found.root.resolve().name)
-    text = yaml.safe_dump({"name": name, **sections}, sort_keys=False, allow_unicode=True)
-    common = f", most of them {width} x {height}" if found.common_size else ""
-    head = [f"# {name}: {num_train} pairs to train on{common}."]
-    if small:
-        head.append("# Below 2,000 photos: D sees augmented inputs (train.augment).")
-    if found.space is None:
-        head.append("# The names of the classes are yours to fill in.")
-    if found.has_edges:
-        head.append("# edges/ has a map for each photo: data.edges: folder uses them.")
-    return "\n".join(head) + "\n" + text
-
-
-def _classes(
-    found: "Inspection", proposed: "LabelSpace | None", written: Path | None
-) -> dict[str, Any]:
-    """The keys of section data that say what the numbers in label maps mean."""
-    if written is not None:
-        return {"classes": str(written)}
-    if found.space is not None or proposed is None:
-        return {}
-    return {"classes": proposed.to_json()["classes"], "ignore": proposed.ignore}
-
-
 @data.command(short_help="Copy a data set, resized for training.")
 @recipe_option(required=True, help="Recipe to train with; gives the size.")
 @data_option("root", type=PATH)
@@ -238,8 +176,7 @@ def cache(
     """
     import os
 
-    from ecgan.data import checks, datasets
-    from ecgan.data import resized_copy as library
+    from ecgan.data.resized_copy import Source, write_resized_copy
     from ecgan.recipe import label_space, load_recipe
 
     if require_data(root) is not None:
@@ -251,26 +188,15 @@ def cache(
         raise UserError(
             "data.edges: folder: edge maps of a folder are not copied; use the original"
         )
-    base = Path(found.root)
-    others = {*datasets.splits(found.dataset, base)} - {found.split}
-    splits = {
-        split: datasets.items_for(
-            found.dataset, base, split, train_split=found.split, instances=found.instances
-        )
-        for split in dict.fromkeys((found.split, "val", *sorted(others)))
-    }
-    space = label_space(found)
-    for items in splits.values():
-        checks.check_labels(items, space, found.dataset)
-    source = library.Source(
+    source = Source(
         found.dataset,
-        base,
-        space,
+        Path(found.root),
+        label_space(found),
         found.split,
         found.resize_to,
         (found.height, found.width),
         found.instances,
     )
-    written = library.write_cache(source, splits, out, threads=threads or os.cpu_count() or 1)
-    counts = ", ".join(f"{split} {len(items)}" for split, items in splits.items())
-    click.echo(f"{out}: {counts}; {written} written now")
+    copied = write_resized_copy(source, out, threads=threads or os.cpu_count() or 1)
+    counts = ", ".join(f"{split} {count}" for split, count in copied.counts.items())
+    click.echo(f"{out}: {counts}; {copied.num_written} written now")

@@ -1,28 +1,28 @@
-"""A data set resized once, so that training only reads: what a loader does before it crops.
+"""Lossless copy of a data set, resized once, so that training only reads.
 
 Photos of 2048 x 1024 take longer to decode and to resize than a small network takes to learn from
 them. The copy is a data set in folder form, of PNG files. The split that is trained on has the size
 before the crop, the others that of the crop, and training and validation get the very tensors that
-the original gives. (Only layouts of the training split that are looked at without a crop, for the
+the original gives. (Only label maps of the training split that are seen without a crop, for the
 average's batch norms, are resized twice where there is a crop.)
 """
 
 import json
-from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from ecgan.data import datasets, transforms
+from ecgan.data import checks, datasets, transforms
 from ecgan.data.datasets import Item
+from ecgan.data.label_cache import LabelCache
 from ecgan.errors import UsageError, UserError
 from ecgan.labels import LabelSpace
-from ecgan.runtime.storage import Folder
+from ecgan.runtime.storage import HIDDEN, Folder
 
 _ABOUT = "cache.json"  # of what, and how
 _VERSION = 1
@@ -30,15 +30,15 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class Source:
-    """What is copied.
+    """Data set to copy, and the sizes of its copy.
 
     Attributes:
-        dataset: its layout.
-        root: its folder.
-        space: its classes.
-        split: that is trained on.
-        size: height and width before the crop, of ``split``.
-        cropped: height and width of the crop, of the other splits.
+        dataset: directory structure.
+        root: folder of the data set.
+        space: class list.
+        split: split to train on.
+        size: height and width of ``split``: before the crop.
+        cropped: height and width of the other splits: those of the crop.
         instances: copy instance maps too.
     """
 
@@ -49,6 +49,16 @@ class Source:
     size: tuple[int, int]
     cropped: tuple[int, int]
     instances: bool
+
+    def items(self) -> dict[str, list[Item]]:
+        """Items of each split: the one to train on, val, and what else is there."""
+        others = {*datasets.splits(self.dataset, self.root)} - {self.split}
+        return {
+            split: datasets.items_for(
+                self.dataset, self.root, split, train_split=self.split, instances=self.instances
+            )
+            for split in dict.fromkeys((self.split, "val", *sorted(others)))
+        }
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -63,34 +73,39 @@ class Source:
         }
 
 
-def write_cache(
-    source: Source, splits: Mapping[str, Sequence[Item]], out: Path, *, threads: int = 1
-) -> int:
-    """Write what is missing or older than its source.
+class Copied(NamedTuple):
+    """Result of a copy."""
+
+    counts: dict[str, int]  # items of each split
+    num_written: int  # items written by this call
+
+
+def write_resized_copy(source: Source, out: Path, *, threads: int = 1) -> Copied:
+    """Check the source, then write the items that are missing or older than their source.
 
     Args:
-        source: what is copied.
-        splits: items of each split that the copy shall have.
-        out: folder of the copy; the same call again goes on.
-        threads: that read, resize and write.
-
-    Returns:
-        Number of items that were written now.
+        source: data set to copy.
+        out: folder of the copy; the same call again resumes.
+        threads: number of threads.
 
     Raises:
-        UserError: the folder holds something else, or a file cannot be read or written.
+        UserError: the source has faults, the folder holds something else, or a file cannot be
+            read or written.
     """
     _check_folder(source, out)
     store = Folder(out)
+    cache, splits = LabelCache(store), source.items()
+    for items in splits.values():
+        checks.check_labels(items, source.space, source.dataset, cache=cache)
+    cache.save()
     classes = source.space.to_json() | {"ignore": source.space.ignore_index}
     store.write("classes.json", json.dumps(classes, indent=1) + "\n")
     store.write(_ABOUT, json.dumps(source.to_json(), indent=1) + "\n")
     jobs = [(split, item) for split, items in splits.items() for item in items]
     with ThreadPoolExecutor(threads) as pool:
         written = sum(pool.map(lambda job: _write(source, store, *job), jobs))
-    store.sweep()
-    store.remove_folder(".ecgan")
-    return written
+    store.remove_folder(HIDDEN)
+    return Copied({split: len(items) for split, items in splits.items()}, written)
 
 
 def _check_folder(source: Source, out: Path) -> None:
@@ -113,7 +128,7 @@ def _check_folder(source: Source, out: Path) -> None:
 
 
 def _write(source: Source, store: Folder, split: str, item: Item) -> bool:
-    """Write the files of an item, unless they are newer than what they come from."""
+    """Write the files of an item, unless they are newer than their sources."""
     kinds = ["labels", *(["images"] if item.image else [])]
     kinds += ["instances"] if source.instances else []
     names = {kind: f"{kind}/{split}/{item.key}.png" for kind in kinds}

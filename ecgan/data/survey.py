@@ -1,16 +1,18 @@
-"""What a folder of photos and label maps holds, before anything is decided about it.
+"""Survey of a folder of photos and label maps; proposals of a class list and a recipe for it.
 
 Nothing is refused here: faults are part of the report.
 """
 
+import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import yaml
 
 from ecgan import labels
 from ecgan.data import datasets, decode
@@ -19,6 +21,7 @@ from ecgan.errors import UserError
 from ecgan.labels import LabelClass, LabelSpace
 
 MAX_CLASSES = 1024  # more numbers or colours than this are no class list
+_MAX_PIXELS = 256 * 512  # of a proposed size: the paper's Cityscapes
 _TEXT_LINES = 40
 
 
@@ -43,12 +46,12 @@ class ValueReport:
 
 
 @dataclass(frozen=True)
-class Inspection:
-    """What :func:`inspect` found.
+class DatasetSurvey:
+    """Files, sizes and label values of a data set.
 
     Attributes:
-        root: the folder.
-        dataset: layout of the files.
+        root: folder of the data set.
+        dataset: directory structure: folder, cityscapes, ade20k or coco_stuff.
         splits: files of each split.
         num_read: pairs whose files were opened.
         photo_sizes: (height, width) -> photos.
@@ -100,7 +103,7 @@ class Inspection:
         return "unlabelled" if label == self.space.ignore_index else self.space.names[label]
 
     def to_json(self) -> dict[str, Any]:
-        """The report as plain values."""
+        """Survey as plain values."""
         return {
             "root": str(self.root),
             "dataset": self.dataset,
@@ -146,8 +149,8 @@ class Inspection:
         return max(1, sum(r.num_pixels for r in (*self.numbers, *self.colors)))
 
     def to_text(self) -> str:
-        """The report for people."""
-        lines = [f"{self.root}: layout {self.dataset}, {self.num_pairs} pairs", ""]
+        """Survey as text for people."""
+        lines = [f"{self.root}: structure {self.dataset}, {self.num_pairs} pairs", ""]
         lines += [
             f"  {split.name or 'not divided':<12}{split.num_pairs:>7} pairs  "
             f"({split.num_photos} photos, {split.num_labels} label maps)"
@@ -161,10 +164,10 @@ class Inspection:
         lines += ["", f"Photos      {_shortened(sizes)}", f"            {_modes(self.photo_modes)}"]
         lines += [f"Label maps  {_modes(self.label_modes)}", f"            {self._kind()}", ""]
         lines += self._value_lines()
-        faults = [fault for split in self.splits for fault in _placed(split)]
+        faults = [fault for split in self.splits for fault in _named_faults(split)]
         faults += self.unreadable
         if faults:
-            lines += ["", "Faults, to be mended before training:", *(f"  {f}" for f in faults)]
+            lines += ["", "Faults to fix before training:", *(f"  {f}" for f in faults)]
         return "\n".join(lines) + "\n"
 
     def _kind(self) -> str:
@@ -189,62 +192,62 @@ class Inspection:
         return lines
 
 
-def inspect(
+def survey_dataset(
     root: Path, *, dataset: str | None = None, num_files: int = 500, workers: int = 4
-) -> Inspection:
-    """Look at a data set.
+) -> DatasetSurvey:
+    """Survey of a data set.
 
     Args:
-        root: its folder.
-        dataset: its layout; default: what its folders look like.
+        root: folder of the data set.
+        dataset: directory structure; default: the one that its folders look like.
         num_files: pairs whose files are opened, spread evenly over the keys; 0: all.
         workers: threads.
 
     Raises:
-        UserError: no such folder, or no layout that is known.
+        UserError: no such folder, or an unknown directory structure.
     """
     datasets.check_root(root)
     dataset = dataset or datasets.recognise(root)
     if dataset is None:
         raise UserError(
-            f"{root}: no known layout; expected images/ and labels/ (or masks/), or the folders of "
-            "Cityscapes (leftImg8bit/, gtFine/), ADE20K (images/, annotations/) or COCO-Stuff "
-            "(images/, stuffthingmaps/)"
+            f"{root}: unknown directory structure; expected images/ and labels/ (or masks/), or "
+            "the folders of Cityscapes (leftImg8bit/, gtFine/), ADE20K (images/, annotations/) or "
+            "COCO-Stuff (images/, stuffthingmaps/)"
         )
     found = [_survey(dataset, root, name) for name in datasets.splits(dataset, root) or [None]]
     pairs = [pair for _, pairs in found for pair in pairs]
     step = max(1, -(-len(pairs) // num_files)) if num_files else 1
     space, list_faults = _class_list(dataset, root)
-    tally = _Tally()
+    totals = _Totals()
     with ThreadPoolExecutor(workers) as pool:
-        for glimpse in pool.map(lambda item: _look(item, space, dataset), pairs[::step]):
-            tally.add(glimpse)
+        for pair in pool.map(lambda item: _read_pair(item, space, dataset), pairs[::step]):
+            totals.add(pair)
     names = [split.name for split, _ in found]
-    return Inspection(
+    return DatasetSurvey(
         root,
         dataset,
         tuple(split for split, _ in found),
         len(pairs[::step]),
-        dict(tally.sizes.most_common()),
-        dict(tally.photo_modes.most_common()),
-        dict(tally.label_modes.most_common()),
-        tuple(sorted(_values(tally, colors=False), key=lambda r: r.value)),
-        tuple(sorted(_values(tally, colors=True), key=lambda r: -r.num_pixels)),
-        {} if tally.palettes_differ else tally.palette,
+        dict(totals.sizes.most_common()),
+        dict(totals.photo_modes.most_common()),
+        dict(totals.label_modes.most_common()),
+        tuple(sorted(_values(totals, colors=False), key=lambda r: r.value)),
+        tuple(sorted(_values(totals, colors=True), key=lambda r: -r.num_pixels)),
+        {} if totals.palettes_differ else totals.palette,
         _all_have("instances", dataset, root, names),
         _all_have("edge", dataset, root, names),
         space,
-        tuple(list_faults + tally.faults),
+        tuple(list_faults + totals.faults),
     )
 
 
-def propose_classes(inspection: Inspection) -> LabelSpace | None:
-    """A class list for label maps that come without one; its names are to be filled in.
+def propose_classes(survey: DatasetSurvey) -> LabelSpace | None:
+    """Class list for label maps that come without one; its names are to be filled in.
 
     None where the maps hold both numbers and colours, nothing, or more values than classes can be.
     """
-    numbers = [r.value for r in inspection.numbers]
-    colors = [r.value for r in inspection.colors]
+    numbers = [r.value for r in survey.numbers]
+    colors = [r.value for r in survey.colors]
     if bool(numbers) == bool(colors):
         return None
     if colors:
@@ -259,7 +262,7 @@ def propose_classes(inspection: Inspection) -> LabelSpace | None:
     ids = [number for number in numbers if number != ignore]
     if not ids or not 0 <= max(ids) < MAX_CLASSES or min(ids) < 0:
         return None
-    palette = inspection.palette
+    palette = survey.palette
     classes = [
         LabelClass(
             i,
@@ -271,8 +274,73 @@ def propose_classes(inspection: Inspection) -> LabelSpace | None:
     return LabelSpace(tuple(classes), ignore)
 
 
-class _Glimpse(NamedTuple):
-    """What the files of one pair hold."""
+def propose_recipe(
+    survey: DatasetSurvey,
+    nearest_size: Callable[[int, int], tuple[int, int]],
+    *,
+    classes: LabelSpace | Path | None = None,
+) -> str:
+    """Recipe that fits the size and number of the photos, as YAML with comments.
+
+    Args:
+        survey: survey of the data set.
+        nearest_size: height and width that a network can have, near to those of the photos.
+        classes: class list, or its file, where the data set has none.
+    """
+    height, width = survey.common_size or (256, 512)
+    scale = min(1, math.sqrt(_MAX_PIXELS / (height * width)))
+    fitting = nearest_size(round(height * scale), round(width * scale))
+    num_train = next((s.num_pairs for s in survey.splits if s.name == "train"), survey.num_pairs)
+    small = num_train < 2000
+    images = min(600_000, max(20_000, 250 * num_train)) // 1000 * 1000
+    sections: dict[str, dict[str, Any]] = {
+        "data": {
+            "dataset": survey.dataset,
+            "root": str(survey.root),
+            "height": fitting[0],
+            "width": fitting[1],
+            **_class_keys(classes),
+            **({"instances": True} if survey.has_instances else {}),
+        },
+        "model": {
+            "style": True,
+            "label_generator": "train",
+            "label_generator_training": {"images": min(20_000, max(4_000, 20 * num_train))},
+        },
+        "losses": {"perceptual_network": "efficientnet_lite0", "perceptual": 5},
+        "train": {
+            "images": images,
+            "batch": 16,
+            "ema_images": 5_000 if small else 10_000,
+            **({"augment": "diffaugment"} if small else {}),
+            "checkpoint_every": images // 10,
+            "preview_every": images // 20,
+        },
+    }
+    name = labels.clean_key(survey.root.resolve().name)
+    text = yaml.safe_dump({"name": name, **sections}, sort_keys=False, allow_unicode=True)
+    common = f", most of them {width} x {height}" if survey.common_size else ""
+    head = [f"# {name}: {num_train} pairs to train on{common}."]
+    if small:
+        head.append("# Below 2,000 photos: D sees augmented inputs (train.augment).")
+    if survey.space is None:
+        head.append("# The names of the classes are yours to fill in.")
+    if survey.has_edges:
+        head.append("# edges/ has a map for each photo: data.edges: folder uses them.")
+    return "\n".join(head) + "\n" + text
+
+
+def _class_keys(classes: LabelSpace | Path | None) -> dict[str, Any]:
+    """Keys of section data that give the numbers in label maps their meaning."""
+    if classes is None:
+        return {}
+    if isinstance(classes, Path):
+        return {"classes": str(classes)}
+    return {"classes": classes.to_json()["classes"], "ignore": classes.ignore}
+
+
+class _PairContent(NamedTuple):
+    """Content of the files of one pair."""
 
     photo: tuple[str, tuple[int, int]] | None  # mode, height and width
     label_mode: str | None
@@ -283,7 +351,7 @@ class _Glimpse(NamedTuple):
 
 
 @dataclass
-class _Tally:
+class _Totals:
     """Sums over pairs."""
 
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
@@ -295,19 +363,19 @@ class _Tally:
     palettes_differ: bool = False
     faults: list[str] = field(default_factory=list)
 
-    def add(self, glimpse: _Glimpse) -> None:
-        if glimpse.photo is not None:
-            self.photo_modes[glimpse.photo[0]] += 1
-            self.sizes[glimpse.photo[1]] += 1
-        if glimpse.label_mode is not None:
-            self.label_modes[glimpse.label_mode] += 1
-        for value, count in glimpse.values.items():
-            self.pixels[glimpse.colors, value] += count
-            self.files[glimpse.colors, value] += 1
-        for number, color in glimpse.palette.items():
+    def add(self, pair: _PairContent) -> None:
+        if pair.photo is not None:
+            self.photo_modes[pair.photo[0]] += 1
+            self.sizes[pair.photo[1]] += 1
+        if pair.label_mode is not None:
+            self.label_modes[pair.label_mode] += 1
+        for value, count in pair.values.items():
+            self.pixels[pair.colors, value] += count
+            self.files[pair.colors, value] += 1
+        for number, color in pair.palette.items():
             self.palettes_differ |= self.palette.setdefault(number, color) != color
         if len(self.faults) < datasets.MAX_FAULTS:
-            self.faults += glimpse.faults
+            self.faults += pair.faults
 
 
 def _survey(dataset: str, root: Path, name: str | None) -> tuple[SplitReport, list[Item]]:
@@ -318,7 +386,7 @@ def _survey(dataset: str, root: Path, name: str | None) -> tuple[SplitReport, li
     return report, pairs
 
 
-def _look(item: Item, space: LabelSpace | None, dataset: str) -> _Glimpse:
+def _read_pair(item: Item, space: LabelSpace | None, dataset: str) -> _PairContent:
     assert item.image is not None
     faults: list[str] = []
     photo = raw = None
@@ -331,7 +399,7 @@ def _look(item: Item, space: LabelSpace | None, dataset: str) -> _Glimpse:
     except UserError as error:
         faults.append(str(error))
     if raw is None:
-        return _Glimpse(photo, None, False, {}, {}, faults)
+        return _PairContent(photo, None, False, {}, {}, faults)
     if photo is not None and photo[1] != raw.size:
         height, width = photo[1]
         faults.append(
@@ -344,13 +412,13 @@ def _look(item: Item, space: LabelSpace | None, dataset: str) -> _Glimpse:
             raw = raw.painted()
     values, counts = np.unique(raw.values, return_counts=True)
     pixels = dict(zip(values.tolist(), counts.tolist(), strict=True))
-    return _Glimpse(photo, raw.mode, raw.colors, pixels, palette, faults)
+    return _PairContent(photo, raw.mode, raw.colors, pixels, palette, faults)
 
 
-def _values(tally: _Tally, *, colors: bool) -> list[ValueReport]:
+def _values(totals: _Totals, *, colors: bool) -> list[ValueReport]:
     return [
-        ValueReport(value, count, tally.files[is_color, value])
-        for (is_color, value), count in tally.pixels.items()
+        ValueReport(value, count, totals.files[is_color, value])
+        for (is_color, value), count in totals.pixels.items()
         if is_color == colors
     ]
 
@@ -373,7 +441,7 @@ def _all_have(kind: Kind, dataset: str, root: Path, names: Iterable[str | None])
     )
 
 
-def _placed(split: SplitReport) -> list[str]:
+def _named_faults(split: SplitReport) -> list[str]:
     return [f"{split.name}: {fault}" if split.name else fault for fault in split.faults]
 
 

@@ -44,7 +44,7 @@ import torch
 
 from ecgan.data import datasets, transforms
 from ecgan.data.loader import TripleDataset, batches, collate
-from ecgan.data.resized_copy import Source, write_cache
+from ecgan.data.resized_copy import Source, write_resized_copy
 from ecgan.data.transforms import Sample
 from ecgan.demo import toy
 from ecgan.recipe import label_space, load_recipe
@@ -101,8 +101,7 @@ def write_copy(root, size, out):
     source = Source(
         dataset.dataset, root, dataset.space, "train", dataset.resize_to, dataset.size, False
     )
-    splits = {"train": sets[0].items, "val": sets[1].items}
-    write_cache(source, splits, out, threads=os.cpu_count() or 1)
+    write_resized_copy(source, out, threads=os.cpu_count() or 1)
     return time.perf_counter() - start
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from ecgan import labels
 from ecgan.data import checks, datasets
-from ecgan.data.survey import inspect, propose_classes
+from ecgan.data.survey import propose_classes, survey_dataset
 from ecgan.errors import UserError
 from ecgan.recipe import label_space, load_recipe
 from ecgan_cli.main import cli
@@ -39,7 +39,7 @@ WRITERS = {
 
 
 @pytest.mark.parametrize("dataset", WRITERS)
-def test_each_layout_is_recognised_and_its_recipe_reads_it(dataset, tmp_path):
+def test_each_structure_is_recognised_and_its_recipe_reads_it(dataset, tmp_path):
     root = WRITERS[dataset](tmp_path / "data")
     recipe = proposal(root, tmp_path)
     assert recipe.data.dataset == dataset
@@ -53,7 +53,7 @@ def test_each_layout_is_recognised_and_its_recipe_reads_it(dataset, tmp_path):
 def test_the_text_has_pairs_sizes_modes_and_shares(tmp_path):
     output = run("inspect", trees.write_folder(tmp_path, splits=("train", "test"))).output
     for expected in (
-        "layout folder, 8 pairs",
+        "structure folder, 8 pairs",
         "train             4 pairs  (4 photos, 4 label maps)",
         "64 x 32 (8)",
         "mode RGB (8)",
@@ -74,7 +74,7 @@ def test_faults_are_part_of_the_report(tmp_path):
     result = run("inspect", root)
     assert result.exit_code == 0
     for expected in (
-        "Faults, to be mended before training:",
+        "Faults to fix before training:",
         "val: 1 label map has no photo of the same name (first: labels/val/0.png)",
         "images/train/1.jpg: empty file",
         "labels/train/2.png: label 64 x 16, photo 64 x 32",
@@ -122,7 +122,7 @@ def test_palette_images_are_reported_and_lend_their_colours(tmp_path):
         image.putpalette([1, 2, 3, 4, 5, 6])
         image.save(path)
     (root / "classes.json").unlink()
-    found = inspect(root)
+    found = survey_dataset(root)
     assert "palette images, read by their indices" in found.to_text()
     space = propose_classes(found)
     assert space is not None
@@ -137,7 +137,7 @@ def test_palette_images_are_reported_as_they_would_be_read(tmp_path):
         image = Image.frombytes("P", (64, 32), stripes([8, 9]).tobytes())
         image.putpalette([0] * 24 + [128, 64, 128, 0, 0, 142])
         image.save(path)
-    text = inspect(root).to_text()
+    text = survey_dataset(root).to_text()
     assert "colours (palette images, read by their colours)" in text
     assert "(128, 64, 128)   50.00 %  in     2 files  road" in text
 
@@ -148,7 +148,7 @@ def test_no_class_list_is_proposed_for_what_is_none(tmp_path, values):
     (root / "classes.json").unlink()
     for path in (root / "labels").rglob("*.png"):
         save(path, stripes(values, dtype=np.uint16))
-    assert propose_classes(inspect(root)) is None
+    assert propose_classes(survey_dataset(root)) is None
     result = run("inspect", root, "--write-classes", tmp_path / "mine.json")
     assert "no class list can be proposed" in result.output
     assert run("inspect", root).exit_code == 0
@@ -173,8 +173,8 @@ def test_the_proposed_size_is_one_that_the_trunk_reaches(tmp_path, size, expecte
 
 def test_only_some_pairs_are_opened_if_there_are_many(tmp_path):
     root = trees.write_folder(tmp_path, splits=("train",), num=10)
-    assert inspect(root, num_files=4).num_read == 4
-    assert inspect(root, num_files=0).num_read == 10
+    assert survey_dataset(root, num_files=4).num_read == 4
+    assert survey_dataset(root, num_files=0).num_read == 10
     assert "From 4 pairs, spread evenly" in run("inspect", root, "--files", 4).output
 
 
@@ -195,10 +195,12 @@ def test_json_has_the_report_and_the_recipe(tmp_path):
     assert yaml.safe_load(report["recipe"])["data"]["dataset"] == "cityscapes"
 
 
-def test_a_folder_of_no_layout_says_what_is_expected(tmp_path):
+def test_a_folder_of_no_structure_says_what_is_expected(tmp_path):
     (tmp_path / "stuff").mkdir()
-    with pytest.raises(UserError, match=r"no known layout; expected images/ and labels/"):
-        inspect(tmp_path)
+    with pytest.raises(
+        UserError, match=r"unknown directory structure; expected images/ and labels/"
+    ):
+        survey_dataset(tmp_path)
     result = run("inspect", tmp_path / "stff")
     assert result.exit_code == 1
     assert f"did you mean {tmp_path}/stuff?" in result.output
@@ -208,7 +210,7 @@ def test_toy_scenes_are_a_folder_data_set(tmp_path):
     out = tmp_path / "toy"
     result = run("toy", "--out", out, "--num", 10, "--height", 32, "--width", 64)
     assert result.exit_code == 0, result.output
-    found = inspect(out)
+    found = survey_dataset(out)
     assert [(s.name, s.num_pairs) for s in found.splits] == [("train", 8), ("val", 1), ("test", 1)]
     assert found.common_size == (32, 64)
     assert found.space == labels.load_label_space(out / "classes.json")

@@ -15,11 +15,12 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import safetensors
 import safetensors.torch
 import torch
+from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
 import ecgan
@@ -58,19 +59,59 @@ _HARMLESS = {
 _HARMLESS_SECTIONS = ("evaluate", "sampling")
 
 
+class InheritedTraining(BaseModel, frozen=True):
+    """Layouts that an earlier training saw, whose generator a later one started from (``--init``).
+
+    Attributes:
+        sha256: SHA-256 of the earlier generator's file.
+        classes: names of its classes; empty if not known.
+        keys: keys of the layouts; empty if not known.
+    """
+
+    sha256: str
+    classes: list[str]
+    keys: list[str]
+
+
+class GeneratorMetadata(BaseModel, frozen=True):
+    """Metadata of ``generator.safetensors``.
+
+    Attributes:
+        format: name and version of the file format.
+        version: version of ecgan that wrote the file.
+        recipe: the resolved recipe.
+        classes: the class list.
+        images_seen: length of the training so far.
+        seen_keys: keys of the layouts that training saw.
+        inherited: what earlier trainings saw, the latest first.
+        label_generator: description of the label generator; empty if there was none.
+    """
+
+    format: Literal["ecgan-generator-1"] = "ecgan-generator-1"
+    version: str
+    recipe: dict[str, Any]
+    classes: dict[str, Any]
+    images_seen: int
+    seen_keys: list[str] = []
+    inherited: list[InheritedTraining] = []  # both not in files of earlier versions
+    label_generator: dict[str, Any] = {}
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes."""
+        return [one["name"] for one in self.classes["classes"]]
+
+
 @dataclass(frozen=True)
 class GeneratorFile:
-    """What ``generator.safetensors`` holds, the networks in evaluation mode on the CPU."""
+    """Contents of ``generator.safetensors``, the networks in evaluation mode on the CPU."""
 
     recipe: Recipe
     space: LabelSpace
     generator: Generator
     style_encoder: StyleEncoder | None
-    images_seen: int
-    seen_keys: frozenset[str]  # layouts that training saw
-    label_generator: dict[str, Any]  # what Gl was, and its hash; empty without, or if not known
+    metadata: GeneratorMetadata
     sha256: str  # of the file
-    version: str  # of ecgan that wrote it
 
 
 @dataclass(frozen=True)
@@ -115,7 +156,7 @@ def save_generator(  # noqa: PLR0913  what the file holds
     *,
     style_encoder: nn.Module | None = None,
     seen_keys: Iterable[str] = (),
-    inherited: Sequence[Mapping[str, Any]] = (),
+    inherited: Sequence[InheritedTraining] = (),
     label_generator: Mapping[str, Any] | None = None,
     images_seen: int = 0,
 ) -> None:
@@ -135,48 +176,40 @@ def save_generator(  # noqa: PLR0913  what the file holds
     tensors = dict(generator.state_dict())
     if style_encoder is not None:
         tensors |= {_STYLE_PREFIX + k: v for k, v in style_encoder.state_dict().items()}
-    metadata = {
-        "format": f"ecgan-generator-{FORMAT}",
-        "version": ecgan.__version__,
-        "recipe": recipe.model_dump(mode="json"),
-        "classes": space.to_json(),
-        "images_seen": images_seen,
-        "seen_keys": sorted(seen_keys),
-        "inherited": [dict(one) for one in inherited],
-        "label_generator": dict(label_generator or {}),
-    }
+    metadata = GeneratorMetadata(
+        version=ecgan.__version__,
+        recipe=recipe.model_dump(mode="json"),
+        classes=space.to_json(),
+        images_seen=images_seen,
+        seen_keys=sorted(seen_keys),
+        inherited=list(inherited),
+        label_generator=dict(label_generator or {}),
+    )
     # One entry: safetensors writes several in an order that changes from run to run
-    content = safetensors.torch.save(_plain(tensors), {_METADATA: json.dumps(metadata)})
-    write_whole(path, content)
+    written = {_METADATA: json.dumps(metadata.model_dump())}
+    write_whole(path, safetensors.torch.save(_plain(tensors), written))
 
 
-def read_metadata(path: Path) -> dict[str, Any]:
-    """What a ``generator.safetensors`` says of itself, without its weights.
+def read_metadata(path: Path) -> GeneratorMetadata:
+    """Metadata of ``generator.safetensors``, without its weights.
 
     Raises:
         UserError: no such file, or not a generator of ours.
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {}).get(_METADATA, "{}"))
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
+            return _metadata(path, file.metadata() or {})
+    except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"{path}: cannot be read as a generator: {error}") from error
-    if metadata.get("format") != f"ecgan-generator-{FORMAT}":
-        raise UserError(f"{path}: not a generator of this version of ecgan")
-    return metadata
 
 
-def inheritance(path: Path) -> list[dict[str, Any]]:
-    """What a training that starts from a generator inherits.
-
-    Returns:
-        Of that generator and of each that it started from: ``sha256`` of the file, names of its
-        ``classes``, and the ``keys`` of the layouts that it saw; none where it does not say so.
-    """
-    about = read_metadata(path)
-    names = [one["name"] for one in about["classes"]["classes"]]
-    own = {"sha256": sha256(path), "classes": names, "keys": list(about.get("seen_keys", ()))}
-    return [own, *about.get("inherited", [])]
+def inheritance(path: Path) -> list[InheritedTraining]:
+    """What a generator's training and those before it saw, for one that starts from it."""
+    metadata = read_metadata(path)
+    own = InheritedTraining(
+        sha256=sha256(path), classes=metadata.class_names, keys=metadata.seen_keys
+    )
+    return [own, *metadata.inherited]
 
 
 def load_generator(path: Path) -> GeneratorFile:
@@ -186,14 +219,9 @@ def load_generator(path: Path) -> GeneratorFile:
         UserError: no such file, a truncated one, a pickle, or not a generator of ours.
     """
     tensors, written = read_safetensors(path)
-    metadata = json.loads(written.get(_METADATA, "{}"))
-    if metadata.get("format") != f"ecgan-generator-{FORMAT}":
-        raise UserError(
-            f"{path}: a safetensors file, but not a generator of this version of ecgan "
-            f"(format {metadata.get('format', 'not named')!r}); give a {GENERATOR} of a run"
-        )
-    recipe = parse_recipe(metadata["recipe"], f"{path}: its recipe")
-    space = labels.from_json(metadata["classes"], f"{path}: its classes")
+    metadata = _metadata(path, written)
+    recipe = parse_recipe(metadata.recipe, f"{path}: its recipe")
+    space = labels.from_json(metadata.classes, f"{path}: its classes")
     generator, style_encoder = build_generator(recipe, space), build_style_encoder(recipe)
     own = {k: v for k, v in tensors.items() if not k.startswith(_STYLE_PREFIX)}
     style = {
@@ -207,17 +235,14 @@ def load_generator(path: Path) -> GeneratorFile:
         space=space,
         generator=generator.eval(),
         style_encoder=style_encoder.eval() if style_encoder is not None else None,
-        images_seen=metadata["images_seen"],
-        seen_keys=frozenset(metadata["seen_keys"]),
-        label_generator=metadata.get("label_generator", {}),  # not in files of earlier versions
+        metadata=metadata,
         sha256=sha256(path),
-        version=metadata["version"],
     )
 
 
 def images_seen(path: Path) -> int | None:
-    """How long the generator in a file was trained; None where there is none."""
-    return _metadata(path).get("images_seen")
+    """Length of the training of the generator in a file; None if there is no such file."""
+    return read_metadata(path).images_seen if path.is_file() else None
 
 
 def newest_run(folder: Path) -> Path:
@@ -342,18 +367,22 @@ def prune(run: Path, keep: int, best: int | None) -> None:
 
 
 def _is_finished(path: Path) -> bool:
-    metadata = _metadata(path)
-    length = metadata.get("recipe", {}).get("train", {}).get("images")
-    return length is not None and metadata["images_seen"] >= length
-
-
-def _metadata(path: Path) -> dict[str, Any]:
-    """Of a generator, without its weights; empty where there is none."""
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            return json.loads((file.metadata() or {}).get(_METADATA, "{}"))
-    except (safetensors.SafetensorError, OSError):
-        return {}
+        metadata = read_metadata(path)
+    except UserError:
+        return False
+    return metadata.images_seen >= metadata.recipe["train"]["images"]
+
+
+def _metadata(path: Path, entries: Mapping[str, str]) -> GeneratorMetadata:
+    try:
+        return GeneratorMetadata.model_validate_json(entries.get(_METADATA, "{}"))
+    except ValidationError as error:
+        raise UserError(
+            f"{path}: a safetensors file, but not a generator of this version of ecgan; give a "
+            f"{GENERATOR} of a run",
+            [f"{fault['loc'][0]}: {fault['msg']}" for fault in error.errors()],
+        ) from error
 
 
 def _load_optimizer(path: Path) -> dict[str, Any]:

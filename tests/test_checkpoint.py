@@ -49,8 +49,8 @@ def test_a_generator_is_read_back_with_recipe_classes_and_keys(saved):
     loaded = checkpoint.load_generator(run / checkpoint.GENERATOR)
     assert loaded.recipe == recipe
     assert loaded.space == SPACE
-    assert loaded.seen_keys == {"a", "b"}
-    assert loaded.images_seen == 8
+    assert loaded.metadata.seen_keys == ["a", "b"]
+    assert loaded.metadata.images_seen == 8
     assert not loaded.generator.training
     for ours, theirs in ((generator, loaded.generator), (style_encoder, loaded.style_encoder)):
         for name, value in ours.state_dict().items():

@@ -310,7 +310,7 @@ def _manifest(request: Request, prepared: DatasetPlan, making: _Making) -> dict[
         "split": SPLIT,
         "samples": committed.samples,
         "layouts": len(keys),
-        "seen_layouts": len(keys & file.seen_keys),  # by key: those that training saw
+        "seen_layouts": len(keys & set(file.metadata.seen_keys)),  # by key: those that training saw
         "varied_layouts": sum(int((stage.rows.variants > 0).sum()) for stage in plan.stages),
         "size": list(prepared.size),
         "image_format": output.image_format,
@@ -326,7 +326,7 @@ def _manifest(request: Request, prepared: DatasetPlan, making: _Making) -> dict[
         "vary": list(request.changes),
         "license": recipe.sampling.license,
         "filter": _filter_entry(request, prepared, committed),
-        "label_generator": file.label_generator,
+        "label_generator": file.metadata.label_generator,
         "recipe": recipe.model_dump(mode="json"),
         "fingerprint": dict(prepared.wanted.fingerprint),
         "classes": space.to_json(),
@@ -337,7 +337,7 @@ def _manifest(request: Request, prepared: DatasetPlan, making: _Making) -> dict[
     if request.provenance:
         about["provenance"] = {
             "digital_source_type": formats.DIGITAL_SOURCE,
-            "checkpoint": {"sha256": file.sha256, "images_seen": file.images_seen},
+            "checkpoint": {"sha256": file.sha256, "images_seen": file.metadata.images_seen},
             "recipe_hash": recipe.generator_hash(),
         }
     return about

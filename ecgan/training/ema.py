@@ -5,9 +5,9 @@ they give broken pictures. So, whenever the average is shown, scored or written,
 over the first training layouts in key order. Nothing here touches the training's weights or draws.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ecgan import checkpoint
-from ecgan.checkpoint import build_generator, build_style_encoder
+from ecgan.checkpoint import InheritedTraining, build_generator, build_style_encoder
 from ecgan.data.loader import Batch, TripleDataset, ordered_batches, to_device, to_images
 from ecgan.labels import LabelSpace
 from ecgan.metrics import segmentation as scoring
@@ -105,7 +105,7 @@ class AveragedGenerator:
         return nn.ModuleDict({name: getattr(side, name) for name in self.networks})
 
     def save(
-        self, path: Path, images_seen: int, inherited: Sequence[Mapping[str, Any]] = ()
+        self, path: Path, images_seen: int, inherited: Sequence[InheritedTraining] = ()
     ) -> None:
         """Write ``generator.safetensors``; ``inherited`` is of :func:`checkpoint.inheritance`."""
         checkpoint.save_generator(

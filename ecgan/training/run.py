@@ -20,6 +20,7 @@ from typing import Any, Literal
 import torch
 
 from ecgan import checkpoint, labels
+from ecgan.checkpoint import InheritedTraining
 from ecgan.data import checks, datasets
 from ecgan.data.label_cache import LabelCache
 from ecgan.data.loader import Batch, TripleDataset, batches, to_device, to_images
@@ -242,7 +243,7 @@ class _Progress:
     means: Means = field(default_factory=Means)
     best: dict[str, float] | None = None  # images and value of the best score
     init: str = ""  # SHA-256 of the generator that it started from
-    inherited: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])  # and what it saw
+    inherited: list[InheritedTraining] = field(default_factory=list[InheritedTraining])
 
     def to_json(self) -> dict[str, Any]:
         """All but images_seen, which names the checkpoint."""
@@ -251,7 +252,7 @@ class _Progress:
             "means": means,
             "best": self.best,
             "init": self.init,
-            "inherited": self.inherited,
+            "inherited": [one.model_dump() for one in self.inherited],
         }
 
     @classmethod
@@ -260,7 +261,8 @@ class _Progress:
         init = state["init"]
         # A checkpoint of an earlier version does not say what that one saw
         unknown = [{"sha256": init, "classes": [], "keys": []}] if init else []
-        means, inherited = Means(**state["means"]), state.get("inherited", unknown)
+        means = Means(**state["means"])
+        inherited = [InheritedTraining(**one) for one in state.get("inherited", unknown)]
         return cls(state["images_seen"], means, state["best"], init, inherited)
 
 

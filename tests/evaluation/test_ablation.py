@@ -114,7 +114,7 @@ def test_reports_are_looked_for_where_one_says(runs, tmp_path, monkeypatch):
 
 
 def test_samples_that_are_still_there_say_what_made_them(runs, tmp_path):
-    recipe = checkpoint.read_metadata(runs[0] / checkpoint.GENERATOR)["recipe"]
+    recipe = checkpoint.read_metadata(runs[0] / checkpoint.GENERATOR).recipe
     about = {
         "schema": 2,
         "classes": {"classes": []},

@@ -87,8 +87,7 @@ def copy_samples(source, folder, *, seen=None, **recipe):
     if seen is None:
         shutil.copy(source / checkpoint.GENERATOR, file)
     else:
-        about = json.dumps({"seen_keys": sorted(seen)})
-        save_file({"nothing": torch.zeros(1)}, file, {"ecgan": about})
+        write_metadata(source / checkpoint.GENERATOR, file, seen_keys=sorted(seen))
 
     def change(about):
         about["fingerprint"]["checkpoint"] = checkpoint.sha256(file)
@@ -96,6 +95,12 @@ def copy_samples(source, folder, *, seen=None, **recipe):
             about["recipe"][name] |= values
 
     return edit_manifest(folder / "samples", change)
+
+
+def write_metadata(source, file, **changes):
+    """A generator file without weights, whose metadata are another's with changes."""
+    document = checkpoint.read_metadata(source).model_dump() | changes
+    save_file({"nothing": torch.zeros(1)}, file, {"ecgan": json.dumps(document)})
 
 
 def edit_manifest(place, change):
@@ -933,12 +938,10 @@ def test_a_generator_that_started_from_one_that_saw_too_much_is_refused(world, t
     for name, (fraction, about, fault) in cases.items():
         seen = sorted(train if fraction == 1 else part)
         before = {"sha256": "0" * 64, "classes": list(space.names), **about}
-        place = copy_samples(
-            world / ("whole" if fraction == 1 else "third"), tmp_path / name, seen=seen
-        )
+        source = world / ("whole" if fraction == 1 else "third")
+        place = copy_samples(source, tmp_path / name, seen=seen)
         file = tmp_path / name / checkpoint.GENERATOR
-        text = json.dumps({"seen_keys": seen, "inherited": [before]})
-        save_file({"nothing": torch.zeros(1)}, file, {"ecgan": text})
+        write_metadata(source / checkpoint.GENERATOR, file, seen_keys=seen, inherited=[before])
         edit_manifest(
             place, lambda m, f=file: m["fingerprint"].update(checkpoint=checkpoint.sha256(f))
         )

@@ -375,9 +375,9 @@ def test_a_run_folder_has_all_that_others_need(recipe, tmp_path):
         "bank.safetensors", "generator_optimizer.pt", "discriminator_optimizer.pt", "state.json",
     }  # fmt: skip
     file = checkpoint.load_generator(out / checkpoint.GENERATOR)
-    assert file.images_seen == 8
+    assert file.metadata.images_seen == 8
     assert file.style_encoder is not None
-    assert len(file.seen_keys) > 5
+    assert len(file.metadata.seen_keys) > 5
     # the file holds the average, with statistics of its own, not the training's weights
     trained = load_file(out / "checkpoints" / "000000008" / "generator.safetensors")
     kept = file.generator.state_dict()
@@ -814,10 +814,10 @@ def test_a_generator_says_what_those_saw_that_it_started_from(recipe, tmp_path):
     run(recipe("train.images=8"), second)
     run(recipe("train.images=4"), third, init=second / checkpoint.GENERATOR)
     about = [checkpoint.read_metadata(x / checkpoint.GENERATOR) for x in (first, second, third)]
-    assert about[0]["inherited"] == []
-    (one,) = about[1]["inherited"]
-    assert one["sha256"] == checkpoint.sha256(generator)
-    assert sorted(one["keys"]) == about[0]["seen_keys"] != []
-    assert one["classes"] == [c["name"] for c in about[0]["classes"]["classes"]]
-    assert [len(one["keys"]) for one in about[2]["inherited"]] == [len(about[0]["seen_keys"])] * 2
-    assert about[2]["inherited"][1] == one
+    assert about[0].inherited == []
+    (one,) = about[1].inherited
+    assert one.sha256 == checkpoint.sha256(generator)
+    assert sorted(one.keys) == about[0].seen_keys != []
+    assert one.classes == about[0].class_names
+    assert [len(one.keys) for one in about[2].inherited] == [len(about[0].seen_keys)] * 2
+    assert about[2].inherited[1] == one

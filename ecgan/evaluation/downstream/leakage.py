@@ -12,8 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import safetensors
-
+from ecgan.checkpoint import GeneratorMetadata, InheritedTraining, read_metadata
 from ecgan.runtime.files import sha256
 from ecgan.runtime.storage import HIDDEN, open_store
 from ecgan.segmentation.segmenter import Sources
@@ -104,18 +103,17 @@ class Generators:
 
     def seen(self, digest: str) -> frozenset[str]:
         """Keys of the layouts that a generator's training saw; empty where they are not known."""
-        return frozenset(self._about(digest).get("seen_keys", ()))
+        metadata = self._metadata(digest)
+        return frozenset() if metadata is None else frozenset(metadata.seen_keys)
 
-    def inherited(self, digest: str) -> list[dict[str, Any]]:
-        """What the generators saw that it started from; see :func:`checkpoint.inheritance`."""
-        return self._about(digest).get("inherited", [])
+    def inherited(self, digest: str) -> list[InheritedTraining]:
+        """What the trainings saw that a generator's training started from (``--init``)."""
+        metadata = self._metadata(digest)
+        return [] if metadata is None else metadata.inherited
 
-    def _about(self, digest: str) -> dict[str, Any]:
+    def _metadata(self, digest: str) -> GeneratorMetadata | None:
         path = self._files.get(digest)
-        if path is None:
-            return {}
-        with safetensors.safe_open(path, framework="pt") as file:
-            return json.loads((file.metadata() or {}).get("ecgan", "{}"))
+        return None if path is None else read_metadata(path)
 
 
 def check(
@@ -282,7 +280,7 @@ def _check_seen(
 def _check_inherited(
     place: str,
     part: Part,
-    inherited: Sequence[Mapping[str, Any]],
+    inherited: Sequence[InheritedTraining],
     names: Sequence[str],
     found: Findings,
     *,
@@ -293,8 +291,8 @@ def _check_inherited(
     One of other classes is of another data set, whose keys mean nothing here.
     """
     for one in inherited:
-        started = f"its generator started from another (SHA-256 {one['sha256'][:12]}...)"
-        if not one["keys"]:
+        started = f"its generator started from another (SHA-256 {one.sha256[:12]}...)"
+        if not one.keys:
             what = f"{place}: {started}, and what that one was trained on is not known"
             if take_unknown:
                 found.notes.append(f"{what} ({ON_REQUEST})")
@@ -302,8 +300,8 @@ def _check_inherited(
                 found.faults.append(f"{what}; take the set all the same with --unknown-generator")
             continue
         beyond = part.train.keys - part.own.keys if part.fraction < 1 else frozenset[str]()
-        wrong = frozenset(one["keys"]) & ((part.held.keys - part.train.keys) | beyond)
-        if wrong and one["classes"] == list(names):
+        wrong = frozenset(one.keys) & ((part.held.keys - part.train.keys) | beyond)
+        if wrong and one.classes == list(names):
             found.faults.append(
                 f"{place}: {started} that saw {len(wrong)} layouts (first: {min(wrong)}) which "
                 f"segmenters are tested on, or outside of the {part.fraction:g} of the real pairs "

@@ -107,8 +107,8 @@ def _entries(place: Path, known: Mapping[str, Mapping[str, Any]]) -> list[Entry]
     if numbers is None:
         raise UserError(f"{place}: no report of this generator; ecgan evaluate --samples {place}")
     file = checkpoint.read_metadata(generator)
-    recipe = parse_recipe(file["recipe"], f"{generator}: its recipe")
-    return [Entry(str(place), setup_of(recipe), int(file["images_seen"]), numbers)]
+    recipe = parse_recipe(file.recipe, f"{generator}: its recipe")
+    return [Entry(str(place), setup_of(recipe), file.images_seen, numbers)]
 
 
 def _of_report(place: Path, one: Mapping[str, Any]) -> Entry:

@@ -1,13 +1,14 @@
-"""Networks whose features are compared: one module for each name of ``evaluate.features``.
+"""Networks whose features are compared (FID, KID, DINOv2), and files of their statistics.
 
-All are frozen, take images in [-1, 1], (B, 3, H, W), and give (B, d). ``hash`` says which weights
-and which preparation a cache of features belongs to. Nothing is ever downloaded.
+One module for each name of ``evaluate.features``. All are frozen, take images in [-1, 1], (B, 3, H,
+W), and give (B, d). Caches of features are keyed by ``hash``. Nothing is ever downloaded.
 
 Shape legend:
     B  images in the batch      H, W  height and width      d  features      C  channels of a map
 """
 
-import hashlib
+import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -22,10 +23,12 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ecgan.errors import UserError
-from ecgan.metrics.distribution import InceptionFeatures
+from ecgan.errors import UserError, first_line
+from ecgan.metrics.distribution import Gaussian
 from ecgan.models.pretrained.efficientnet_lite import EfficientNetLite0
 from ecgan.models.pretrained.frozen import IMAGENET_MEAN, IMAGENET_STD, Frozen
+from ecgan.runtime.files import whole_file, writing
+from ecgan.segmentation.segmenter import state_hash
 
 _VERSION = 2  # of how images are prepared
 METRICS = {  # what is missing without a network
@@ -50,11 +53,7 @@ class _Hashed(Frozen):
     @cached_property
     def hash(self) -> str:
         """SHA-256 of the weights, the class and the version of the preparation."""
-        digest = hashlib.sha256(f"{type(self).__name__} {_VERSION}".encode())
-        for name, value in sorted(self.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-        return digest.hexdigest()
+        return state_hash(self, f"{type(self).__name__} {_VERSION}")
 
 
 class LiteFeatures(_Hashed):
@@ -72,36 +71,57 @@ class LiteFeatures(_Hashed):
 
 
 class Inception(_Hashed):
-    """Inception with TensorFlow's resize, as pytorch-fid and torch-fidelity have it, (B, 2048)."""
+    """Inception of FID and KID, with TensorFlow's resize as in pytorch-fid, (B, 2048).
 
-    dim = 2048
+    Args:
+        weights: ``pt_inception-2015-12-05-6726825d.pth`` of pytorch-fid, which torch-fidelity
+            calls ``weights-inception-2015-12-05-6726825d.pth``.
 
-    def __init__(self, weights: str | Path) -> None:
-        super().__init__()
-        self.network = InceptionFeatures(weights)
-        self.freeze()
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.network(images)
-
-
-class InceptionClean(_Hashed):
-    """The same network on images that were resized as clean-fid does, (B, 2048).
-
-    See :func:`clean_resize`; torch-fidelity's own resize is left out.
+    Raises:
+        UserError: torch-fidelity is missing, or the weights do not fit.
     """
 
     dim = 2048
 
     def __init__(self, weights: str | Path) -> None:
         super().__init__()
-        self.network = InceptionFeatures(weights)
+        try:
+            from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+        except ImportError:
+            raise UserError(
+                "FID and KID need the package torch-fidelity; pip install 'ecgan[eval]'"
+            ) from None
+        _check_inception(Path(weights))
+        try:
+            self.network = FeatureExtractorInceptionV3("inception", ["2048"], str(weights))
+        except RuntimeError as error:
+            raise _bad_inception(Path(weights), first_line(error)) from None
         self.freeze()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images in [-1, 1], (B, 3, H, W) -> features, (B, 2048); rounded as in a file."""
+        pixels = ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        return cast("tuple[Tensor]", self.network(pixels))[0]
+
+
+class InceptionClean(Inception):
+    """Inception on images that were resized as clean-fid does, (B, 2048).
+
+    See :func:`clean_resize`; torch-fidelity's own resize is left out.
+    """
 
     def forward(self, images: Tensor) -> Tensor:
         pixels = ((images.float() + 1) * 127.5).round().clamp(0, 255).cpu().numpy()
         resized = np.stack([[clean_resize(channel) for channel in image] for image in pixels])
-        return self.network.forward_resized(torch.from_numpy(resized).to(images.device))
+        return self.forward_resized(torch.from_numpy(resized).to(images.device))
+
+    def forward_resized(self, pixels: Tensor) -> Tensor:
+        """Pixels in 0..255 that were resized already, float32, (B, 3, 299, 299) -> (B, 2048)."""
+        x = (pixels - 128) / 128  # as TensorFlow's graph does
+        for name, layer in self.network.named_children():
+            if name != "fc":  # the head of ImageNet, the last of them
+                x = layer(x)
+        return x.flatten(1)
 
 
 def clean_resize(channel: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -197,6 +217,67 @@ def feature_networks(
         else:
             networks[name] = make(source)
     return {name: network.to(device) for name, network in networks.items()}, skipped
+
+
+def read_npz(path: Path, dim: int) -> Gaussian:
+    """Read statistics as pytorch-fid writes them: ``mu`` and ``sigma``.
+
+    Args:
+        path: an npz file.
+        dim: d that they must have.
+
+    Raises:
+        UserError: no such file, no such arrays, of other shapes, or not finite.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            mean, covariance = (file[name].astype(np.float64) for name in ("mu", "sigma"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except KeyError as error:
+        raise UserError(f"{path}: has no array {error}; expected mu and sigma") from None
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        cause = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
+        raise UserError(
+            f"{path}: not an npz file of mean (mu) and covariance (sigma){cause}; give one that "
+            "pytorch-fid or --save-npz wrote"
+        ) from None
+    if mean.shape != (dim,) or covariance.shape != (dim, dim):
+        raise UserError(
+            f"{path}: mu {mean.shape} and sigma {covariance.shape}; expected ({dim},) and "
+            f"({dim}, {dim})"
+        )
+    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        raise UserError(f"{path}: mu or sigma has NaN or infinity")
+    return Gaussian(mean, covariance)
+
+
+def write_npz(path: Path, gaussian: Gaussian) -> None:
+    """Write statistics as pytorch-fid reads them; whole or not at all.
+
+    Raises:
+        UserError: the folder cannot be written, or the disk is full.
+    """
+    with writing(path), whole_file(path) as file:
+        np.savez(file, allow_pickle=False, mu=gaussian.mean, sigma=gaussian.covariance)
+
+
+def _check_inception(path: Path) -> None:
+    """torch-fidelity would run what a pickle holds: read it as plain tensors first."""
+    try:
+        torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise _bad_inception(path, "no such file") from None
+    except Exception as error:  # noqa: BLE001  torch has half a dozen kinds for foreign files
+        raise _bad_inception(path, first_line(error)) from None
+
+
+def _bad_inception(path: Path, reason: str) -> UserError:
+    return UserError(
+        f"evaluate.inception_weights: {path}: {reason}; expected "
+        "pt_inception-2015-12-05-6726825d.pth (https://github.com/mseitzer/pytorch-fid/releases), "
+        "or leave it out with evaluate.features: [efficientnet_lite0]"
+    )
 
 
 def _dinov2(folder: Path) -> nn.Module:

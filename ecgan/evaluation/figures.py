@@ -13,10 +13,10 @@ import torch
 
 from ecgan.data.loader import TripleDataset
 from ecgan.evaluation.judge import Judge
-from ecgan.evaluation.measure import Samples
+from ecgan.evaluation.measure import images_of
 from ecgan.evaluation.report import page
-from ecgan.metrics import segmentation as scoring
-from ecgan.metrics.segmentation import Scene, Tally
+from ecgan.evaluation.sources import Samples, Scene
+from ecgan.metrics.segmentation import PerImageConfusion
 from ecgan.runtime.files import sha256
 from ecgan.shards import formats
 from ecgan.visualization import colorize
@@ -34,20 +34,20 @@ _CURVES = (
 )
 
 
-def extremes(tally: Tally) -> tuple[list[int], list[int]]:
+def extremes(confusion: PerImageConfusion) -> tuple[list[int], list[int]]:
     """The best and the worst samples by consistency, one of each layout."""
-    scores = tally.consistencies()
+    scores = confusion.consistencies()
     if not np.isfinite(scores).any():
-        scores = tally.accuracies()
+        scores = confusion.accuracies()
     order = np.argsort(scores, kind="stable")  # NaN, where nothing is labelled, comes last
     known = order[np.isfinite(scores[order])]
-    return _first_of_layouts(tally, known[::-1]), _first_of_layouts(tally, known)
+    return _first_of_layouts(confusion, known[::-1]), _first_of_layouts(confusion, known)
 
 
-def _first_of_layouts(tally: Tally, order: npt.NDArray[np.intp]) -> list[int]:
+def _first_of_layouts(confusion: PerImageConfusion, order: npt.NDArray[np.intp]) -> list[int]:
     first: dict[str, int] = {}
     for index in order.tolist():
-        first.setdefault(tally.layouts[index], index)
+        first.setdefault(confusion.layouts[index], index)
     return list(first.values())[:_EXTREMES]
 
 
@@ -57,7 +57,7 @@ class Rows:
 
     Attributes:
         samples: the set.
-        tally: what the judge read in it.
+        confusion: what the judge read in it.
         judge: the judge.
         reference: the photos.
         photos: layouts of the set that have one there.
@@ -65,7 +65,7 @@ class Rows:
     """
 
     samples: Samples
-    tally: Tally
+    confusion: PerImageConfusion
     judge: Judge
     reference: TripleDataset
     photos: Collection[str]
@@ -73,11 +73,11 @@ class Rows:
 
     @cached_property
     def _accuracies(self) -> npt.NDArray[np.float64]:
-        return self.tally.accuracies()
+        return self.confusion.accuracies()
 
     @cached_property
     def _consistencies(self) -> npt.NDArray[np.float64]:
-        return self.tally.consistencies()
+        return self.confusion.consistencies()
 
     def row(self, index: int) -> page.Row:
         """A sample with its layout, its photo and the judge's reading."""
@@ -85,7 +85,7 @@ class Rows:
         label, key = self.samples.label_of(sample), sample.key
         palette = self.samples.space.evaluation_palette
         scene = Scene(key, sample.source, sample.image, label)
-        images = scoring.images_of([scene], self.device)
+        images = images_of([scene], self.device)
         reading = self.judge.segmenter.predict(images)[0].cpu().numpy()
         cells = [
             page.Picture(colorize(label, palette), f"layout of {key}", exact=True),
@@ -110,9 +110,9 @@ class Rows:
 
 def galleries(rows: Rows) -> list[page.Gallery]:
     """Samples spread over the set, the best and the worst."""
-    num = len(rows.tally)
+    num = len(rows.confusion)
     spread = np.linspace(0, num - 1, min(_ROWS, num)).round().astype(int).tolist()
-    best, worst = extremes(rows.tally)
+    best, worst = extremes(rows.confusion)
     picked = (
         ("Samples", "Evenly spread over the set, in its order.", spread),
         ("Best", "Where the judge gives the layout's classes the highest probability.", best),

@@ -32,17 +32,22 @@ from ecgan.data.loader import TripleDataset
 from ecgan.errors import UsageError, UserError
 from ecgan.evaluation import figures
 from ecgan.evaluation import judge as judges
-from ecgan.evaluation import measure as looking
 from ecgan.evaluation.downstream import leakage
 from ecgan.evaluation.downstream import run as downstream
-from ecgan.evaluation.feature_networks import feature_networks
+from ecgan.evaluation.feature_networks import feature_networks, read_npz, write_npz
 from ecgan.evaluation.judge import Judge
-from ecgan.evaluation.measure import Look, Photos, Samples
+from ecgan.evaluation.measure import (
+    Chunk,
+    MeasureConfig,
+    Measurements,
+    MeasureWorker,
+    read_measurements,
+)
 from ecgan.evaluation.report import page
+from ecgan.evaluation.sources import Photos, Samples, Source
 from ecgan.labels import LabelSpace
-from ecgan.metrics import distances, distribution, statistics
-from ecgan.metrics import segmentation as scoring
-from ecgan.metrics.segmentation import Tally
+from ecgan.metrics import distribution, statistics
+from ecgan.metrics.segmentation import Agreement, PerImageConfusion, agreement, edge_scores
 from ecgan.recipe import Recipe, label_space, parse_recipe
 from ecgan.runtime import storage
 from ecgan.runtime.device import choose_device
@@ -404,7 +409,7 @@ class _Fidelity:
                 f"--reference-npz {path}: statistics of Inception, which is not measured: set "
                 "evaluate.features to [inception] and evaluate.inception_weights"
             )
-        return distribution.read_npz(path, 2048)
+        return read_npz(path, 2048)
 
     def _find_judge(self) -> Judge:
         judge = judges.find_judge(
@@ -422,21 +427,21 @@ class _Fidelity:
             one.marks += marks.get(one.place, [])
         return judge
 
-    # Looking
+    # Measuring
 
-    def look(self, workers: Workers) -> dict[str, Look]:
+    def look(self, workers: Workers) -> dict[str, Measurements]:
         """What there is to see in every set and in the photos."""
         names = {one.place for one in self.sets}
-        sources: dict[str, looking.Source] = {
+        sources: dict[str, Source] = {
             _REFERENCE: Photos(self.reference, self._indices(self.reference)),
             **{one.place: self.samples[one.place] for one in self.sets},
         }
         if self.networks:  # the judge was trained on them, and is not asked
             sources[_TRAIN] = Photos(self.train, self._floor())
-        settings = looking.Settings(
+        config = MeasureConfig(
             sources=sources,
             judged=frozenset({_REFERENCE, *names}),
-            pairs=frozenset({_REFERENCE, *names}),
+            compared=frozenset({_REFERENCE, *names}),
             space=self.space,
             judge=self.judge.path,
             judge_hash=self.judge.segmenter.hash,
@@ -449,29 +454,32 @@ class _Fidelity:
             if not workers.in_process
             else None,
         )
-        found = self._found(settings, workers)
-        looks = {name: Look(Tally(self.space.num_evaluation_classes)) for name in sources}
-        for part in settings.parts():  # in order, whoever was first
-            looks[part.source].extend(looking.read_look(found[part]))
+        found = self._found(config, workers)
+        looks = {
+            name: Measurements(PerImageConfusion(self.space.num_evaluation_classes))
+            for name in sources
+        }
+        for part in config.chunks():  # in order, whoever was first
+            looks[part.source].extend(read_measurements(found[part]))
         for one in self.sets:
             known = leakage.digests(one.place)
-            layouts = {key: known.get(key) for key in looks[one.place].tally.layouts}
+            layouts = {key: known.get(key) for key in looks[one.place].confusion.layouts}
             self.layouts[one.place] = _shared(layouts, self.reference)
-            if not np.any(looks[one.place].tally.labelled):
+            if not np.any(looks[one.place].confusion.labelled):
                 raise UserError(f"{one.place}: no pixel of its labels has a class that is scored")
         return looks
 
-    def _found(self, settings: looking.Settings, workers: Workers) -> dict[looking.Part, Path]:
+    def _found(self, config: MeasureConfig, workers: Workers) -> dict[Chunk, Path]:
         """Files of all parts."""
-        parts = settings.parts()
+        parts = config.chunks()
         bar = tqdm(
             total=sum(part.stop - part.start for part in parts),
             unit="image",
             disable=self.request.quiet or None,
         )
-        found: dict[looking.Part, Path] = {}
+        found: dict[Chunk, Path] = {}
         failed: list[str] = []
-        with bar, closing(run_jobs(lambda _: looking.Looker(settings), parts, workers)) as outcomes:
+        with bar, closing(run_jobs(lambda _: MeasureWorker(config), parts, workers)) as outcomes:
             for outcome in outcomes:
                 bar.update(outcome.job.stop - outcome.job.start)
                 if isinstance(outcome, Done):
@@ -496,41 +504,69 @@ class _Fidelity:
 
     # What is written
 
-    def describe(self, one: _Set, looks: Mapping[str, Look]) -> dict[str, Any]:
+    def describe(self, one: _Set, looks: Mapping[str, Measurements]) -> dict[str, Any]:
         """The part of the report that is about one set."""
         look, real = looks[one.place], looks[_REFERENCE]
-        photos = self._photos_of(one, look.tally, real.tally)
-        of_samples, of_real = scoring.agreement(look.tally), scoring.agreement(photos)
+        photos = self._photos_of(one, look.confusion, real.confusion)
+        of_samples, of_real = agreement(look.confusion), agreement(photos)
         numbers = {
-            name: _entry(estimate, of_real.overall[name].value, len(look.tally))
+            name: _entry(estimate, of_real.overall[name].value, len(look.confusion))
             for name, estimate in of_samples.overall.items()
             if math.isfinite(estimate.value)
         }
         numbers |= self._pair_numbers(look, real)
-        far, skipped, notes = distances.measure_all(look, real, looks.get(_TRAIN), given=self.given)
-        numbers |= far
+        skipped, notes = self._add_distances(numbers, look, real, looks.get(_TRAIN))
         self._keep_statistics(one, look, real)
-        best, worst = figures.extremes(look.tally)
-        keys = look.tally.keys
+        best, worst = figures.extremes(look.confusion)
+        keys = look.confusion.keys
         return {
             "samples": one.place,
             "protocol": self._protocol(one, look),
             "metrics": numbers,
-            "per_class": self._per_class(look.tally, photos, of_samples, of_real),
+            "per_class": self._per_class(look.confusion, photos, of_samples, of_real),
             "confusion": {
                 "classes": list(self.space.names_for_evaluation),
-                "counts": look.tally.confusion.tolist(),
+                "counts": look.confusion.matrix.tolist(),
             },
             "skipped": self.skipped | skipped,
             "marks": one.marks
-            + judges.seen_mark(self.judge, look.tally.layouts, self.reference)
+            + judges.seen_mark(self.judge, look.confusion.layouts, self.reference)
             + self._generator_marks(one),
             "notes": self._notes(one, numbers) + notes,
             "best": [keys[i] for i in best],
             "worst": [keys[i] for i in worst],
         }
 
-    def _pair_numbers(self, look: Look, real: Look) -> dict[str, dict[str, Any]]:
+    def _add_distances(
+        self,
+        numbers: dict[str, dict[str, Any]],
+        look: Measurements,
+        real: Measurements,
+        train: Measurements | None,
+    ) -> tuple[dict[str, str], list[str]]:
+        """Add distances of features; reasons for those that are skipped, and notes."""
+        skipped: dict[str, str] = {}
+        notes: list[str] = []
+        for network, features in look.features.items():
+            found, without, remarks = distribution.FeatureSets(
+                network,
+                features,
+                look.confusion.layouts,
+                real.features[network],
+                None if train is None else train.features[network],
+                self.given if network == "inception" else None,
+            ).distances()
+            for name, one in found.items():
+                numbers[name] = _entry(
+                    statistics.Estimate(one.value, one.low, one.high), one.real, one.n
+                )
+                if one.std is not None:
+                    numbers[name] |= {"std": one.std, "protocol": one.protocol}
+            skipped |= without
+            notes += remarks
+        return skipped, notes
+
+    def _pair_numbers(self, look: Measurements, real: Measurements) -> dict[str, dict[str, Any]]:
         """Diversity of the styles of a layout, and how far edges are those of the image."""
         numbers: dict[str, dict[str, Any]] = {}
         if look.distances:
@@ -538,12 +574,14 @@ class _Fidelity:
             between = float(np.mean(real.distances)) if real.distances else math.nan
             numbers["diversity_efficientnet_lite0"] = _entry(value, between, len(look.distances))
         if look.edges:
-            for name, value in scoring.edge_scores(look.edges, look.edge_layouts).items():
+            for name, value in edge_scores(look.edges, look.edge_layouts).items():
                 if math.isfinite(value.value):
                     numbers[name] = _entry(value, math.nan, len(look.edges))
         return numbers
 
-    def _photos_of(self, one: _Set, samples: Tally, real: Tally) -> Tally:
+    def _photos_of(
+        self, one: _Set, samples: PerImageConfusion, real: PerImageConfusion
+    ) -> PerImageConfusion:
         """The photos of the samples' own layouts; all of the split if some have no photo there."""
         sources = frozenset(samples.layouts)
         shown = self.layouts[one.place] & set(real.layouts)
@@ -584,10 +622,10 @@ class _Fidelity:
             notes.append(f"the judge does not know {', '.join(unknown)}: these score 0")
         return notes
 
-    def _protocol(self, one: _Set, look: Look) -> dict[str, Any]:
+    def _protocol(self, one: _Set, look: Measurements) -> dict[str, Any]:
         about, recipe = one.manifest or {}, self.recipe
         given = self.request.judge or recipe.evaluate.judge
-        layouts = set(look.tally.layouts)
+        layouts = set(look.confusion.layouts)
         if about:
             codec = f"{about.get('image_format', 'as found')}, quality {about.get('quality', '?')}"
         else:
@@ -612,11 +650,11 @@ class _Fidelity:
             "accuracy_with_void",
             "averaging": "over classes that occur; sums over the whole set",
             "interval": "95 %, percentile bootstrap over layouts, "
-            f"{statistics.RESAMPLES} resamples; of distances {distances.INTERVAL}",
+            f"{statistics.RESAMPLES} resamples; of distances {distribution.INTERVAL}",
             "label_filter": about.get("filter", {}).get("kind", "not known"),
             "codec": codec,
             "checkpoint": about.get("fingerprint", {}).get("checkpoint", "not known"),
-            "distances": distances.PROTOCOL
+            "distances": distribution.PROTOCOL
             + ("; fid against given statistics" if self.given is not None else ""),
             "ecgan": ecgan.__version__,
             "torch": torch.__version__,
@@ -624,12 +662,12 @@ class _Fidelity:
 
     def _per_class(
         self,
-        samples: Tally,
-        real: Tally,
-        of_samples: scoring.Agreement,
-        of_real: scoring.Agreement,
+        samples: PerImageConfusion,
+        real: PerImageConfusion,
+        of_samples: Agreement,
+        of_real: Agreement,
     ) -> dict[str, dict[str, Any]]:
-        def shares(tally: Tally) -> npt.NDArray[np.float64]:
+        def shares(tally: PerImageConfusion) -> npt.NDArray[np.float64]:
             pixels = np.sum(tally.labelled, axis=0, dtype=np.float64)
             return np.asarray(pixels / max(1.0, pixels.sum()))
 
@@ -648,7 +686,7 @@ class _Fidelity:
             for c, name in enumerate(self.space.names_for_evaluation)
         }
 
-    def _keep_statistics(self, one: _Set, look: Look, real: Look) -> None:
+    def _keep_statistics(self, one: _Set, look: Measurements, real: Measurements) -> None:
         """Mean and covariance of all features, as pytorch-fid reads them."""
         folder = self.request.save_statistics
         if folder is None:
@@ -658,16 +696,16 @@ class _Fidelity:
         for what, found in ((name, look), (f"reference-{self.split}", real)):
             for name, features in found.features.items():
                 if len(features) > 1:
-                    gaussian = distribution.FeatureStatistics.of(features).gaussian()
-                    distribution.write_npz(folder / f"{what}-{name}.npz", gaussian)
+                    gaussian = distribution.gaussian(features)
+                    write_npz(folder / f"{what}-{name}.npz", gaussian)
 
-    def illustrate(self, one: _Set, look: Look) -> page.Illustrations:
+    def illustrate(self, one: _Set, look: Measurements) -> page.Illustrations:
         """Pictures of a set."""
         place = one.place
         rows = figures.galleries(
             figures.Rows(
                 self.samples[place],
-                look.tally,
+                look.confusion,
                 self.judge,
                 self.reference,
                 self.layouts[place],

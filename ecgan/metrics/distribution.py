@@ -1,36 +1,32 @@
-"""Distances between sets of images, and the agreement of segmentations.
+"""Distances between two sets of images, from their features: Frechet, kernel, precision, recall.
 
-Distances work on features, (images, dim), that a frozen network gave: compute them once, and every
-number comes from them. Only Inception's are called FID and KID; those of another network carry its
-name. Everything is float64 or int64, so neither the batch size nor the order matters (KID draws its
-subsets by position), and parts of a set can be merged.
+Features are arrays (images, d) that a frozen network gave. The names of metrics say the network:
+only Inception's are called FID and KID. Everything is float64, so neither the batch size nor the
+order of the images matters (KID draws its subsets by position).
+
+Every distance stands beside that of the reference's own train photos. A Frechet distance of fewer
+images than features is biased upwards, and a note says so.
 
 Shape legend:
-    n, m  images      d  features of an image      N  classes      B  images in a batch
+    n, m  images      d  features of an image      K  images of a layout
 """
 
+import math
 import warnings
-import zipfile
-import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, NamedTuple, Self, cast
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from ecgan.errors import UserError, first_line
-from ecgan.runtime.files import whole_file, writing
+from ecgan.metrics.statistics import NORMAL_QUANTILE, bootstrapped_distance
 
 Floats = npt.NDArray[np.floating[Any]]
-Counts = npt.NDArray[np.int64]
-
-Pixels = npt.NDArray[np.uint8]
 
 KID_SUBSETS = 100
 KID_SUBSET_SIZE = 1000
@@ -39,119 +35,25 @@ _ROUNDING = 1e-12  # of the squared lengths: a squared distance below it is roun
 
 
 class Gaussian(NamedTuple):
-    """What a Frechet distance knows of a set of features."""
+    """Mean and covariance of a set of features, for the Frechet distance."""
 
     mean: Floats  # (d,)
     covariance: Floats  # (d, d)
     num_images: int | None = None  # a file of pytorch-fid does not say
 
 
-def read_npz(path: Path, dim: int) -> Gaussian:
-    """Read statistics as pytorch-fid writes them: ``mu`` and ``sigma``.
-
-    Args:
-        path: an npz file.
-        dim: d that they must have.
+def gaussian(features: Floats) -> Gaussian:
+    """Mean and unbiased covariance of features, (n, d).
 
     Raises:
-        UserError: no such file, no such arrays, of other shapes, or not finite.
+        ValueError: fewer than 2 images.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            mean, covariance = (file[name].astype(np.float64) for name in ("mu", "sigma"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except KeyError as error:
-        raise UserError(f"{path}: has no array {error}; expected mu and sigma") from None
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        cause = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
-        raise UserError(
-            f"{path}: not an npz file of mean (mu) and covariance (sigma){cause}; give one that "
-            "pytorch-fid or --save-npz wrote"
-        ) from None
-    if mean.shape != (dim,) or covariance.shape != (dim, dim):
-        raise UserError(
-            f"{path}: mu {mean.shape} and sigma {covariance.shape}; expected ({dim},) and "
-            f"({dim}, {dim})"
-        )
-    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
-        raise UserError(f"{path}: mu or sigma has NaN or infinity")
-    return Gaussian(mean, covariance)
-
-
-def write_npz(path: Path, gaussian: Gaussian) -> None:
-    """Write statistics as pytorch-fid reads them; whole or not at all.
-
-    Raises:
-        UserError: the folder cannot be written, or the disk is full.
-    """
-    with writing(path), whole_file(path) as file:
-        np.savez(file, allow_pickle=False, mu=gaussian.mean, sigma=gaussian.covariance)
-
-
-@dataclass
-class FeatureStatistics:
-    """Mean and covariance of a stream of feature vectors; the batch size does not matter.
-
-    Sums in float64: the covariance is a difference of two large numbers. They are taken about the
-    first vector, which takes most of that difference away.
-    """
-
-    dim: int
-    count: int = 0
-    origin: Floats = field(init=False)
-    total: Floats = field(init=False)
-    total_outer: Floats = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.origin = np.zeros(self.dim)
-        self.total = np.zeros(self.dim)
-        self.total_outer = np.zeros((self.dim, self.dim))
-
-    @classmethod
-    def of(cls, features: Floats) -> Self:
-        """Statistics of an array, (n, d)."""
-        statistics = cls(features.shape[1])
-        statistics.update(features)
-        return statistics
-
-    def update(self, features: Floats) -> None:
-        """Add features, (n, d)."""
-        assert features.shape[1:] == (self.dim,), f"{features.shape} features, {self.dim} expected"
-        if not len(features):
-            return
-        features = features.astype(np.float64)
-        if self.count == 0:
-            self.origin = features[0].copy()
-        offsets = features - self.origin
-        self.count += len(features)
-        self.total += offsets.sum(axis=0)
-        self.total_outer += offsets.T @ offsets
-
-    def merge(self, other: "FeatureStatistics") -> None:
-        """Add what another part of the set has seen."""
-        if other.count == 0:
-            return
-        if self.count == 0:
-            self.origin = other.origin.copy()
-        shift = other.origin - self.origin
-        cross = np.outer(other.total, shift)
-        self.total += other.total + other.count * shift
-        self.total_outer += other.total_outer + cross + cross.T
-        self.total_outer += other.count * np.outer(shift, shift)
-        self.count += other.count
-
-    def mean_and_covariance(self) -> tuple[Floats, Floats]:
-        """Mean, (d,), and unbiased covariance, (d, d)."""
-        if self.count < 2:
-            raise ValueError(f"covariance needs at least 2 images, got {self.count}")
-        mean = self.total / self.count
-        centred = self.total_outer - self.count * np.outer(mean, mean)
-        return self.origin + mean, centred / (self.count - 1)
-
-    def gaussian(self) -> Gaussian:
-        """The same, named, with the number of images."""
-        return Gaussian(*self.mean_and_covariance(), self.count)
+    if len(features) < 2:
+        raise ValueError(f"covariance needs at least 2 images, got {len(features)}")
+    features = features.astype(np.float64)
+    mean = features.mean(axis=0)
+    centred = features - mean
+    return Gaussian(mean, centred.T @ centred / (len(features) - 1), len(features))
 
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
@@ -182,8 +84,8 @@ def frechet_distance_of(a: Floats, b: Floats) -> float:
 def _mean_and_factor(features: Floats) -> tuple[Floats, Floats]:
     """Mean, (d,), and L with L L^T = covariance, (d, at most d)."""
     if not 2 <= len(features) <= features.shape[1]:
-        mean, covariance = FeatureStatistics.of(features).mean_and_covariance()
-        return mean, _factor(covariance)
+        found = gaussian(features)
+        return found.mean, _factor(found.covariance)
     features = features.astype(np.float64)
     mean = features.mean(axis=0)
     return mean, (features - mean).T / np.sqrt(len(features) - 1)
@@ -305,140 +207,8 @@ def pairwise_distances(stages: Sequence[Tensor]) -> Tensor:
     return torch.stack(values).mean(dim=0)
 
 
-class EdgeCounts(NamedTuple):
-    """Pixels behind precision and recall of an edge map; they add over images."""
-
-    matched_edge: int  # edge pixels of the map near an edge of the image
-    num_edge: int
-    matched_canny: int  # edge pixels of the image near an edge of the map
-    num_canny: int
-
-
-def edge_agreement(edge: Pixels, canny: Pixels, tolerance: int | None = None) -> EdgeCounts:
-    """How far a generated edge map and Canny of its image mean the same edges.
-
-    Args:
-        edge: the map, (H, W); 128 and above is an edge.
-        canny: edges of the image, (H, W), not 0 on an edge.
-        tolerance: a pixel matches an edge of the other within a square of so many pixels around
-            it; default: 0.0075 of the diagonal, as in BSDS, and at least 1.
-    """
-    if tolerance is None:
-        tolerance = max(1, round(0.0075 * float(np.hypot(*edge.shape))))
-    window = np.ones((2 * tolerance + 1,) * 2, np.uint8)
-    drawn, found = (edge >= 128).astype(np.uint8), (canny > 0).astype(np.uint8)
-    near_drawn, near_found = (np.asarray(cv2.dilate(m, window), np.uint8) for m in (drawn, found))
-    return EdgeCounts(
-        int((drawn & near_found).sum()),
-        int(drawn.sum()),
-        int((found & near_drawn).sum()),
-        int(found.sum()),
-    )
-
-
-class InceptionFeatures(nn.Module):
-    """The Inception network of FID and KID, with torch-fidelity's TF1 resize; frozen.
-
-    Args:
-        weights: ``pt_inception-2015-12-05-6726825d.pth`` of pytorch-fid, which torch-fidelity
-            calls ``weights-inception-2015-12-05-6726825d.pth``.
-
-    Raises:
-        UserError: torch-fidelity is missing, or the weights do not fit.
-    """
-
-    dim = 2048
-
-    def __init__(self, weights: str | Path) -> None:
-        super().__init__()
-        try:
-            from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-        except ImportError:
-            raise UserError("FID and KID take torch-fidelity; pip install 'ecgan[eval]'") from None
-        _check_weights(Path(weights))
-        try:
-            self.network = FeatureExtractorInceptionV3("inception", ["2048"], str(weights))
-        except RuntimeError as error:
-            raise _bad_weights(Path(weights), first_line(error)) from None
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Images in [-1, 1], (B, 3, H, W) -> features, (B, 2048); rounded as in a file."""
-        pixels = ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        return cast("tuple[Tensor]", self.network(pixels))[0]
-
-    def forward_resized(self, pixels: Tensor) -> Tensor:
-        """Pixels in 0..255 that were resized already, float32, (B, 3, 299, 299) -> (B, 2048)."""
-        x = (pixels - 128) / 128  # as TensorFlow's graph does
-        for name, layer in self.network.named_children():
-            if name != "fc":  # the head of ImageNet, the last of them
-                x = layer(x)
-        return x.flatten(1)
-
-
-@dataclass
-class ConfusionMatrix:
-    """Pixels by true and by predicted class, summed over a whole set, as mIoU is defined.
-
-    Attributes:
-        num_classes: N.
-        counts: true class x predicted class, int64, (N, N + 1); the last column is predictions
-            that are no class.
-        num_void: pixels without a true class.
-    """
-
-    num_classes: int
-    counts: Counts = field(init=False)
-    num_void: int = 0
-
-    def __post_init__(self) -> None:
-        self.counts = np.zeros((self.num_classes, self.num_classes + 1), np.int64)
-
-    def update(self, labels: npt.ArrayLike, predictions: npt.ArrayLike) -> None:
-        """Add pixels; labels from N on are void, predictions from N on are wrong everywhere."""
-        true, predicted = np.asarray(labels).ravel(), np.asarray(predictions).ravel()
-        assert true.shape == predicted.shape, f"{true.shape} labels, {predicted.shape} predictions"
-        N = self.num_classes
-        labelled = true < N
-        pairs = true[labelled].astype(np.int64) * (N + 1)
-        pairs += np.minimum(predicted[labelled].astype(np.int64), N)
-        self.counts += np.bincount(pairs, minlength=N * (N + 1)).reshape(N, N + 1)
-        self.num_void += int(true.size - labelled.sum())
-
-    def merge(self, other: "ConfusionMatrix") -> None:
-        """Add another part of the set."""
-        self.counts += other.counts
-        self.num_void += other.num_void
-
-    def iou(self) -> Floats:
-        """Intersection over union of each class, (N,); NaN for a class in neither.
-
-        A class that was predicted and never there has 0.
-        """
-        hits = self.counts.diagonal().astype(np.float64)
-        union = self.counts.sum(axis=1) + self.counts.sum(axis=0)[: self.num_classes] - hits
-        return np.divide(hits, union, out=np.full(self.num_classes, np.nan), where=union > 0)
-
-    def miou(self) -> float:
-        """Mean IoU of the classes that occur; NaN where none does."""
-        iou = self.iou()
-        return float(np.nanmean(iou)) if np.isfinite(iou).any() else float("nan")
-
-    def accuracy(self) -> float:
-        """Share of the labelled pixels that are right."""
-        return _share(int(self.counts.diagonal().sum()), int(self.counts.sum()))
-
-    def accuracy_with_void(self) -> float:
-        """Share of all pixels that are right; void pixels count as wrong."""
-        hits = int(self.counts.diagonal().sum())
-        return _share(hits, int(self.counts.sum()) + self.num_void)
-
-
-def _share(part: int, whole: int) -> float:
-    return part / whole if whole else float("nan")
-
-
 class _Features(nn.Module):
-    """What torchmetrics takes for a network, where it gets the features themselves."""
+    """Identity network: torchmetrics then takes features in place of images."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -452,19 +222,120 @@ def _tensor(features: Floats) -> Tensor:
     return torch.from_numpy(features.astype(np.float64))
 
 
-def _check_weights(path: Path) -> None:
-    """torch-fidelity would run what a pickle holds: read it as plain tensors first."""
-    try:
-        torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise _bad_weights(path, "no such file") from None
-    except Exception as error:  # noqa: BLE001  torch has half a dozen kinds for foreign files
-        raise _bad_weights(path, first_line(error)) from None
+# Comparison of samples with photos
+
+MOST_COMPARED = 20_000  # images, evenly spread, of KID, precision and recall
+INTERVAL = "value -+ 1.96 standard deviations of a bootstrap over layouts and photos"
+PROTOCOL = (
+    "Frechet distances over all images; KID the mean over subsets, with its own error; precision "
+    "and recall by 3 nearest neighbours"
+)
+_FRECHET = {
+    "efficientnet_lite0": "fd_efficientnet_lite0",
+    "inception": "fid",
+    "inception_clean": "fid_clean",
+    "dinov2": "fd_dinov2",
+}
+_KERNEL = {"inception": "kid", "inception_clean": "kid_clean"}
 
 
-def _bad_weights(path: Path, reason: str) -> UserError:
-    return UserError(
-        f"evaluate.inception_weights: {path}: {reason}; expected "
-        "pt_inception-2015-12-05-6726825d.pth (https://github.com/mseitzer/pytorch-fid/releases), "
-        "or leave it out with evaluate.features: [efficientnet_lite0]"
-    )
+class Distance(NamedTuple):
+    """A metric of samples beside that of real photos; NaN where it is not defined."""
+
+    value: float
+    real: float  # of the reference's own train photos
+    n: int  # samples
+    low: float = math.nan
+    high: float = math.nan
+    std: float | None = None  # over repetitions
+    protocol: str | None = None  # particular to this metric
+
+
+@dataclass(frozen=True)
+class FeatureSets:
+    """Features of samples, photos and train photos by one network.
+
+    Attributes:
+        network: name of the network.
+        samples: (n, d).
+        layouts: layout of each sample.
+        photos: the reference's photos, (m, d).
+        train: its train photos; None: not measured.
+        given: statistics in place of the photos' own, for the Frechet distance.
+    """
+
+    network: str
+    samples: Floats
+    layouts: Sequence[str]
+    photos: Floats
+    train: Floats | None
+    given: Gaussian | None = None
+
+    def distances(self) -> tuple[dict[str, Distance], dict[str, str], list[str]]:
+        """Distances by name, reasons for those that cannot be measured, and notes."""
+        both = (f"precision_{self.network}", f"recall_{self.network}")
+        measures: dict[tuple[str, ...], Callable[[], Sequence[Distance]]] = {
+            (_FRECHET[self.network],): self._frechet,
+            both: self._neighbours,
+        }
+        if self.network in _KERNEL:
+            measures[(_KERNEL[self.network],)] = self._kernel
+        found: dict[str, Distance] = {}
+        skipped: dict[str, str] = {}
+        for names, measure in measures.items():
+            try:
+                found |= dict(zip(names, measure(), strict=True))
+            except ValueError as error:  # too few images
+                skipped |= dict.fromkeys(names, str(error))
+        return found, skipped, self._notes()
+
+    def _notes(self) -> list[str]:
+        parts = (self.samples, self.photos, self.train)
+        least, dim = min(len(part) for part in parts if part is not None), self.samples.shape[1]
+        if least > dim:
+            return []
+        return [
+            f"{least} images against {dim} features of {self.network}: the Frechet distance is "
+            "biased upwards; compare it at this n only"
+        ]
+
+    def _frechet(self) -> list[Distance]:
+        if self.given is not None:
+            to_given = partial(_distance_to, self.given)
+            return [Distance(to_given(self.samples), self._real(to_given), len(self.samples))]
+        real = self._real(lambda train: frechet_distance_of(train, self.photos))
+        value, low, high = bootstrapped_distance(
+            frechet_distance_of, self.photos, self.samples, self.layouts
+        )
+        low = 0.0 if low < 0 else low  # no distance is below
+        return [Distance(value, real, len(self.samples), low, high)]
+
+    def _kernel(self) -> list[Distance]:
+        photos = _thinned(self.photos)
+        found = kid(photos, _thinned(self.samples))
+        real = self._real(lambda train: kid(photos, _thinned(train)).mean)
+        half = NORMAL_QUANTILE * found.std
+        protocol = f"{KID_SUBSETS} subsets of {found.subset_size} images"
+        ends = found.mean - half, found.mean + half
+        return [Distance(found.mean, real, len(self.samples), *ends, found.std, protocol)]
+
+    def _neighbours(self) -> list[Distance]:
+        photos, real = _thinned(self.photos), (math.nan, math.nan)
+        found = precision_recall(photos, _thinned(self.samples))
+        if self.train is not None:
+            real = precision_recall(photos, _thinned(self.train))
+        return [Distance(*both, len(self.samples)) for both in zip(found, real, strict=True)]
+
+    def _real(self, measure: Callable[[Floats], float]) -> float:
+        return math.nan if self.train is None else measure(self.train)
+
+
+def _distance_to(given: Gaussian, features: Floats) -> float:
+    return frechet_distance(gaussian(features), given)
+
+
+def _thinned(features: Floats) -> Floats:
+    """At most ``MOST_COMPARED`` images, evenly spread."""
+    if len(features) <= MOST_COMPARED:
+        return features
+    return features[np.linspace(0, len(features) - 1, MOST_COMPARED).round().astype(int)]

@@ -1,88 +1,66 @@
-"""Samples, reference and judge -> numbers. Used by validation during training and by ``evaluate``.
+"""Agreement of predicted label maps with true ones: mIoU, accuracy, consistency, edges.
 
-Two questions. *Does the image show its layout?* A judge, a segmenter, reads the image, and its
-reading is compared with the layout, in evaluation ids. *Do the images look like the photos?* The
-distance between the distributions of their features.
-
-Every number is meant to stand beside what the same measurement gives for real photos.
+Counts are kept image by image, so that intervals can be bootstrapped over layouts; all of them are
+integers, so neither the batch size nor the order of the images matters.
 
 Shape legend:
-    n  images      E  evaluation classes      B  images in a batch      H, W  height and width
+    n  images      N  classes      H, W  height and width      R  resamples
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor, nn
 
-from ecgan.data.loader import TripleDataset, ordered_batches, to_device, to_images
-from ecgan.labels import Labels
-from ecgan.metrics import distribution
 from ecgan.metrics.statistics import Estimate, resampled, with_percentiles
-from ecgan.models.generator import Generator
-from ecgan.models.pretrained.efficientnet_lite import EfficientNetLite0
-from ecgan.sampling import sampler
-from ecgan.seeds import sample_seed
-from ecgan.segmentation.segmenter import Segmenter
 
 Counts = npt.NDArray[np.int64]
 Numbers = npt.NDArray[np.float64]
+Pixels = npt.NDArray[np.uint8]
 
 AGREEMENTS = ("miou", "frequency_weighted_iou", "accuracy", "accuracy_with_void", "consistency")
 
 
-class Scene(NamedTuple):
-    """An image and its label map, generated or real."""
-
-    key: str
-    source: str  # key of the layout
-    image: npt.NDArray[np.uint8]  # (H, W, 3)
-    label: Labels  # (H, W), evaluation ids
-    edge: npt.NDArray[np.uint8] | None = None  # (H, W), the generator's
-    variant: str = ""  # what was done to the layout before
-
-
 class Agreement(NamedTuple):
-    """How far readings agree with layouts."""
+    """Scores of a set of images, with intervals."""
 
     overall: dict[str, Estimate]  # by the names in AGREEMENTS
-    iou: list[Estimate]  # (E,)
+    iou: list[Estimate]  # of each class, (N,); NaN for one that neither occurs nor is predicted
 
 
 @dataclass
-class Tally:
-    """What a judge read in each image, counted against its layout.
+class PerImageConfusion:
+    """Confusion counts of each image, and the confusion matrix of all together.
 
     Attributes:
-        num_classes: E.
-        keys: of the images, in the order they came.
-        layouts: the layout each image was made from; images of one layout are not independent.
-        hits: pixels of each class that were read as such, each (E,).
-        labelled: pixels of each class in the layout.
-        read: labelled pixels that were read as each class.
+        num_classes: N.
+        keys: keys of the images, in the order they came.
+        layouts: layout of each image; images of one layout are not independent.
+        true_positives: pixels of each class that were predicted as such, each (N,).
+        labelled: pixels of each class in the true labels, each (N,).
+        predicted: labelled pixels that were predicted as each class, each (N,).
         pixels: all pixels of each image, unlabelled ones too.
-        trusted: sum over an image's labelled pixels of the probability that the judge gives to the
-            layout's class; NaN where it was not asked.
-        confusion: true class x class read, summed over the images, (E, E + 1); the last column is
+        label_probability: sum over an image's labelled pixels of the probability that was predicted
+            for the true class; NaN where it is not known.
+        matrix: true class x predicted class, summed over the images, (N, N + 1); the last column is
             no class.
     """
 
     num_classes: int
     keys: list[str] = field(default_factory=list[str])
     layouts: list[str] = field(default_factory=list[str])
-    hits: list[Counts] = field(default_factory=list[Counts])
+    true_positives: list[Counts] = field(default_factory=list[Counts])
     labelled: list[Counts] = field(default_factory=list[Counts])
-    read: list[Counts] = field(default_factory=list[Counts])
+    predicted: list[Counts] = field(default_factory=list[Counts])
     pixels: list[int] = field(default_factory=list[int])
-    trusted: list[float] = field(default_factory=list[float])
-    confusion: Counts = field(init=False)
+    label_probability: list[float] = field(default_factory=list[float])
+    matrix: Counts = field(init=False)
 
     def __post_init__(self) -> None:
-        self.confusion = np.zeros((self.num_classes, self.num_classes + 1), np.int64)
+        self.matrix = np.zeros((self.num_classes, self.num_classes + 1), np.int64)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -91,83 +69,139 @@ class Tally:
         self,
         key: str,
         layout: str,
-        label: Labels,
-        reading: npt.NDArray[np.integer],
-        trusted: float = np.nan,
+        label: npt.NDArray[np.integer[Any]],
+        prediction: npt.NDArray[np.integer[Any]],
+        label_probability: float = np.nan,
     ) -> None:
         """Count one image.
 
         Args:
-            key: of the image.
+            key: key of the image.
             layout: key of its layout.
-            label: evaluation ids, (H, W); what is not below E is not scored.
-            reading: evaluation ids as the judge sees them, (H, W); E and above are wrong always.
-            trusted: see the class.
+            label: true classes, (H, W); pixels from N on are not scored.
+            prediction: predicted classes, (H, W); from N on they are wrong everywhere.
+            label_probability: sum of the probabilities of the true classes.
         """
-        E = self.num_classes
-        scored = label < E
-        pairs = label[scored].astype(np.int64) * (E + 1) + np.minimum(reading[scored], E)
-        confusion = np.bincount(pairs, minlength=E * (E + 1)).reshape(E, E + 1)
+        N = self.num_classes
+        scored = label < N
+        pairs = label[scored].astype(np.int64) * (N + 1) + np.minimum(prediction[scored], N)
+        matrix = np.bincount(pairs, minlength=N * (N + 1)).reshape(N, N + 1)
         self.keys.append(key)
         self.layouts.append(layout)
-        self.hits.append(confusion.diagonal().copy())
-        self.labelled.append(confusion.sum(axis=1))
-        self.read.append(confusion.sum(axis=0)[:E])
+        self.true_positives.append(matrix.diagonal().copy())
+        self.labelled.append(matrix.sum(axis=1))
+        self.predicted.append(matrix.sum(axis=0)[:N])
         self.pixels.append(label.size)
-        self.trusted.append(trusted)
-        self.confusion += confusion
+        self.label_probability.append(label_probability)
+        self.matrix += matrix
 
-    def extend(self, other: "Tally") -> None:
+    def extend(self, other: "PerImageConfusion") -> None:
         """Add the images of another part of the set."""
-        for name in ("keys", "layouts", "hits", "labelled", "read", "pixels", "trusted"):
+        for name in PER_IMAGE:
             getattr(self, name).extend(getattr(other, name))
-        self.confusion += other.confusion
+        self.matrix += other.matrix
 
-    def select(self, layouts: frozenset[str]) -> "Tally":
-        """The images of these layouts; without their confusion, which is kept of all together."""
-        part = Tally(self.num_classes)
+    def select(self, layouts: Collection[str]) -> "PerImageConfusion":
+        """The images of these layouts; without a confusion matrix, which is of all together."""
+        part = PerImageConfusion(self.num_classes)
         chosen = [i for i, layout in enumerate(self.layouts) if layout in layouts]
-        for name in ("keys", "layouts", "hits", "labelled", "read", "pixels", "trusted"):
+        for name in PER_IMAGE:
             getattr(part, name).extend(getattr(self, name)[i] for i in chosen)
         return part
 
     def accuracies(self) -> Numbers:
         """Pixel accuracy of each image, (n,); NaN where nothing is labelled."""
-        hits, labelled = np.stack(self.hits).sum(axis=1), np.stack(self.labelled).sum(axis=1)
-        return _ratio(hits.astype(float), labelled.astype(float))
+        return _ratio(np.stack(self.true_positives).sum(axis=1), self._labelled_pixels())
 
     def consistencies(self) -> Numbers:
-        """Mean probability of the layout's class in each image, (n,); NaN where that is unknown."""
-        labelled = np.stack(self.labelled).sum(axis=1).astype(float)
-        return _ratio(np.asarray(self.trusted, float), labelled)
+        """Mean probability of the true class in each image, (n,); NaN where it is not known."""
+        return _ratio(np.asarray(self.label_probability, float), self._labelled_pixels())
+
+    def _labelled_pixels(self) -> Counts:
+        return np.stack(self.labelled).sum(axis=1)
 
 
-def agreement(tally: Tally, *, seed: int = 0) -> Agreement:
-    """Sums over all images, as mIoU is defined, with intervals.
+_COUNTED = ("true_positives", "labelled", "predicted", "pixels", "label_probability")
+PER_IMAGE = ("keys", "layouts", *_COUNTED)
+
+
+def agreement(confusion: PerImageConfusion, *, seed: int = 0) -> Agreement:
+    """Scores from sums over all images, as mIoU is defined, with intervals.
 
     The interval is a percentile bootstrap over layouts: images of one layout are drawn together,
     since another style of the same layout is no independent image.
     """
-    assert len(tally), "nothing was counted"
-    counted = (tally.hits, tally.labelled, tally.read, tally.pixels, tally.trusted)
+    assert len(confusion), "no images"
+    counted = [getattr(confusion, name) for name in _COUNTED]
     widths = np.cumsum([np.size(rows[0]) for rows in counted])[:-1]
-    rows = np.concatenate([np.reshape(part, (len(tally), -1)) for part in counted], axis=1)
-    whole, drawn = resampled(rows.astype(np.float64), tally.layouts, seed=seed)
-
-    def numbers(sums: Numbers) -> dict[str, Numbers]:
-        hits, labelled, read, pixels, trusted = np.split(sums, widths, axis=1)
-        return _numbers(hits, labelled, read, pixels[:, 0], trusted[:, 0])
-
-    value, samples = numbers(whole), numbers(drawn)
+    rows = np.concatenate([np.reshape(part, (len(confusion), -1)) for part in counted], axis=1)
+    whole, drawn = resampled(rows.astype(np.float64), confusion.layouts, seed=seed)
+    value, samples = (_scores(*np.split(sums, widths, axis=1)) for sums in (whole, drawn))
     overall = {name: with_percentiles(value[name][0], samples[name]) for name in AGREEMENTS}
-    iou = [
-        with_percentiles(value["iou"][0, c], samples["iou"][:, c]) for c in range(tally.num_classes)
-    ]
+    classes = range(confusion.num_classes)
+    iou = [with_percentiles(value["iou"][0, c], samples["iou"][:, c]) for c in classes]
     return Agreement(overall, iou)
 
 
+def _scores(
+    hits: Numbers, labelled: Numbers, predicted: Numbers, pixels: Numbers, probability: Numbers
+) -> dict[str, Numbers]:
+    """Scores of rows of counts, (R, N), (R, N), (R, N), (R, 1) and (R, 1)."""
+    iou = _ratio(hits, labelled + predicted - hits)  # (R, N)
+    occurs = np.isfinite(iou)
+    known, total = np.where(occurs, iou, 0), labelled.sum(axis=1)
+    return {
+        "iou": iou,
+        "miou": _ratio(known.sum(axis=1), occurs.sum(axis=1)),
+        "frequency_weighted_iou": _ratio((labelled * known).sum(axis=1), total),
+        "accuracy": _ratio(hits.sum(axis=1), total),
+        "accuracy_with_void": _ratio(hits.sum(axis=1), pixels[:, 0]),
+        "consistency": _ratio(probability[:, 0], total),
+    }
+
+
+def _ratio(part: npt.NDArray[Any], whole: npt.NDArray[Any]) -> Numbers:
+    """Quotient; NaN where the denominator is 0."""
+    whole = np.asarray(whole, np.float64)
+    return np.divide(part, whole, out=np.full(np.shape(part), np.nan), where=whole > 0)
+
+
+# Edge maps
+
+
+class EdgeCounts(NamedTuple):
+    """Pixel counts behind precision and recall of an edge map; they add over images."""
+
+    matched_edge: int  # edge pixels of the map near an edge of the image
+    num_edge: int
+    matched_canny: int  # edge pixels of the image near an edge of the map
+    num_canny: int
+
+
+def edge_agreement(edge: Pixels, canny: Pixels, tolerance: int | None = None) -> EdgeCounts:
+    """Matches between a generated edge map and Canny's edges of its image.
+
+    Args:
+        edge: the map, (H, W); 128 and above is an edge.
+        canny: edges of the image, (H, W), not 0 on an edge.
+        tolerance: a pixel matches an edge of the other within a square of so many pixels around
+            it; default: 0.0075 of the diagonal, as in BSDS, and at least 1.
+    """
+    if tolerance is None:
+        tolerance = max(1, round(0.0075 * float(np.hypot(*edge.shape))))
+    window = np.ones((2 * tolerance + 1,) * 2, np.uint8)
+    drawn, found = (edge >= 128).astype(np.uint8), (canny > 0).astype(np.uint8)
+    near_drawn, near_found = (np.asarray(cv2.dilate(m, window), np.uint8) for m in (drawn, found))
+    return EdgeCounts(
+        int((drawn & near_found).sum()),
+        int(drawn.sum()),
+        int((found & near_drawn).sum()),
+        int(found.sum()),
+    )
+
+
 def edge_scores(counts: Sequence[Sequence[int]], layouts: Sequence[str]) -> dict[str, Estimate]:
-    """Precision, recall and F1 of edge maps, from sums of :class:`metrics.EdgeCounts`."""
+    """Precision, recall and F1 of edge maps, from the :class:`EdgeCounts` of each image."""
 
     def scores(sums: Numbers) -> dict[str, Numbers]:
         matched_edge, num_edge, matched_canny, num_canny = sums.T
@@ -177,161 +211,3 @@ def edge_scores(counts: Sequence[Sequence[int]], layouts: Sequence[str]) -> dict
 
     whole, drawn = (scores(s) for s in resampled(np.asarray(counts, float), layouts))
     return {name: with_percentiles(float(whole[name][0]), drawn[name]) for name in whole}
-
-
-def _numbers(
-    hits: Numbers, labelled: Numbers, read: Numbers, pixels: Numbers, trusted: Numbers
-) -> dict[str, Numbers]:
-    """The definitions, on rows of counts (R, E), (R, E), (R, E), (R,) and (R,)."""
-    iou = _ratio(hits, labelled + read - hits)  # (R, E)
-    occurs = np.isfinite(iou)
-    total = labelled.sum(axis=1)
-    return {
-        "iou": iou,
-        "miou": _ratio(np.where(occurs, iou, 0).sum(axis=1), occurs.sum(axis=1)),
-        "frequency_weighted_iou": _ratio((labelled * np.where(occurs, iou, 0)).sum(axis=1), total),
-        "accuracy": _ratio(hits.sum(axis=1), total),
-        "accuracy_with_void": _ratio(hits.sum(axis=1), pixels),
-        "consistency": _ratio(trusted, total),
-    }
-
-
-def _ratio(part: Numbers, whole: npt.NDArray[np.number[Any]]) -> Numbers:
-    whole = np.asarray(whole, np.float64)
-    return np.divide(part, whole, out=np.full(np.shape(part), np.nan), where=whole > 0)
-
-
-def read_scenes(
-    scenes: Iterable[Scene],
-    judge: Segmenter | None,
-    networks: Mapping[str, nn.Module],
-    num_classes: int,
-    *,
-    device: torch.device,
-    batch: int = 16,
-) -> tuple[Tally, dict[str, npt.NDArray[np.float32]]]:
-    """Look at every image once: with the judge, and with each network of features.
-
-    Args:
-        scenes: all of one size.
-        judge: reads evaluation ids; None counts nothing.
-        networks: images in [-1, 1], (B, 3, H, W), to features, (B, d), by name.
-        num_classes: E.
-        device: where the networks are.
-        batch: images looked at together.
-
-    Returns:
-        What the judge read, and the features of each network, (n, d).
-    """
-    tally = Tally(num_classes)
-    features: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in networks}
-    for group in _grouped(scenes, batch):
-        images = images_of(group, device)
-        if judge is not None:
-            read = readings(judge, images, group)
-            for scene, reading, trusted in zip(group, *read, strict=True):
-                tally.add(scene.key, scene.source, scene.label, reading, trusted)
-        with torch.inference_mode():
-            for name, network in networks.items():
-                features[name].append(network.embed(images).float().cpu().numpy())
-    return tally, {name: np.concatenate(parts) for name, parts in features.items() if parts}
-
-
-@torch.no_grad()
-def readings(
-    judge: Segmenter, images: Tensor, scenes: Sequence[Scene]
-) -> tuple[npt.NDArray[np.int64], list[float]]:
-    """What the judge reads in images, (B, H, W), and how far it trusts each one's layout.
-
-    The second is the sum over labelled pixels of the probability of the layout's class.
-    """
-    probabilities = judge.probabilities(images)
-    labels = torch.from_numpy(np.stack([s.label.astype(np.int64) for s in scenes]))
-    labels = labels.to(images.device)[:, None]  # (B, 1, H, W)
-    labelled = labels < probabilities.shape[1]
-    own = probabilities.gather(1, labels.clamp(max=probabilities.shape[1] - 1))
-    trusted = torch.where(labelled, own, 0).sum(dim=(1, 2, 3), dtype=torch.float64)
-    return probabilities.argmax(dim=1).cpu().numpy(), trusted.tolist()
-
-
-def images_of(scenes: Sequence[Scene], device: torch.device) -> Tensor:
-    """Images in [-1, 1], (B, 3, H, W)."""
-    stacked = torch.from_numpy(np.stack([scene.image for scene in scenes]))
-    return to_images(stacked.permute(0, 3, 1, 2).to(device))
-
-
-@torch.no_grad()
-def validate(
-    generator: Generator,
-    dataset: TripleDataset,
-    judge: Segmenter | None,
-    *,
-    features: Sequence[str] = (),
-    batch: int = 8,
-    seed: int = 0,
-) -> dict[str, float]:
-    """Scores of a generator during training: one image of each layout of a data set.
-
-    Args:
-        generator: in evaluation mode or not; left as it was.
-        dataset: layouts with their photos.
-        judge: reads evaluation ids; None leaves its scores out.
-        features: networks of features; only ``efficientnet_lite0`` is looked at here.
-        batch: images made together.
-        seed: of the styles.
-
-    Returns:
-        ``miou``, ``accuracy`` and ``fd_efficientnet_lite0``, those that there are.
-    """
-    device = next(generator.parameters()).device
-    network = EfficientNetLite0().to(device) if "efficientnet_lite0" in features else None
-    training = generator.training
-    generator.eval()
-    space = dataset.space
-    tally = Tally(space.num_evaluation_classes)
-    made: list[npt.NDArray[np.float32]] = []
-    real: list[npt.NDArray[np.float32]] = []
-    for found in ordered_batches(dataset, batch):
-        moved = to_device(found, device)
-        assert moved.images is not None
-        z = None
-        if generator.style:
-            draws = [_noise(seed, n, generator.style_dim) for n in found.positions.tolist()]
-            z = torch.stack(draws).to(device)
-        S = sampler.condition(moved.labels, moved.boundary, space)
-        generated = generator(S, moved.labels.long(), space.ignore_index, z)
-        images = generated.image.float().clamp(-1, 1)
-        if judge is not None:
-            raw = cast("Labels", found.labels.numpy().astype(space.dtype))
-            labels = space.to_evaluation(raw)
-            readings = judge.predict(images).cpu().numpy()
-            for key, label, reading in zip(found.keys, labels, readings, strict=True):
-                tally.add(key, key, label, reading)
-        if network is not None:
-            made.append(network.embed(images).float().cpu().numpy())
-            real.append(network.embed(to_images(moved.images)).float().cpu().numpy())
-    generator.train(training)
-    scores: dict[str, float] = {}
-    if len(tally):
-        overall = agreement(tally).overall
-        scores = {name: overall[name].value for name in ("miou", "accuracy")}
-    if sum(map(len, made)) > 1:
-        value = distribution.frechet_distance_of(np.concatenate(made), np.concatenate(real))
-        scores["fd_efficientnet_lite0"] = value
-    return scores
-
-
-def _noise(seed: int, number: int, dim: int) -> Tensor:
-    generator = torch.Generator().manual_seed(sample_seed(seed, "validation", number))
-    return torch.randn(dim, generator=generator)
-
-
-def _grouped(scenes: Iterable[Scene], batch: int) -> Iterable[list[Scene]]:
-    group: list[Scene] = []
-    for scene in scenes:
-        group.append(scene)
-        if len(group) == batch:
-            yield group
-            group = []
-    if group:
-        yield group

@@ -188,7 +188,7 @@ def bootstrapped_distance(
     measure: Callable[[Floats, Floats], float],
     real: Floats,
     generated: Floats,
-    layouts: Sequence[int] | npt.NDArray[np.integer[Any]],
+    layouts: Sequence[str] | npt.NDArray[np.integer[Any]],
     *,
     resamples: int = 50,
     seed: int = 0,
@@ -209,7 +209,8 @@ def bootstrapped_distance(
         seed: seed of the draws.
     """
     value = measure(real, generated)
-    rows = [np.flatnonzero(np.asarray(layouts) == layout) for layout in np.unique(layouts)]
+    _, group = np.unique(layouts, return_inverse=True)
+    rows = np.split(np.argsort(group, kind="stable"), np.cumsum(np.bincount(group))[:-1])
     if len(rows) < 2 or len(real) < 3:
         return Estimate(value, np.nan, np.nan)
     rng = np.random.default_rng(seed)

@@ -19,7 +19,6 @@ from ecgan import checkpoint
 from ecgan.checkpoint import InheritedTraining, build_generator, build_style_encoder
 from ecgan.data.loader import Batch, TripleDataset, ordered_batches, to_device, to_images
 from ecgan.labels import LabelSpace
-from ecgan.metrics import segmentation as scoring
 from ecgan.models.generator import STYLE_DIM, Generator
 from ecgan.models.pretrained.hed import Hed
 from ecgan.recipe import Recipe
@@ -30,6 +29,7 @@ from ecgan.segmentation.segmenter import Segmenter
 from ecgan.segmentation.training import train_segmenter
 from ecgan.training.averaging import Average, reestimate_statistics
 from ecgan.training.objective import GeneratorSide
+from ecgan.training.validation import validate
 from ecgan.visualization import colorize, grid
 
 NUM_LAYOUTS = 512  # that statistics are estimated over
@@ -153,7 +153,7 @@ class AveragedGenerator:
         """Agreement with a judge and distance to the photos, on the validation split."""
         if self._judge is None:
             self._judge = self._find_judge(cache, progress=progress)
-        return scoring.validate(
+        return validate(
             self.generator,
             self.validation_set,
             self._judge,

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from ecgan.errors import UserError
 from ecgan.evaluation import feature_networks as features
+from ecgan.metrics import distribution
 from ecgan.metrics.distribution import pairwise_distances
 from ecgan.models.pretrained.efficientnet_lite import EfficientNetLite0
 
@@ -171,13 +172,9 @@ def test_clean_resize_is_pillows_on_floats_between_black_and_white():
 
 
 def test_clean_inception_reads_rounded_pixels_of_each_channel(monkeypatch):
-    class Seen(torch.nn.Module):
-        def forward_resized(self, pixels):
-            return pixels
-
     network = features.InceptionClean.__new__(features.InceptionClean)
     torch.nn.Module.__init__(network)
-    network.network = Seen()
+    monkeypatch.setattr(network, "forward_resized", lambda pixels: pixels)
     x = images(2)
     pixels = ((x + 1) * 127.5).round().numpy()
     seen = network(x).numpy()
@@ -206,3 +203,140 @@ def test_stages_are_lite0s_maps_of_unit_length():
     same, other = pairwise_distances(stages(torch.stack([x[0], x[0], x[1]])))[:2].tolist()
     assert same == 0
     assert other > 0.1
+
+
+def test_inception_weights_are_checked(tmp_path):
+    pytest.importorskip("torch_fidelity")
+    with pytest.raises(UserError, match=r"inception_weights.*no such file"):
+        features.Inception(tmp_path / "none.pth")
+    bad = tmp_path / "bad.pth"
+    bad.write_bytes(b"nothing")
+    with pytest.raises(UserError, match=r"pt_inception-2015-12-05"):
+        features.Inception(bad)
+    torch.save({"a": torch.zeros(1)}, bad)
+    with pytest.raises(UserError, match=r"pt_inception-2015-12-05"):
+        features.Inception(bad)
+
+
+@pytest.mark.slow
+def test_inception_features_take_images_in_our_range(tmp_path):
+    extractor = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
+    network = extractor.FeatureExtractorInceptionV3.__new__(extractor.FeatureExtractorInceptionV3)
+    original = extractor.load_state_dict_from_url
+
+    class StopError(Exception):
+        pass
+
+    def stop(*args, **kwargs):
+        raise StopError
+
+    extractor.load_state_dict_from_url = stop
+    try:
+        with pytest.raises(StopError):
+            network.__init__("inception", ["2048"])
+    finally:
+        extractor.load_state_dict_from_url = original
+    saved = network.state_dict()  # random weights of the right shapes
+    path = tmp_path / "inception.pth"
+    torch.save(saved, path)
+    ours = features.Inception(path)
+    images = torch.rand(2, 3, 40, 60) * 2 - 1
+    result = ours(images)
+    assert result.shape == (2, features.Inception.dim)
+    pixels = ((images + 1) * 127.5).round().to(torch.uint8)
+    torch.testing.assert_close(result, ours.network(pixels)[0])
+    assert not any(p.requires_grad for p in ours.parameters())
+
+
+def random_features(n, d, seed):
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(n, d)) @ rng.normal(size=(d, d))
+
+
+def test_statistics_are_exchanged_with_pytorch_fid(tmp_path):
+    x = random_features(40, 5, 1)
+    own = distribution.gaussian(x)
+    features.write_npz(tmp_path / "deep" / "x.npz", own)
+    back = features.read_npz(tmp_path / "deep" / "x.npz", 5)
+    assert np.array_equal(back.mean, own.mean)
+    assert np.array_equal(back.covariance, own.covariance)
+    assert back.num_images is None
+    with np.load(tmp_path / "deep" / "x.npz") as file:
+        assert sorted(file) == ["mu", "sigma"]
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["x.npz"]
+    np.savez(tmp_path / "theirs.npz", mu=x.mean(0), sigma=np.cov(x, rowvar=False))
+    theirs = features.read_npz(tmp_path / "theirs.npz", 5)
+    np.savez(tmp_path / "single.npz", mu=np.zeros(5, np.float32), sigma=np.eye(5, dtype="f4"))
+    assert features.read_npz(tmp_path / "single.npz", 5).covariance.dtype == np.float64
+    assert distribution.frechet_distance(theirs, own) == pytest.approx(0, abs=1e-9)
+    y = distribution.gaussian(random_features(30, 5, 2))
+    assert distribution.frechet_distance(theirs, y) == pytest.approx(
+        distribution.frechet_distance_of(x, random_features(30, 5, 2)), rel=1e-9
+    )
+
+
+def test_statistics_that_cannot_be_written_leave_nothing(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    own = distribution.gaussian(random_features(9, 3, 1))
+    with pytest.raises(UserError, match=r"x\.npz: cannot be written: "):
+        features.write_npz(tmp_path / "file" / "x.npz", own)
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(UserError, match=r"x\.npz: cannot be written: No space left"):
+        features.write_npz(tmp_path / "x.npz", own)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def damaged(path):
+    np.savez_compressed(path, mu=np.zeros(5), sigma=np.eye(5))
+    content = bytearray(path.read_bytes())
+    content[60:80] = b"\xff" * 20
+    path.write_bytes(content)
+
+
+def bare(path):
+    with path.open("wb") as file:
+        np.save(file, np.zeros(5))
+
+
+NOT_NPZ = r"^[^ ]+x\.npz: not an npz file of mean \(mu\) and covariance \(sigma\); give one that"
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path: None, "no such file"),
+        (lambda path: path.mkdir(), r"covariance \(sigma\) \(Is a directory\); give one that"),
+        (damaged, NOT_NPZ),
+        (bare, NOT_NPZ),
+        (
+            lambda path: np.savez(path, mu=np.array(list("abcde")), sigma=np.eye(5)),
+            NOT_NPZ,
+        ),
+        (
+            lambda path: np.savez(path, mu=np.full(5, np.nan), sigma=np.eye(5)),
+            "mu or sigma has NaN or infinity",
+        ),
+        (
+            lambda path: np.savez(path, mu=np.zeros(5), sigma=np.full((5, 5), np.inf)),
+            "mu or sigma has NaN or infinity",
+        ),
+        (lambda path: path.write_bytes(b"no npz"), NOT_NPZ),
+        (lambda path: np.savez(path, mu=np.zeros(5)), "expected mu and sigma"),
+        (
+            lambda path: np.savez(path, mu=np.zeros(4), sigma=np.eye(4)),
+            r"mu \(4,\) and sigma \(4, 4\); expected \(5,\)",
+        ),
+        (
+            lambda path: np.savez(path, mu=np.array([None] * 5), sigma=np.eye(5)),
+            NOT_NPZ,
+        ),
+    ],
+)
+def test_other_npz_files_are_refused(tmp_path, write, message):
+    write(tmp_path / "x.npz")
+    with pytest.raises(UserError, match=message):
+        features.read_npz(tmp_path / "x.npz", 5)

@@ -18,8 +18,9 @@ from ecgan.errors import UserError
 from ecgan.evaluation import measure
 from ecgan.evaluation import run as evaluate
 from ecgan.evaluation.report import page as report
+from ecgan.evaluation.sources import Scene
 from ecgan.generation import run as generate
-from ecgan.metrics import segmentation as scoring
+from ecgan.metrics.segmentation import AGREEMENTS, agreement
 from ecgan.recipe import parse_recipe
 from ecgan.recipe_schema import JudgeTraining
 from ecgan.runtime.storage import HIDDEN, open_store
@@ -32,6 +33,7 @@ from ecgan.segmentation.segmenter import (
 )
 from ecgan.shards import codecs, formats
 from ecgan.shards import dataset as sets
+from ecgan.training.validation import validate
 from ecgan_cli.main import cli
 from tests.helpers.tiny import NAMES, make_generator, write_pairs
 
@@ -126,7 +128,7 @@ def write_samples(world, out, data_format, split="val"):
 
 def test_real_photos_as_samples_score_as_themselves(world, tmp_path):
     document, out = evaluate.run(request_of(world, tmp_path / "out"))
-    for name in scoring.AGREEMENTS:
+    for name in AGREEMENTS:
         metric = document["metrics"][name]
         assert metric["value"] == metric["real"]
         assert metric["n"] == 3
@@ -186,7 +188,7 @@ def test_real_score_is_that_of_the_same_layouts(world, tmp_path):
         (samples / folder).mkdir(parents=True)
         shutil.copy(world / "samples" / folder / "view-01.png", samples / folder)
     document, _ = evaluate.run(request_of(world, tmp_path / "out", samples=(samples,)))
-    for name in scoring.AGREEMENTS:
+    for name in AGREEMENTS:
         metric = document["metrics"][name]
         assert metric["value"] == pytest.approx(metric["real"], rel=1e-6)
         assert document["metrics"][name]["low"] is None  # one layout has no interval
@@ -387,7 +389,7 @@ def test_what_was_looked_at_is_not_looked_at_again(world, tmp_path, monkeypatch)
     def refuse(*_):
         raise AssertionError("looked again")
 
-    monkeypatch.setattr(measure.Looker, "look", refuse)
+    monkeypatch.setattr(measure.MeasureWorker, "measure", refuse)
     again, _ = evaluate.run(request_of(world, tmp_path / "b"))
     assert again == first
     assert seen == {p: p.stat().st_mtime_ns for p in (tmp_path / "cache" / "looks").glob("*.npz")}
@@ -413,9 +415,9 @@ def test_a_damaged_cache_is_named(world, tmp_path, monkeypatch):
 def test_parts_add_up(world, tmp_path, monkeypatch):
     whole, _ = evaluate.run(request_of(world, tmp_path / "a"))
     monkeypatch.setenv("ECGAN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(measure, "PART", 2)
+    monkeypatch.setattr(measure, "CHUNK", 2)
     parts, _ = evaluate.run(request_of(world, tmp_path / "b"))
-    for name in scoring.AGREEMENTS:
+    for name in AGREEMENTS:
         assert parts["metrics"][name] == pytest.approx(whole["metrics"][name], rel=1e-6)
     assert parts["confusion"] == whole["confusion"]
     name = "fd_efficientnet_lite0"
@@ -424,7 +426,7 @@ def test_parts_add_up(world, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_workers_find_what_one_finds(world, tmp_path, monkeypatch):
-    monkeypatch.setattr(measure, "PART", 2)
+    monkeypatch.setattr(measure, "CHUNK", 2)
     alone, _ = evaluate.run(request_of(world, tmp_path / "a"))
     monkeypatch.setenv("ECGAN_CACHE", str(tmp_path / "cache"))
     request = request_of(world, tmp_path / "b", workers=2)
@@ -542,24 +544,24 @@ def test_validate_scores_a_generator(world):
         evaluation=True,
     )
     generator.train()
-    scores = scoring.validate(generator, data, judge, features=["efficientnet_lite0"], batch=2)
+    scores = validate(generator, data, judge, features=["efficientnet_lite0"], batch=2)
     assert set(scores) == {"miou", "accuracy", "fd_efficientnet_lite0"}
     assert generator.training
-    assert scoring.validate(generator, data, judge, batch=2) == pytest.approx(
+    assert validate(generator, data, judge, batch=2) == pytest.approx(
         {name: scores[name] for name in ("miou", "accuracy")}
     )
-    assert scoring.validate(generator, data, judge, batch=3)["accuracy"] == pytest.approx(
+    assert validate(generator, data, judge, batch=3)["accuracy"] == pytest.approx(
         scores["accuracy"], abs=1e-3
     )
-    assert scoring.validate(generator, data, None) == {}
+    assert validate(generator, data, None) == {}
     # The judge is right about what the scenes show, so a perfect generator would score 1.
-    scenes = (
-        scoring.Scene(item.key, item.key, datasets.read_image(item), label)
+    scenes = [
+        Scene(item.key, item.key, datasets.read_image(item), label)
         for item in items
         if (label := datasets.read_label(item, space, "folder")) is not None
-    )
-    tally, _ = scoring.read_scenes(scenes, judge, {}, len(NAMES), device=torch.device("cpu"))
-    assert scoring.agreement(tally).overall["accuracy"].value > 0.99
+    ]
+    found = measure.measured(scenes, judge, {}, len(NAMES), torch.device("cpu"))
+    assert agreement(found.confusion).overall["accuracy"].value > 0.99
 
 
 @pytest.mark.slow

@@ -24,8 +24,8 @@ from ecgan.data.loader import TripleDataset
 from ecgan.errors import UsageError, UserError
 from ecgan.evaluation.downstream import leakage as leaks
 from ecgan.evaluation.downstream.leakage import Findings, Generators, Part
-from ecgan.evaluation.downstream.student import Run, Settings
-from ecgan.evaluation.measure import Samples
+from ecgan.evaluation.downstream.student import Run, StudentConfig
+from ecgan.evaluation.sources import Samples
 from ecgan.labels import Labels, LabelSpace
 from ecgan.recipe_schema import DownstreamTraining
 from ecgan.runtime.jobs import Workers
@@ -112,20 +112,20 @@ class Experiment:
 
     Attributes:
         request: what was asked for.
-        settings: of all students.
+        config: configuration of all students.
         places: of the sets that are used, as the user named them.
         notes: what a reader of the results should know.
     """
 
     request: Request
-    settings: Settings
+    config: StudentConfig
     places: tuple[str, ...]
     notes: list[str]
 
     def path(self, run: Run) -> Path:
         """Where a run's result is kept, by everything that decides it."""
-        own = self.settings.parts[run.fraction] if run.mix is not None else ()
-        sets = self.settings.samples[run.fraction] if run.mix != 0 else ()
+        own = self.config.parts[run.fraction] if run.mix is not None else ()
+        sets = self.config.samples[run.fraction] if run.mix != 0 else ()
         about = self._common | {
             "mix": run.mix,
             "seed": run.seed,
@@ -138,31 +138,31 @@ class Experiment:
     @cached_property
     def _common(self) -> dict[str, Any]:
         """What decides the results of all runs."""
-        settings, named = self.settings, self.settings.segmenter
+        config, named = self.config, self.config.segmenter
         return {
             "version": _VERSION,
-            "test": file_stamps(settings.test.items),
-            "space": settings.space.to_json(),
-            "dataset": settings.real.dataset,
-            "size": settings.real.size,
-            "flip": settings.flip,
-            "steps": settings.steps,
-            "batch": settings.training.batch,
-            "student": _untrained_name(settings.training)
+            "test": file_stamps(config.test.items),
+            "space": config.space.to_json(),
+            "dataset": config.real.dataset,
+            "size": config.real.size,
+            "flip": config.flip,
+            "steps": config.steps,
+            "batch": config.training.batch,
+            "student": _untrained_name(config.training)
             if named is None
             else loading.weights_hash(named),
-            "device": torch.device(settings.device).type,
+            "device": torch.device(config.device).type,
         }
 
     @cached_property
     def _stamps(self) -> list[tuple[str | int, ...]]:
         """Of the real pairs."""
-        return file_stamps(self.settings.real.items)
+        return file_stamps(self.config.real.items)
 
     @cached_property
     def _fingerprints(self) -> dict[str, str]:
         """Of the sets of samples, by place."""
-        sets = [one for those in self.settings.samples.values() for one in those]
+        sets = [one for those in self.config.samples.values() for one in those]
         return {one.place: _fingerprint(one) for one in sets}
 
 
@@ -226,7 +226,7 @@ def check(request: Request) -> Experiment:
     cores = os.cpu_count() or 1
     workers = request.workers
     share = max(1, cores // workers.count)
-    settings = Settings(
+    config = StudentConfig(
         real=train,
         parts={f: _numbers(train.items, part.own.keys) for f, part in parts.items()},
         samples={fraction: samples.get(fraction, ()) for fraction in request.fractions},
@@ -240,7 +240,7 @@ def check(request: Request) -> Experiment:
         loaders=min(8, share if workers.address is None else cores),
     )
     places = tuple(dict.fromkeys(place for those in used.values() for place in those))
-    return Experiment(request, settings, places, [*dict.fromkeys(findings.notes)])
+    return Experiment(request, config, places, [*dict.fromkeys(findings.notes)])
 
 
 # Checks

@@ -21,7 +21,7 @@ from ecgan.errors import UserError
 from ecgan.evaluation.downstream import leakage
 from ecgan.evaluation.downstream import student as students
 from ecgan.evaluation.downstream.experiment import Experiment, Request, check, match_samples
-from ecgan.evaluation.downstream.student import Run, Settings, Teacher
+from ecgan.evaluation.downstream.student import Run, SegmenterTrainer, StudentConfig
 from ecgan.metrics import statistics
 from ecgan.runtime.executor import run_jobs
 from ecgan.runtime.files import write_whole
@@ -68,7 +68,8 @@ def _results(experiment: Experiment) -> tuple[dict[Run, dict[str, Any]], list[st
     workers = replace(request.workers, timeout=None)
     jobs = [run for run in paths if run not in found]
     bar = tqdm(total=len(paths), initial=len(found), unit="run", disable=request.quiet or None)
-    with bar, closing(run_jobs(lambda _: Teacher(experiment.settings), jobs, workers)) as outcomes:
+    ran = run_jobs(lambda _: SegmenterTrainer(experiment.config), jobs, workers)
+    with bar, closing(ran) as outcomes:
         for outcome in outcomes:
             if isinstance(outcome, Done):
                 found[outcome.job] = outcome.result
@@ -117,14 +118,14 @@ def _rows(experiment: Experiment, found: Mapping[Run, Mapping[str, Any]]) -> lis
 
 
 def _row(experiment: Experiment, condition: _Condition, real: _Condition | None) -> dict[str, Any]:
-    run, settings = condition.run, experiment.settings
-    names = settings.space.names_for_evaluation
-    sets = settings.samples[run.fraction] if run.mix != 0 else ()
+    run, config = condition.run, experiment.config
+    names = config.space.names_for_evaluation
+    sets = config.samples[run.fraction] if run.mix != 0 else ()
     return {
         "name": run.name,
         "real_fraction": run.fraction,
         "mix": run.mix,
-        "real_images": 0 if run.mix is None else len(settings.parts[run.fraction]),
+        "real_images": 0 if run.mix is None else len(config.parts[run.fraction]),
         "synthetic_images": sum(map(len, sets)),
         "runs": [
             {"seed": seed, "miou": result["miou"], "accuracy": result["accuracy"]}
@@ -195,35 +196,35 @@ def _generators(experiment: Experiment) -> str:
     return "none saw a held-out pair, or one outside of the real part"
 
 
-def _student(settings: Settings) -> str:
-    if settings.segmenter is not None:
-        return f"{settings.segmenter}, fine-tuned, the same for all"
-    if settings.training.architecture == "unet":
+def _student(config: StudentConfig) -> str:
+    if config.segmenter is not None:
+        return f"{config.segmenter}, fine-tuned, the same for all"
+    if config.training.architecture == "unet":
         return ARCHITECTURES["unet"]
-    return f"SegFormer of width {settings.training.channels}, from scratch"
+    return f"SegFormer of width {config.training.channels}, from scratch"
 
 
 def _protocol(experiment: Experiment) -> dict[str, str]:
-    request, settings = experiment.request, experiment.settings
-    height, width = settings.real.size
+    request, config = experiment.request, experiment.config
+    height, width = config.real.size
     return {
         "reference": str(request.root),
         "samples": ", ".join(experiment.places) or "none",
-        "student": _student(settings),
-        "budget": f"{settings.steps} steps of {settings.training.batch} images for every "
+        "student": _student(config),
+        "budget": f"{config.steps} steps of {config.training.batch} images for every "
         "condition, so real pairs are seen less often where samples are mixed in",
         "schedule": "AdamW, gradients clipped at 1, rate up over a tenth of the steps, then "
         "linearly to 0; cross entropy over labelled pixels",
         "augmentation": f"zoom of 1 to {students.MOST_ZOOM:g} into a random window"
-        + (", half mirrored" if settings.flip else "")
+        + (", half mirrored" if config.flip else "")
         + "; the same for real pairs and samples",
         "mix": "r x: a position shows a sample with probability r / (1 + r), by a hash of seed and "
         "position",
         "real_part": "chosen by a hash of the key; a smaller fraction is a part of a larger one",
-        "test": f"{len(settings.test)} real photos of split {request.test_split}",
+        "test": f"{len(config.test)} real photos of split {request.test_split}",
         "size": f"{height} x {width} (height x width); real photos bicubic with antialias, labels "
         "nearest",
-        "classes": f"{settings.space.num_evaluation_classes} evaluation ids; the mean is over "
+        "classes": f"{config.space.num_evaluation_classes} evaluation ids; the mean is over "
         "those that occur or are read",
         "seeds": ", ".join(map(str, sorted({run.seed for run in request.runs}))),
         "interval": "95 %: Student's t over seeds; of differences Welch's. It says how far other "

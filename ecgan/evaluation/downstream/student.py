@@ -30,9 +30,9 @@ from ecgan.data import transforms
 from ecgan.data.loader import TripleDataset, ordered_batches, to_device, to_images
 from ecgan.data.transforms import Sample
 from ecgan.errors import UserError
-from ecgan.evaluation.measure import Samples
+from ecgan.evaluation.sources import Samples
 from ecgan.labels import Labels, LabelSpace
-from ecgan.metrics.distribution import ConfusionMatrix
+from ecgan.metrics.segmentation import PerImageConfusion, agreement
 from ecgan.recipe_schema import DownstreamTraining
 from ecgan.runtime.device import setup_worker, uploaded
 from ecgan.runtime.executor import map_ahead
@@ -87,7 +87,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Settings:
+class StudentConfig:
     """What is the same for all students of an experiment; small enough for another machine.
 
     Attributes:
@@ -184,19 +184,19 @@ def augment(pair: Pair, rng: np.random.Generator, *, flip: bool) -> Pair:
     return Pair(seen.image, seen.label)
 
 
-class Teacher:
+class SegmenterTrainer:
     """Trains and tests students, one after the other, on one device.
 
     Args:
-        settings: what is the same for all.
+        config: configuration of all trainers.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self.device = setup_worker(settings.device, settings.threads)
+    def __init__(self, config: StudentConfig) -> None:
+        self.config = config
+        self.device = setup_worker(config.device, config.threads)
         self._lock = Lock()  # readers of shards are for one thread
-        settings.real.keep_in_memory()
-        settings.test.keep_in_memory()
+        config.real.keep_in_memory()
+        config.test.keep_in_memory()
 
     def __call__(self, run: Run) -> dict[str, Any]:
         """Train and test a student.
@@ -212,73 +212,73 @@ class Teacher:
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(run.seed)  # dropout of a network that has any
             network, normalisation, loss = self._train(run)
-        confusion = self._test(network, normalisation)
+        scores, iou = agreement(self._test(network, normalisation))
         return {
-            "miou": confusion.miou(),
-            "accuracy": confusion.accuracy(),
-            "iou": [x if math.isfinite(x) else None for x in confusion.iou().tolist()],
+            "miou": scores["miou"].value,
+            "accuracy": scores["accuracy"].value,
+            "iou": [x.value if math.isfinite(x.value) else None for x in iou],
             "train_loss": loss,
             "seconds": round(time.monotonic() - started, 1),
         }
 
     def _train(self, run: Run) -> tuple[nn.Module, Normalisation, float]:
-        settings, device = self.settings, self.device
+        config, device = self.config, self.device
         network, normalisation, rates = self._beginner(run.seed)
         network = network.to(device).train()
-        optimizer = SegmenterOptimizer(_by_rate(network, *rates), settings.steps)
+        optimizer = SegmenterOptimizer(_by_rate(network, *rates), config.steps)
         losses: list[Tensor] = []
         with closing(self._batches(run)) as batches:
-            for images, labels in islice(batches, settings.steps):
+            for images, labels in islice(batches, config.steps):
                 inputs = _normalised(uploaded(images, device), normalisation)
                 with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
                     logits = network(pixel_values=inputs).logits
                 loss = pixel_loss(logits.float(), uploaded(labels, device))
                 optimizer.step(loss)
                 losses.append(loss.detach())
-        final = float(torch.stack(losses[-max(1, settings.steps // 10) :]).mean())
+        final = float(torch.stack(losses[-max(1, config.steps // 10) :]).mean())
         if not math.isfinite(final):
             raise UserError(f"{run}: the training diverged (loss {final})")
         return network.eval(), normalisation, final
 
     def _beginner(self, seed: int) -> tuple[nn.Module, Normalisation, tuple[float, float]]:
         """A student that has seen nothing yet, and its rates: of the encoder, of the rest."""
-        settings = self.settings
-        names = settings.space.names_for_evaluation
-        if settings.segmenter is None:
-            network, rate = new_network(settings.training, names, seed)
+        config = self.config
+        names = config.space.names_for_evaluation
+        if config.segmenter is None:
+            network, rate = new_network(config.training, names, seed)
             return network, Normalisation(), (rate, rate)
-        return *load_for_finetuning(settings.segmenter, names, seed), _FINE_RATES
+        return *load_for_finetuning(config.segmenter, names, seed), _FINE_RATES
 
     # What it learns from
 
     def _batches(self, run: Run) -> Generator[tuple[Tensor, Tensor], None, None]:
         """Bytes (B, 3, H, W) and labels (B, H, W) of each step, prepared ahead by threads."""
-        settings, batch = self.settings, self.settings.training.batch
-        total = settings.steps * batch
-        sets = settings.samples.get(run.fraction, ())
-        own = settings.parts[run.fraction]
+        config, batch = self.config, self.config.training.batch
+        total = config.steps * batch
+        sets = config.samples.get(run.fraction, ())
+        own = config.parts[run.fraction]
         plan = draws(run.seed, run.share, len(own), sum(map(len, sets)), total)
 
         def prepare(position: int) -> tuple[Tensor, Tensor]:
             index = int(plan.indices[position])
             pair = self._sample(sets, index) if plan.synthetic[position] else self._real(own[index])
             rng = numpy_generator(run.seed, NumpyStream.STUDENT_CROP, position)
-            image, label = augment(pair, rng, flip=settings.flip)
-            known = label < settings.space.num_evaluation_classes
+            image, label = augment(pair, rng, flip=config.flip)
+            known = label < config.space.num_evaluation_classes
             learnt = np.where(known, label.astype(np.int64), VOID)
             return torch.from_numpy(image.copy()), torch.from_numpy(learnt)  # maybe a mirrored view
 
-        ready = map_ahead(prepare, range(total), threads=settings.loaders, depth=batch * _AHEAD)
+        ready = map_ahead(prepare, range(total), threads=config.loaders, depth=batch * _AHEAD)
         with closing(ready):
-            for _ in range(settings.steps):
+            for _ in range(config.steps):
                 pairs = islice(ready, batch)
                 images, labels = (torch.stack(part) for part in zip(*pairs, strict=True))
                 yield images.permute(0, 3, 1, 2), labels
 
     def _real(self, index: int) -> Pair:
-        sample = self.settings.real.load_plain(index)
+        sample = self.config.real.load_plain(index)
         assert sample.image is not None
-        return Pair(sample.image, self.settings.space.to_evaluation(sample.label))
+        return Pair(sample.image, self.config.space.to_evaluation(sample.label))
 
     def _sample(self, sets: tuple[Samples, ...], index: int) -> Pair:
         for samples in sets:
@@ -298,22 +298,22 @@ class Teacher:
     # What it is tested on
 
     @torch.inference_mode()
-    def _test(self, network: nn.Module, normalisation: Normalisation) -> ConfusionMatrix:
-        """Readings of the real photos, float32, at the size of the samples."""
-        settings = self.settings
-        confusion = ConfusionMatrix(settings.space.num_evaluation_classes)
-        for batch in ordered_batches(settings.test, _TEST_BATCH):
+    def _test(self, network: nn.Module, normalisation: Normalisation) -> PerImageConfusion:
+        """Predictions on real photos, float32, at the size of the samples."""
+        space = self.config.space
+        confusion = PerImageConfusion(space.num_evaluation_classes)
+        for batch in ordered_batches(self.config.test, _TEST_BATCH):
             assert batch.images is not None
-            labels = batch.labels.numpy()
-            known = labels.astype(settings.space.dtype)
+            raw = batch.labels.numpy()
+            labels = space.to_evaluation(cast(Labels, raw.astype(space.dtype)))
             inputs = _normalised(to_device(batch, self.device).images, normalisation)
             logits = network(pixel_values=inputs).logits
             logits = nn.functional.interpolate(
                 logits, labels.shape[1:], mode="bilinear", align_corners=False
             )
-            confusion.update(
-                settings.space.to_evaluation(cast(Labels, known)), logits.argmax(dim=1).cpu()
-            )
+            found = logits.argmax(dim=1).cpu().numpy()
+            for key, label, prediction in zip(batch.keys, labels, found, strict=True):
+                confusion.add(key, key, label, prediction)
         return confusion
 
 

@@ -1,0 +1,149 @@
+"""Sources of measured images: real photos, and data sets of samples.
+
+Shape legend:
+    H, W  height and width
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ecgan.data.loader import TripleDataset
+from ecgan.errors import UserError
+from ecgan.labels import Labels, LabelSpace
+from ecgan.shards import formats
+from ecgan.shards.dataset import SampleDataset
+
+
+class Scene(NamedTuple):
+    """Image and label map, generated or real."""
+
+    key: str
+    source: str  # key of the layout
+    image: npt.NDArray[np.uint8]  # (H, W, 3)
+    label: Labels  # (H, W), evaluation ids
+    edge: npt.NDArray[np.uint8] | None = None  # (H, W), the generator's
+    variant: str = ""  # augmentation of the layout
+
+
+@dataclass
+class Photos:
+    """Real photos, resized as in training to the size of the samples.
+
+    Attributes:
+        dataset: photos with their labels.
+        indices: positions of those that are measured.
+    """
+
+    dataset: TripleDataset
+    indices: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def fingerprint(self, start: int, stop: int) -> bytes:
+        """SHA-256 of the files of a chunk."""
+        data = self.dataset
+        about = [data.space.to_json(), data.dataset, data.size]
+        digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+        for index in self.indices[start:stop]:
+            item = self.dataset.items[index]
+            digest.update(item.key.encode())
+            for path in (item.image, item.label):
+                assert path is not None
+                digest.update(hashlib.sha256(path.read_bytes()).digest())
+        return digest.digest()
+
+    def scenes(self, start: int, stop: int) -> Iterator[Scene]:
+        """Photos of a chunk."""
+        for index in self.indices[start:stop]:
+            sample = self.dataset.load_plain(index)
+            assert sample.image is not None
+            label = self.dataset.space.to_evaluation(sample.label)
+            yield Scene(sample.key, sample.key, sample.image, label)
+
+
+@dataclass
+class Samples:
+    """A data set of samples, ours or of others.
+
+    Attributes:
+        place: folder or address.
+        space: classes of its labels.
+        size: height and width that all of its samples must have.
+        is_evaluation: its labels are evaluation ids.
+        limit: number of samples, the first in its order; None: all.
+    """
+
+    place: str
+    space: LabelSpace
+    size: tuple[int, int]
+    is_evaluation: bool
+    limit: int | None = None
+
+    @cached_property
+    def dataset(self) -> SampleDataset:
+        """Its samples, by number."""
+        return SampleDataset(self.place)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k != "dataset"}  # opened where it is read
+
+    def __len__(self) -> int:
+        whole = len(self.dataset)
+        return whole if self.limit is None else min(self.limit, whole)
+
+    def fingerprint(self, start: int, stop: int) -> bytes:
+        """SHA-256 of the bytes of a chunk, and of the meaning of their labels."""
+        about = [self.space.to_json(), self.is_evaluation]
+        digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+        for index in range(start, stop):
+            raw = self.dataset.raw(index)
+            about = [raw.key, raw.record.get("source"), raw.record.get("variation")]
+            digest.update(json.dumps(about).encode())
+            for data in (raw.image, raw.label, raw.edge or b""):
+                digest.update(hashlib.sha256(data).digest())
+        return digest.digest()
+
+    def scenes(self, start: int, stop: int) -> Iterator[Scene]:
+        """Samples of a chunk.
+
+        Raises:
+            UserError: a damaged sample, another size, or a label that is no class.
+        """
+        for index in range(start, stop):
+            raw = self.dataset.raw(index)
+            sample = self.dataset.decoded(index, raw)
+            self._check(sample)
+            label, variant = self.label_of(sample), str(raw.record.get("variation", ""))
+            yield Scene(sample.key, sample.source, sample.image, label, sample.edge, variant)
+
+    def label_of(self, sample: formats.ShardSample) -> Labels:
+        """Label of a sample in evaluation ids."""
+        space = self.space
+        count = space.num_evaluation_classes if self.is_evaluation else space.num_classes
+        known = (sample.label < count) | (sample.label == space.ignore_index)
+        if not known.all():
+            raise UserError(
+                f"{self.place}: {sample.key} has the label {int(sample.label[~known][0])}, the "
+                f"class list has 0-{count - 1} and {space.ignore_index}"
+            )
+        return sample.label if self.is_evaluation else space.to_evaluation(sample.label)
+
+    def _check(self, sample: formats.ShardSample) -> None:
+        if sample.image.shape[:2] != self.size or sample.label.shape != self.size:
+            raise UserError(
+                f"{self.place}: {sample.key} is {sample.image.shape[0]} x "
+                f"{sample.image.shape[1]} with a label of {sample.label.shape[0]} x "
+                f"{sample.label.shape[1]}, the first sample is {self.size[0]} x {self.size[1]}; "
+                "all must be of one size"
+            )
+
+
+Source = Photos | Samples

@@ -37,6 +37,13 @@ def clean_key(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]", "_", re.sub(r"[/\\]+", "-", name)) or "_"
 
 
+def spellings(name: str) -> list[str]:
+    """Normalised spellings of a class name: the whole and its parts between commas or slashes."""
+    words = [name, *re.split(r"[,;/]", name)]
+    normalised = (re.sub(r"[^a-z0-9]+", " ", word.lower()).strip() for word in words)
+    return [word for word in dict.fromkeys(normalised) if word]
+
+
 @dataclass(frozen=True)
 class LabelClass:
     """One semantic class: its id in label maps, its name, its colour in colour masks (RGB)."""

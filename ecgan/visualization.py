@@ -1,5 +1,7 @@
-"""Pictures for people: label maps in colour, and grids of pictures with titles."""
+"""Label maps in colour, grids of pictures with titles, and data URLs of pictures."""
 
+import io
+from base64 import b64encode
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,6 +15,17 @@ _GUTTER = 4  # pixels
 def colorize(label: npt.NDArray[np.integer], palette: Bytes) -> Bytes:
     """Label map, (H, W), in the colours of :attr:`LabelSpace.palette` -> RGB, (H, W, 3)."""
     return palette[label]
+
+
+def data_url(image: Bytes, *, quality: int | None) -> str:
+    """Picture as a data URL: JPEG of a quality, or PNG where it is None; no other metadata."""
+    stream = io.BytesIO()
+    if quality is None:
+        Image.fromarray(image).save(stream, "PNG", optimize=True)
+    else:
+        Image.fromarray(image).save(stream, "JPEG", quality=quality, subsampling=0)
+    kind = "png" if quality is None else "jpeg"
+    return f"data:image/{kind};base64,{b64encode(stream.getvalue()).decode()}"
 
 
 def grid(

@@ -1,10 +1,14 @@
 """Label maps in colour, grids with titles."""
 
+import io
+from base64 import b64decode
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from ecgan.demo import street, toy
-from ecgan.visualization import colorize, grid
+from ecgan.visualization import colorize, data_url, grid
 
 
 def _plain(color, size=(32, 64)):
@@ -61,3 +65,11 @@ def test_cells_of_another_size_and_grey_pictures():
 def test_a_row_with_a_missing_picture_is_refused():
     with pytest.raises(ValueError, match="2 pictures"):
         grid([[_plain(1)]], ["a", "b"])
+
+
+def test_a_data_url_holds_the_picture_itself():
+    image = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    head, _, body = data_url(image, quality=None).partition(",")
+    assert head == "data:image/png;base64"
+    assert (np.asarray(Image.open(io.BytesIO(b64decode(body)))) == image).all()
+    assert data_url(image, quality=88).startswith("data:image/jpeg;base64,")

@@ -16,7 +16,6 @@ is nearer.
 """
 
 import difflib
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -27,7 +26,7 @@ import numpy.typing as npt
 
 from ecgan.data.transforms import resize_nearest
 from ecgan.errors import UserError
-from ecgan.labels import Labels, LabelSpace
+from ecgan.labels import Labels, LabelSpace, spellings
 
 Change = Literal["flip", "crop", "paste"]
 Mask = npt.NDArray[np.bool_]
@@ -135,17 +134,17 @@ def thing_classes(space: LabelSpace, names: Sequence[str] = ()) -> frozenset[int
     """
     ids: dict[str, set[int]] = {}
     for c in space.classes:
-        for word in _spellings(c.name):
+        for word in spellings(c.name):
             ids.setdefault(word, set()).add(c.id)
     if names:
-        faults = [_unknown(name, space) for name in names if not ids.keys() & {*_spellings(name)}]
+        faults = [_unknown(name, space) for name in names if not ids.keys() & {*spellings(name)}]
         if faults:
             raise UserError(
                 f"sampling.things: the class list has {len(space.names)} classes, "
                 f"{', '.join(space.names)}; not among them",
                 faults,
             )
-        words = {word for name in names for word in _spellings(name)}
+        words = {word for name in names for word in spellings(name)}
     else:
         words = _words(_THINGS)
     things = frozenset(number for word in words for number in ids.get(word, ()))
@@ -703,13 +702,6 @@ def _put(spot: _Spot, kind: int, target: _Layout) -> None:
         instances[spot.box][visible] = highest + spot.parts[visible]
 
 
-def _spellings(name: str) -> list[str]:
-    """The whole name and its parts between commas, semicolons or slashes; lower case, spaces."""
-    words = [name, *re.split(r"[,;/]", name)]
-    spellings = (re.sub(r"[^a-z0-9]+", " ", word.lower()).strip() for word in words)
-    return [word for word in dict.fromkeys(spellings) if word]
-
-
 def _words(text: str) -> set[str]:
     return {" ".join(name.split()) for name in text.split(",")}
 
@@ -720,9 +712,7 @@ def _upright(space: LabelSpace) -> Mask:
     upright = np.zeros(space.ignore_index + 1, bool)
     upright[space.ignore_index] = True
     for c in space.classes:
-        upright[c.id] = any(
-            word in words or word.split()[0] in words for word in _spellings(c.name)
-        )
+        upright[c.id] = any(word in words or word.split()[0] in words for word in spellings(c.name))
     return upright
 
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from ecgan.errors import UserError
+from ecgan.labels import spellings
 
 UNMAPPED = -1  # a class of the network that the recipe does not have
 
@@ -39,7 +40,7 @@ def map_by_name(own_names: Sequence[str], names: Sequence[str], source: str) -> 
     if len(own_names) == len(names) and all(re.fullmatch(r"LABEL_\d+", own) for own in own_names):
         return list(range(len(names)))  # transformers' names for classes that have none
     exact = {
-        word: index for index, name in reversed([*enumerate(names)]) for word in _spellings(name)
+        word: index for index, name in reversed([*enumerate(names)]) for word in spellings(name)
     }
     synonyms = {
         word: exact[present]
@@ -50,7 +51,7 @@ def map_by_name(own_names: Sequence[str], names: Sequence[str], source: str) -> 
     }
     meanings = synonyms | exact
     targets = [
-        next((meanings[word] for word in _spellings(own) if word in meanings), UNMAPPED)
+        next((meanings[word] for word in spellings(own) if word in meanings), UNMAPPED)
         for own in own_names
     ]
     if all(target == UNMAPPED for target in targets):
@@ -86,13 +87,6 @@ def map_by_number(
     if faults:
         raise UserError(f"class map of {source}", faults)
     return [class_map.get(own, UNMAPPED) for own in range(num_own)]
-
-
-def _spellings(name: str) -> list[str]:
-    """The whole name and its parts between commas, semicolons or slashes; lower case, spaces."""
-    words = [name, *re.split(r"[,;/]", name)]
-    spellings = (re.sub(r"[^a-z0-9]+", " ", word.lower()).strip() for word in words)
-    return [word for word in dict.fromkeys(spellings) if word]
 
 
 def _some(names: Sequence[str]) -> str:

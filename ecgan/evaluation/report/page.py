@@ -21,8 +21,6 @@ samples, its rows as in :mod:`ecgan.evaluation.downstream.run`; ``metrics`` is e
 else was asked.
 """
 
-import base64
-import io
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,11 +32,11 @@ from typing import Any, NamedTuple
 import jinja2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from ecgan import __version__
 from ecgan.errors import UserError
 from ecgan.runtime.files import write_whole
+from ecgan.visualization import data_url
 
 SCHEMA = 1
 
@@ -496,14 +494,8 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def _source(picture: Picture) -> str:
-    """A picture as a data URL: PNG for masks, JPEG for the rest."""
-    stream, image = io.BytesIO(), Image.fromarray(picture.image)
-    if picture.exact:
-        image.save(stream, "PNG", optimize=True)
-    else:
-        image.save(stream, "JPEG", quality=88, subsampling=0)
-    kind = "png" if picture.exact else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"
+    """Data URL of a picture: PNG for masks, JPEG for the rest."""
+    return data_url(picture.image, quality=None if picture.exact else 88)
 
 
 def lines_of(rows: Sequence[Sequence[str]], *, markdown: bool) -> Iterator[str]:

@@ -9,9 +9,7 @@ Shape legend:
 """
 
 import hashlib
-import io
 import json
-from base64 import b64encode
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +20,6 @@ from typing import Any, NamedTuple
 import jinja2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from ecgan import labels
 from ecgan.data import datasets
@@ -35,7 +32,7 @@ from ecgan.runtime.files import write_whole, writing
 from ecgan.shards import dataset as sets
 from ecgan.shards.dataset import SampleDataset
 from ecgan.shards.formats import ShardSample
-from ecgan.visualization import colorize
+from ecgan.visualization import colorize, data_url
 
 SCHEMA = 1
 QUESTION = "Which image looks more like a photo of this layout?"
@@ -287,10 +284,10 @@ def _page(study: str, question: str, trials: Sequence[Trial]) -> str:
     shown = [
         {
             "id": trial.id,
-            "layout": _source(trial.layout, exact=True),
+            "layout": data_url(trial.layout, quality=None),
             "legend": trial.legend,
-            "photo": None if trial.photo is None else _source(trial.photo),
-            "images": [_source(trial.first), _source(trial.second)],
+            "photo": None if trial.photo is None else data_url(trial.photo, quality=_QUALITY),
+            "images": [data_url(image, quality=_QUALITY) for image in (trial.first, trial.second)],
         }
         for trial in trials
     ]
@@ -304,18 +301,6 @@ def _page(study: str, question: str, trials: Sequence[Trial]) -> str:
         width=width,
         with_photo=trials[0].photo is not None,
     )
-
-
-def _source(image: Pixels, *, exact: bool = False) -> str:
-    """A data URL: both images through the same codec, without any of their own metadata."""
-    stream = io.BytesIO()
-    picture = Image.fromarray(image)
-    if exact:
-        picture.save(stream, "PNG", optimize=True)
-    else:
-        picture.save(stream, "JPEG", quality=_QUALITY, subsampling=0)
-    kind = "png" if exact else "jpeg"
-    return f"data:image/{kind};base64,{b64encode(stream.getvalue()).decode()}"
 
 
 # Results

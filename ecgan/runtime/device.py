@@ -1,7 +1,7 @@
 """Devices: which one, copies to and from it without a wait, threads, and compiled functions."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -35,7 +35,7 @@ def choose_device(name: str, *, current: bool = False) -> torch.device:
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise UsageError(f"--device {name}: torch sees no CUDA device here; use --device cpu")
-        index = device.index if device.index is not None else int(os.environ.get("LOCAL_RANK", "0"))
+        index = int(name.partition(":")[2] or os.environ.get("LOCAL_RANK", "0"))
         require_gpus(index + 1)
         if current:
             torch.cuda.set_device(index)
@@ -70,7 +70,7 @@ def setup_worker(device: str, threads: int | None) -> torch.device:
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
+def one_thread() -> Generator[None, None, None]:
     """Sums in one order, whatever the number of cores: samples are the same to the byte."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)

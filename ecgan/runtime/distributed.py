@@ -18,7 +18,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from types import FrameType
@@ -62,7 +62,7 @@ def world_size() -> int:
 
 
 @contextmanager
-def process_group(device: torch.device) -> Iterator[None]:
+def process_group(device: torch.device) -> Generator[None, None, None]:
     """Join the other ranks, if torchrun started this process."""
     if not is_launched() or _is_initialized():
         yield
@@ -125,7 +125,7 @@ def synchronised(network: nn.Module, device: torch.device) -> nn.Module:
     if world_size() == 1:
         return network
     if device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        return cast(Any, nn.SyncBatchNorm).convert_sync_batchnorm(network)
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.BatchNorm2d) and not isinstance(child, BatchNormOverRanks):
@@ -144,7 +144,7 @@ def parallel(network: nn.Module, device: torch.device, *, find_unused: bool = Fa
     if world_size() == 1:
         return network
     # Buffers are equal on all ranks: statistics are synchronised. torch 2.14 renames the option.
-    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    known = inspect.signature(cast(Any, DistributedDataParallel).__init__).parameters
     option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     settings: dict[str, Any] = {option: False}
     return DistributedDataParallel(

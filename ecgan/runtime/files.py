@@ -9,11 +9,11 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import safetensors
 from filelock import FileLock, Timeout
@@ -37,9 +37,14 @@ def write_whole(path: Path, content: bytes | str) -> None:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file that appears under its name when the block ends without an error."""
-    partial = _partial(path)
+def whole_file(path: Path, partial: Path | None = None) -> Generator[BinaryIO, None, None]:
+    """A file that appears under its name when the block ends without an error.
+
+    Args:
+        path: the file.
+        partial: where it is written, on the same file system; None: beside it.
+    """
+    partial = partial or _partial(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with partial.open("wb") as file:
@@ -52,7 +57,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def whole_folder(path: Path) -> Generator[Path, None, None]:
     """A folder that appears under its name, or in place of an empty one, when the block ends."""
     partial = _partial(path)
     try:
@@ -64,7 +69,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Generator[None, None, None]:
     """Errors that keep a file or folder from being written, raised as a UserError."""
     try:
         yield
@@ -98,9 +103,10 @@ def read_safetensors(path: Path) -> tuple[dict[str, "Tensor"], dict[str, str]]:
             "ecgan reads safetensors only, as generator.safetensors of a run"
         )
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
+        opened: Any = safetensors.safe_open(path, framework="pt")
+        with opened as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return tensors, dict(file.metadata() or {})
+            return tensors, file.metadata() or {}
     except safetensors.SafetensorError as error:
         raise UserError(
             f"{path}: not a whole safetensors file ({error}); it may be truncated: copy it again"
@@ -121,7 +127,7 @@ class _Holder(NamedTuple):
 
 
 @contextmanager
-def held_lock(path: Path, what: str) -> Iterator[None]:
+def held_lock(path: Path, what: str) -> Generator[None, None, None]:
     """Hold a lock that names who holds it, and since when; its files are gone afterwards.
 
     The kernel releases a lock when its holder dies, so one that can be taken is free, whatever the

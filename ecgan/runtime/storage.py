@@ -1,4 +1,4 @@
-"""Where a data set lies: a folder, or a prefix of an object store that fsspec knows.
+"""Storage of a data set: a folder, or a prefix of an object store that fsspec knows.
 
 Both keep one promise: a file appears under its name when it is complete, with all of its bytes. A
 folder does it by a temporary name, fsync and a rename; an object store by one upload. Names are
@@ -10,8 +10,9 @@ import shutil
 import tempfile
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -26,7 +27,7 @@ _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 
 
 class Store(ABC):
-    """A data set's place."""
+    """Storage of a data set: files by relative names."""
 
     url: str  # as the user named it
 
@@ -72,11 +73,11 @@ class Store(ABC):
 
     @abstractmethod
     def sweep(self) -> None:
-        """Remove what dead writers left unfinished."""
+        """Remove unfinished files of writers that were killed."""
 
     @abstractmethod
     def held(self) -> AbstractContextManager[None]:
-        """Keep other drivers out; UserError where one is at work."""
+        """Lock against other writers; UserError where one is at work."""
 
     @abstractmethod
     def holds_anything(self) -> bool:
@@ -106,7 +107,7 @@ class Store(ABC):
 
 
 def open_store(where: "str | Path | Store") -> Store:
-    """The place that a path or an address such as ``s3://bucket/prefix`` means.
+    """Storage at a path or an address such as ``s3://bucket/prefix``.
 
     Raises:
         UserError: fsspec does not know the protocol, or what it needs is not installed.
@@ -133,19 +134,11 @@ class Folder(Store):
         return (self.path / name).open("rb")
 
     @contextmanager
-    def writing(self, name: str) -> Iterator[BinaryIO]:
+    def writing(self, name: str) -> Generator[BinaryIO, None, None]:
         target = self.path / name
-        partial = self._temporary(target.name)
-        try:
-            with partial.open("wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            target.parent.mkdir(parents=True, exist_ok=True)
-            partial.replace(target)
-            _sync_folder(target.parent)
-        finally:
-            partial.unlink(missing_ok=True)
+        with files.whole_file(target, self._temporary(target.name)) as file:
+            yield file
+        _sync_folder(target.parent)
 
     def write_many(self, files: Iterable[tuple[str, bytes]]) -> None:
         partial = self._temporary("files")
@@ -199,7 +192,7 @@ class Folder(Store):
         self.remove_folder(_PARTIAL)
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self) -> Generator[None, None, None]:
         (self.path / HIDDEN).mkdir(parents=True, exist_ok=True)
         with files.held_lock(self.path / _LOCK, self.url):
             yield
@@ -227,12 +220,11 @@ class ObjectStore(Store):
     """
 
     def __init__(self, url: str) -> None:
-        import fsspec
-
+        core: Any = import_module("fsspec.core")  # it takes a while, and has no types
         self.url = url.rstrip("/")
         protocol = url.partition("://")[0]
         try:
-            filesystem, prefix = fsspec.core.url_to_fs(self.url)
+            filesystem, prefix = core.url_to_fs(self.url)
         except ImportError as error:
             extra = _EXTRAS.get(protocol)
             remedy = f"pip install 'ecgan[{extra}]'" if extra else str(error)
@@ -242,7 +234,7 @@ class ObjectStore(Store):
                 f"{url}: no such protocol ({error}); give a folder, s3://BUCKET/PREFIX or "
                 "gs://BUCKET/PREFIX"
             ) from error
-        self._fs = cast(Any, filesystem)
+        self._fs = filesystem
         self._prefix = str(prefix).rstrip("/")
         self._protocol = protocol
 
@@ -261,16 +253,16 @@ class ObjectStore(Store):
             return super().read(name)
 
     @contextmanager
-    def writing(self, name: str) -> Iterator[BinaryIO]:
+    def writing(self, name: str) -> Generator[BinaryIO, None, None]:
         with tempfile.NamedTemporaryFile(prefix="ecgan-") as file:
             yield cast(BinaryIO, file)
             file.flush()
-            with self._speaking():
+            with self._translated():
                 self._fs.put_file(file.name, self._path(name))
 
     def write_many(self, files: Iterable[tuple[str, bytes]]) -> None:
         whole = [*files]  # an error while they are made leaves nothing behind
-        with self._speaking():
+        with self._translated():
             self._fs.pipe({self._path(name): data for name, data in whole})
 
     def size(self, name: str) -> int | None:
@@ -282,20 +274,11 @@ class ObjectStore(Store):
             return None
 
     def sizes(self, folder: str) -> dict[str, int]:
-        try:
-            with self._reading():
-                self._fs.invalidate_cache()
-                found = self._fs.ls(self._path(folder), detail=True)
-        except FileNotFoundError:
-            return {}
-        return {
-            str(entry["name"]).rpartition("/")[2]: int(entry["size"])
-            for entry in found
-            if entry["type"] == "file"
-        }
+        found = self._list(self._path(folder))
+        return {name: int(entry["size"]) for name, entry in found if entry["type"] == "file"}
 
     def read_many(self, names: Sequence[str]) -> Iterator[bytes | None]:
-        """As of any store, but many requests at a time: one alone takes as long as a hundred."""
+        """Bytes of files, in order, by many requests at a time: one takes as long as a hundred."""
         for first in range(0, len(names), _AT_ONCE):
             paths = [self._path(name) for name in names[first : first + _AT_ONCE]]
             with self._reading():
@@ -308,13 +291,7 @@ class ObjectStore(Store):
                 yield data if isinstance(data, bytes) else None
 
     def names(self) -> list[str]:
-        try:
-            with self._reading():
-                self._fs.invalidate_cache()
-                found = cast(Sequence[str], self._fs.ls(self._prefix, detail=False))
-        except FileNotFoundError:
-            return []
-        return sorted(name.rstrip("/").rpartition("/")[2] for name in found)
+        return sorted(name for name, _ in self._list(self._prefix))
 
     def remove(self, names: Iterable[str]) -> None:
         for name in names:
@@ -329,7 +306,7 @@ class ObjectStore(Store):
         """Nothing: an upload that was not finished shows nowhere."""
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self) -> Generator[None, None, None]:
         """Best effort: object stores have no lock; two drivers would write the same bytes."""
         try:
             text = self.read(_LOCK)
@@ -343,19 +320,29 @@ class ObjectStore(Store):
             self.remove([_LOCK])
 
     def holds_anything(self) -> bool:
-        with self._speaking():
+        with self._translated():
             return bool(self.names())
 
     def _path(self, name: str) -> str:
         return f"{self._prefix}/{name}"
 
+    def _list(self, path: str) -> list[tuple[str, dict[str, Any]]]:
+        """Last part of the name and details of each entry."""
+        try:
+            with self._reading():
+                self._fs.invalidate_cache()
+                found: list[dict[str, Any]] = self._fs.ls(path, detail=True)
+        except FileNotFoundError:
+            return []
+        return [(str(entry["name"]).rstrip("/").rpartition("/")[2], entry) for entry in found]
+
     def _reading(self) -> AbstractContextManager[None]:
-        """:meth:`_speaking` of all but files that are not there."""
-        return self._speaking(FileNotFoundError, NotADirectoryError)
+        """:meth:`_translated` of all but files that are not there."""
+        return self._translated(FileNotFoundError, NotADirectoryError)
 
     @contextmanager
-    def _speaking(self, *passed: type[Exception]) -> Iterator[None]:
-        """Turn what the store refuses into a sentence; errors of ``passed`` stay as they are."""
+    def _translated(self, *passed: type[Exception]) -> Generator[None, None, None]:
+        """Errors of the store, raised as a UserError; those of ``passed`` stay as they are."""
         try:
             yield
         except (UserError, *passed):

@@ -12,9 +12,10 @@ after every call: each worker adds up the seconds of its stages.
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import record_function
@@ -42,7 +43,8 @@ def span_seconds(events: Iterable[FunctionEvent] | None) -> dict[str, float]:
         host[one.name] += one.time_range.elapsed_us()
     for event in events:
         # A span's own copy on the device covers kernels that are counted one by one
-        spent = sum(kernel.duration for kernel in event.kernels if kernel.name != event.name)
+        kernels: list[Any] = event.kernels
+        spent = sum(kernel.duration for kernel in kernels if kernel.name != event.name)
         if spent:
             start = event.time_range.start
             for one in spans:
@@ -69,7 +71,7 @@ class StageTimer:
         self._lock = threading.Lock()
 
     @contextmanager
-    def measured(self, stage: str) -> Iterator[None]:
+    def measured(self, stage: str) -> Generator[None, None, None]:
         start = time.perf_counter()
         try:
             yield

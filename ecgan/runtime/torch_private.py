@@ -12,10 +12,10 @@ from torch.nn.utils import parametrizations
 
 # parametrizations.spectral_norm() registers its module, which has no public name: we subclass it to
 # run in the weight's own precision, and find it again to hold its vectors.
-TorchSpectralNorm = parametrizations._SpectralNorm
+TorchSpectralNorm = parametrizations._SpectralNorm  # pyright: ignore[reportPrivateUsage]
 
 # BatchNorm1d to 3d and SyncBatchNorm share no public base class.
-AnyBatchNorm = nn.modules.batchnorm._BatchNorm
+AnyBatchNorm = nn.modules.batchnorm._BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 
 def shut_down_loader(iterator: object) -> None:

@@ -1,10 +1,10 @@
-"""G for sampling: what the weights or the labels alone decide is worked out once.
+"""Inference form of the generator: what weights or labels alone decide is computed once.
 
     labels --> neighbourhoods --> modulation maps --+     once for a layout
                                                     v
     z -------------------------> 7 residual blocks --> F --> pictures      for every style
 
-Equal to ``Generator.sample`` but for the order of sums:
+Equal to ``Generator.forward`` but for the order of sums:
 
 * Spectral norms and the statistics of batch norms are multiplied into the weights beside them.
 * A SPADE layer's scale and shift at a pixel depend on the labels of the 5 x 5 pixels around it and
@@ -30,43 +30,26 @@ from torch.nn import functional
 from ecgan.models.class_specific import ClassSpecificGenerator
 from ecgan.models.encoder import Spade, SpadeResidualBlock
 from ecgan.models.generator import EdgeGuidedBranches, Fusion, Generator, SemanticPreserving
+from ecgan.models.inference_layers import (
+    Conditions,
+    Conv,
+    Grid,
+    Kernel,
+    LabelConv,
+    Lookup,
+    Map,
+    StyleStart,
+    WindowConv,
+    bias_of,
+    weight_of,
+)
 from ecgan.models.layers import leaky
 from ecgan.ops.class_conv import class_specific_heads
-from ecgan.ops.neighbourhoods import (
-    Neighbourhoods,
-    neighbourhoods,
-    sum_over_codes,
-    sum_over_windows,
-)
-from ecgan.ops.onehot_conv import one_hot, onehot_conv
-
-FEW_CHANNELS = 64  # of S: so few are convolved as fast as nine rows of a table are summed
+from ecgan.ops.neighbourhoods import Neighbourhoods
 
 
-class Lookup(NamedTuple):
-    """A map that the neighbourhood of each pixel decides."""
-
-    rows: Tensor  # its distinct values, (T or U, c)
-    numbers: Tensor  # which of them each pixel has, (L, h, w)
-
-
-Map = Tensor | Lookup
-"""(L, c, h, w)."""
-
-
-class LabelMaps(NamedTuple):
-    """Layouts at one size."""
-
-    labels: Tensor  # N where unlabelled, (L, h, w)
-    boundary: Tensor | None  # (L, 1, h, w)
-
-
-Place = LabelMaps | Neighbourhoods
-"""Layouts at one size: themselves, or the neighbourhoods in them."""
-
-
-class Shared(NamedTuple):
-    """What all styles of L layouts share."""
+class LayoutFeatures(NamedTuple):
+    """Features of L layouts that all their styles share."""
 
     modulations: list[list[Map]]  # of each block: scale and shift of its SPADE layers, in turn
     start: Map | None  # of the trunk, where there is no style
@@ -74,36 +57,7 @@ class Shared(NamedTuple):
     labels: Tensor | None  # for class-specific heads: classes, N where unlabelled, (L, H, W)
 
 
-class Conditions(NamedTuple):
-    """What the channels of S are, and how it is convolved.
-
-    With lookups, modulation maps are computed once for each neighbourhood. How many there are
-    differs from layout to layout; without lookups all shapes are fixed, as a compiled network
-    wants them.
-    """
-
-    num_classes: int  # N
-    unlabelled: bool  # whether unlabelled pixels have a channel
-    boundary: bool  # whether instance boundaries have one
-    lookups: bool
-
-    @property
-    def num_codes(self) -> int:
-        """What a pixel can be: a class or unlabelled, on a boundary or not."""
-        return (self.num_classes + 1) * (2 if self.boundary else 1)
-
-    def place(self, labels: Tensor, boundary: Tensor | None) -> Place:
-        """Labels, (L, h, w), N where unlabelled, and boundaries, (L, 1, h, w), to convolve."""
-        N = self.num_classes
-        if not self.lookups:
-            return LabelMaps(labels, boundary)
-        codes = labels.long()
-        if boundary is not None:
-            codes = codes + (boundary[:, 0] != 0) * (N + 1)
-        return neighbourhoods(codes, self.num_codes)
-
-
-class FoldedGenerator(nn.Module):
+class InferenceGenerator(nn.Module):
     """G in evaluation mode, for sampling alone.
 
     Args:
@@ -118,7 +72,7 @@ class FoldedGenerator(nn.Module):
         assert not generator.training, "batch statistics would mix the samples: call eval() first"
         trunk, num_classes = generator.trunk, generator.num_classes
         blocks = [cast("SpadeResidualBlock", block) for block in trunk.blocks]
-        num_conditions = _weight(blocks[0].spade_1.hidden).shape[1]
+        num_conditions = weight_of(blocks[0].spade_1.hidden).shape[1]
         conditions = Conditions(
             num_classes, num_conditions > num_classes + boundary, boundary, lookups
         )
@@ -128,50 +82,52 @@ class FoldedGenerator(nn.Module):
         self.start = (
             StyleStart(trunk.start, trunk.start_channels, trunk.start_size)
             if isinstance(trunk.start, nn.Linear)
-            else LabelConv(_weight(trunk.start), None, conditions)
+            else LabelConv(weight_of(trunk.start), None, conditions)
         )
-        self.blocks = nn.ModuleList(FoldedBlock(block, conditions) for block in blocks)
-        self.branches = FoldedBranches(generator.branches)
+        self.blocks = nn.ModuleList(InferenceBlock(block, conditions) for block in blocks)
+        self.branches = InferenceBranches(generator.branches)
         self.semantic_preserving = None
         if generator.semantic_preserving is not None:
             channels = trunk.tap_channels[0][0]
-            self.semantic_preserving = FoldedSemanticPreserving(
+            self.semantic_preserving = InferenceSemanticPreserving(
                 generator.semantic_preserving, channels, conditions
             )
         self.fusion = None
         if generator.fusion is not None:
             assert generator.class_specific is not None
-            self.fusion = FoldedFusion(generator.fusion, generator.class_specific)
+            self.fusion = InferenceFusion(generator.fusion, generator.class_specific)
 
-    def share(self, labels: Tensor, boundary: Tensor | None) -> Shared:
-        """What the styles of L layouts share.
+    def prepare(self, labels: Tensor, boundary: Tensor | None) -> LayoutFeatures:
+        """Features of L layouts, computed once for all their styles.
 
         Args:
             labels: class of each pixel, N where unlabelled, any integer type, (L, H, W).
             boundary: instance boundaries, 0 where there is none, (L, 1, H, W).
         """
-        places: dict[int, Place] = {}
+        grids: dict[int, Grid] = {}
         steps = [self.sizes[-1][0] // height for height, _ in self.sizes]
         for step in steps:
-            if step not in places:  # resized to the nearest pixel
+            if step not in grids:  # resized to the nearest pixel
                 edges = None if boundary is None else boundary[:, :, ::step, ::step]
-                places[step] = self.conditions.place(labels[:, ::step, ::step], edges)
+                grids[step] = self.conditions.grid(labels[:, ::step, ::step], edges)
         modulations = [
-            cast("FoldedBlock", block).modulations(places[step])
+            cast("InferenceBlock", block).modulations(grids[step])
             for block, step in zip(self.blocks, steps, strict=True)
         ]
         start = to_classes = None
         if isinstance(self.start, LabelConv):
-            start = self.start.map(places[steps[0]])
+            start = self.start.map(grids[steps[0]])
         if self.semantic_preserving is not None:
-            to_classes = self.semantic_preserving.from_S.map(places[1])
-        return Shared(modulations, start, to_classes, None if self.fusion is None else labels)
+            to_classes = self.semantic_preserving.from_S.map(grids[1])
+        return LayoutFeatures(
+            modulations, start, to_classes, None if self.fusion is None else labels
+        )
 
-    def sample(self, shared: Shared, z: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def sample(self, shared: LayoutFeatures, z: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """K images and edges for each layout.
 
         Args:
-            shared: of the layouts.
+            shared: features of the layouts.
             z: styles, (L, K, 256); None if G has none, and then K = 1.
 
         Returns:
@@ -192,7 +148,7 @@ class FoldedGenerator(nn.Module):
         layouts = (-1, num_styles)
         return image.unflatten(0, layouts), None if edge is None else edge.unflatten(0, layouts)
 
-    def _features(self, shared: Shared, z: Tensor | None) -> Tensor:
+    def _features(self, shared: LayoutFeatures, z: Tensor | None) -> Tensor:
         """F, (B, C, H, W)."""
         if isinstance(self.start, StyleStart):
             assert z is not None, "this generator makes an image of a layout and a style"
@@ -209,7 +165,7 @@ class FoldedGenerator(nn.Module):
         return x
 
 
-class FoldedBlock(nn.Module):
+class InferenceBlock(nn.Module):
     """A residual block of the trunk, in two parts: of the layouts, and of the styles too."""
 
     def __init__(self, block: SpadeResidualBlock, conditions: Conditions) -> None:
@@ -217,37 +173,37 @@ class FoldedBlock(nn.Module):
         spades, mean, deviation = [block.spade_1, block.spade_2], *_statistics(block.spade_2)
         # The second normalisation is in the convolution before it; others are in scale and shift
         kernels = [_normalising(block.spade_1), _modulating(block.spade_2)]
-        first = _weight(block.conv_1) / deviation[:, None, None, None]
+        first = weight_of(block.conv_1) / deviation[:, None, None, None]
         self.conv_1 = Conv(first, -mean / deviation)
-        self.conv_2 = Conv(_weight(block.conv_2))
+        self.conv_2 = Conv(weight_of(block.conv_2))
         self.conv_3 = None
         if block.learned_shortcut:
             spades.append(block.spade_3)
-            shortcut = _weight(block.conv_3)
+            shortcut = weight_of(block.conv_3)
             # A convolution of a scaled and shifted map is the sum of two, and the second is the
             # same for all styles
             scale, shift = _normalising(block.spade_3)
             kernels.append((scale, shift.before(shortcut[:, :, 0, 0])))
             self.conv_3 = Conv(shortcut)
         self.hidden = LabelConv(
-            torch.cat([_weight(spade.hidden) for spade in spades]),
-            torch.cat([_bias(spade.hidden) for spade in spades]),
+            torch.cat([weight_of(spade.hidden) for spade in spades]),
+            torch.cat([bias_of(spade.hidden) for spade in spades]),
             conditions,
         )
         self.widths = [[len(kernel.bias) for kernel in pair] for pair in kernels]
         self.to_modulation = nn.ModuleList(
-            WindowConv(_Kernel(*map(torch.cat, zip(*pair, strict=True))), conditions)
+            WindowConv(Kernel(*map(torch.cat, zip(*pair, strict=True))), conditions)
             for pair in kernels
         )
 
-    def modulations(self, place: Place) -> list[Map]:
+    def modulations(self, grid: Grid) -> list[Map]:
         """Scale and shift of each SPADE layer, in turn; the third shift is behind its conv."""
-        hidden = self.hidden(place).relu_().chunk(len(self.widths), dim=1)
+        hidden = self.hidden(grid).relu_().chunk(len(self.widths), dim=1)
         maps: list[Map] = []
         for layer, x, widths in zip(self.to_modulation, hidden, self.widths, strict=True):
-            for made in layer(x, place).split(widths, dim=1):
-                looked_up = isinstance(place, Neighbourhoods)
-                maps += [Lookup(made.contiguous(), place.index) if looked_up else made]
+            for made in layer(x, grid).split(widths, dim=1):
+                looked_up = isinstance(grid, Neighbourhoods)
+                maps += [Lookup(made.contiguous(), grid.index) if looked_up else made]
         return maps
 
     def forward(self, x: Tensor, modulations: list[Map]) -> Tensor:
@@ -266,7 +222,7 @@ class FoldedBlock(nn.Module):
         return y
 
 
-class FoldedBranches(nn.Module):
+class InferenceBranches(nn.Module):
     """Gi, and Ge beside it: layer by layer one convolution, the edges' channels first.
 
     From the second on, its kernel is zero between the two.
@@ -281,9 +237,9 @@ class FoldedBranches(nn.Module):
         layers = [[*branch.layers, branch.to_picture] for branch in both]
         self.layers = nn.ModuleList()
         for pair in zip(*layers, strict=True):
-            weights = [_weight(layer) for layer in pair]
+            weights = [weight_of(layer) for layer in pair]
             weight = torch.cat(weights) if not self.layers else _block_diagonal(weights)
-            self.layers.append(Conv(weight, torch.cat([_bias(layer) for layer in pair])))
+            self.layers.append(Conv(weight, torch.cat([bias_of(layer) for layer in pair])))
 
     def forward(self, F: Tensor) -> tuple[Tensor, Tensor | None]:
         """Features F, (B, C, H, W) -> coarse image I' and edge I'_e, each (B, 3, H, W)."""
@@ -297,14 +253,14 @@ class FoldedBranches(nn.Module):
         return image, edge
 
     def _transferred(self, x: Tensor) -> Tensor:
-        """Eq. 1, in place."""
+        """Eq. 1, in grid."""
         if self.transfers:
             edge, image = x.chunk(2, dim=1)
             image.mul_(edge.sigmoid().add_(1))
         return x
 
 
-class FoldedSemanticPreserving(nn.Module):
+class InferenceSemanticPreserving(nn.Module):
     """Gs, of which S's part is made apart and the last two convolutions are one.
 
     At the border the two are not one: what the first makes outside of the picture is not zero, and
@@ -313,13 +269,13 @@ class FoldedSemanticPreserving(nn.Module):
 
     def __init__(self, module: SemanticPreserving, channels: int, conditions: Conditions) -> None:
         super().__init__()
-        weight, bias = _weight(module.to_classes), _bias(module.to_classes)
+        weight, bias = weight_of(module.to_classes), bias_of(module.to_classes)
         bounds = (channels, module.num_generated)
         from_F, from_pictures, from_S = weight.tensor_split(bounds, dim=1)
         self.from_F, self.from_pictures = Conv(from_F), Conv(from_pictures)
         self.from_S = LabelConv(from_S, bias, conditions)
-        first = _Kernel(_weight(module.from_classes), _bias(module.from_classes))
-        second = _Kernel(_weight(module.to_image), _bias(module.to_image))
+        first = Kernel(weight_of(module.from_classes), bias_of(module.from_classes))
+        second = Kernel(weight_of(module.to_image), bias_of(module.to_image))
         self.inner = Conv(*first)
         self.outer = Conv(*second)
         self.both = Conv(*_composed(first, second))
@@ -332,18 +288,18 @@ class FoldedSemanticPreserving(nn.Module):
         image = self.both(F_c)
         for dim, length in ((2, F.shape[2]), (3, F.shape[3])):
             reach = min(3, length)
-            for start, place in ((0, 0), (length - reach, -1)):
+            for start, row in ((0, 0), (length - reach, -1)):
                 strip = self.outer(self.inner(F_c.narrow(dim, start, reach)))
-                image.select(dim, place).copy_(strip.select(dim, place))
+                image.select(dim, row).copy_(strip.select(dim, row))
         return _pixels(image)
 
 
-class FoldedFusion(nn.Module):
+class InferenceFusion(nn.Module):
     """The output "fused", with the class-specific heads that it needs."""
 
     def __init__(self, fusion: Fusion, heads: ClassSpecificGenerator) -> None:
         super().__init__()
-        weight, bias = _weight(fusion.to_weights), _bias(fusion.to_weights)
+        weight, bias = weight_of(fusion.to_weights), bias_of(fusion.to_weights)
         self.to_weight = Conv(weight[1:] - weight[:1], bias[1:] - bias[:1])  # softmax of two
         for name in ("weight_1", "bias_1", "weight_2", "bias_2"):
             self.register_buffer(name, getattr(heads, name).detach().clone())
@@ -362,139 +318,25 @@ class FoldedFusion(nn.Module):
         return refined + class_weight * (class_image.to(refined.dtype) - refined)
 
 
-# Layers
+# Kernels
 
 
-class Conv(nn.Module):
-    """A convolution that keeps the size."""
-
-    weight: Tensor
-    bias: Tensor | None
-
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        super().__init__()
-        weight = weight.float().contiguous(memory_format=torch.channels_last)
-        self.register_buffer("weight", weight)
-        self.register_buffer("bias", None if bias is None else bias.float())
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, in, h, w) -> (B, out, h, w)."""
-        kernel = self.weight.shape[-1]
-        if kernel == 1:  # for which torch has nothing fast on one thread
-            pixels = functional.linear(x.permute(0, 2, 3, 1), self.weight[:, :, 0, 0], self.bias)
-            return pixels.permute(0, 3, 1, 2)
-        return functional.conv2d(x, self.weight, self.bias, padding=kernel // 2)
-
-
-class StyleStart(nn.Module):
-    """The trunk's start from a style, made as it is laid out: channels last."""
-
-    weight: Tensor
-    bias: Tensor
-
-    def __init__(self, start: nn.Linear, channels: int, size: tuple[int, int]) -> None:
-        super().__init__()
-        self.size = size
-        weight = _weight(start).unflatten(0, (channels, -1)).transpose(0, 1).flatten(0, 1)
-        bias = _bias(start).unflatten(0, (channels, -1)).transpose(0, 1).flatten()
-        self.register_buffer("weight", weight.float().contiguous())
-        self.register_buffer("bias", bias.float())
-
-    def forward(self, z: Tensor) -> Tensor:
-        """(B, 256) -> (B, channels, h, w)."""
-        x = functional.linear(z.to(self.weight.dtype), self.weight, self.bias)
-        return x.unflatten(1, (*self.size, -1)).permute(0, 3, 1, 2)
-
-
-class LabelConv(nn.Module):
-    """A 3x3 convolution of S: (out, channels of S, 3, 3), and bias, (out,), if there is one."""
-
-    table: Tensor
-    bias: Tensor
-
-    def __init__(self, weight: Tensor, bias: Tensor | None, conditions: Conditions) -> None:
-        super().__init__()
-        self.conditions = conditions
-        self.conv = None if conditions.lookups else Conv(weight, bias)
-        if not conditions.lookups:
-            return
-        kernels = weight[:, : conditions.num_classes + conditions.unlabelled]
-        if not conditions.unlabelled:  # S is zero there
-            kernels = functional.pad(kernels, (0, 0, 0, 0, 0, 1))
-        if conditions.boundary:
-            kernels = torch.cat([kernels, kernels + weight[:, -1:]], dim=1)
-        kernels = functional.pad(kernels, (0, 0, 0, 0, 0, 1))  # outside of the picture
-        self.register_buffer("table", kernels.flatten(2).permute(2, 1, 0).float().contiguous())
-        bias = weight.new_zeros(len(weight)) if bias is None else bias
-        self.register_buffer("bias", bias.float())
-
-    def forward(self, place: Place) -> Tensor:
-        """Label maps -> (L, out, h, w); neighbourhoods -> (T, out)."""
-        if isinstance(place, Neighbourhoods):
-            return sum_over_codes(place, self.table).add_(self.bias)
-        assert self.conv is not None
-        weight, bias, N = self.conv.weight, self.conv.bias, self.conditions.num_classes
-        conditions = {"unknown": self.conditions.unlabelled, "boundary": place.boundary}
-        if weight.shape[1] > FEW_CHANNELS:
-            return onehot_conv(place.labels, weight, bias, N, N, **conditions)
-        return self.conv(one_hot(place.labels, N, N, dtype=weight.dtype, **conditions))
-
-    def map(self, place: Place) -> Map:
-        """(L, out, h, w)."""
-        made = self(place)
-        return Lookup(made, place.numbers) if isinstance(place, Neighbourhoods) else made
-
-
-class WindowConv(nn.Module):
-    """A 3x3 convolution of what a :class:`LabelConv` made."""
-
-    matrix: Tensor
-    bias: Tensor
-
-    def __init__(self, kernel: "_Kernel", conditions: Conditions) -> None:
-        super().__init__()
-        self.conv = None if conditions.lookups else Conv(*kernel)
-        if conditions.lookups:
-            matrix = kernel.weight.flatten(2).permute(1, 2, 0)  # (in, 9, out)
-            self.register_buffer("matrix", matrix.float().contiguous())
-            self.register_buffer("bias", kernel.bias.float())
-
-    def forward(self, x: Tensor, place: Place) -> Tensor:
-        """Maps, (L, in, h, w) -> (L, out, h, w); rows, (T, in) -> (U, out)."""
-        if isinstance(place, Neighbourhoods):
-            return sum_over_windows(place, x, self.matrix).add_(self.bias)
-        assert self.conv is not None
-        return self.conv(x)
-
-
-# Weights, in float64 until they are kept
-
-
-class _Kernel(NamedTuple):
-    weight: Tensor  # (out, in, 3, 3)
-    bias: Tensor  # (out,)
-
-    def before(self, matrix: Tensor) -> "_Kernel":
-        """This convolution and then a 1x1 one, (out', out), as one."""
-        return _Kernel(torch.einsum("po,oikl->pikl", matrix, self.weight), matrix @ self.bias)
-
-
-def _modulating(spade: Spade) -> tuple[_Kernel, _Kernel]:
+def _modulating(spade: Spade) -> tuple[Kernel, Kernel]:
     """What makes 1 + gamma and beta."""
-    gamma_weight, beta_weight = _weight(spade.to_modulation).chunk(2)
-    gamma_bias, beta_bias = _bias(spade.to_modulation).chunk(2)
-    return _Kernel(gamma_weight, gamma_bias + 1), _Kernel(beta_weight, beta_bias)
+    gamma_weight, beta_weight = weight_of(spade.to_modulation).chunk(2)
+    gamma_bias, beta_bias = bias_of(spade.to_modulation).chunk(2)
+    return Kernel(gamma_weight, gamma_bias + 1), Kernel(beta_weight, beta_bias)
 
 
-def _normalising(spade: Spade) -> tuple[_Kernel, _Kernel]:
+def _normalising(spade: Spade) -> tuple[Kernel, Kernel]:
     """What makes scale and shift of a map that is not normalised yet.
 
     (x - mean) / deviation * (1 + gamma) + beta = x * scale + shift
     """
     (mean, deviation), (gamma, beta) = _statistics(spade), _modulating(spade)
     columns = (slice(None), None, None, None)
-    scale = _Kernel(gamma.weight / deviation[columns], gamma.bias / deviation)
-    return scale, _Kernel(beta.weight - mean[columns] * scale.weight, beta.bias - mean * scale.bias)
+    scale = Kernel(gamma.weight / deviation[columns], gamma.bias / deviation)
+    return scale, Kernel(beta.weight - mean[columns] * scale.weight, beta.bias - mean * scale.bias)
 
 
 def _statistics(spade: Spade) -> tuple[Tensor, Tensor]:
@@ -505,14 +347,14 @@ def _statistics(spade: Spade) -> tuple[Tensor, Tensor]:
     return mean.double(), (variance.double() + spade.norm.eps).sqrt()
 
 
-def _composed(first: _Kernel, second: _Kernel) -> _Kernel:
+def _composed(first: Kernel, second: Kernel) -> Kernel:
     """Two 3x3 convolutions, one after the other, as one of 5x5: inside, where both see pixels."""
     (out, _, _, _), (_, into, _, _) = second.weight.shape, first.weight.shape
     weight = first.weight.new_zeros(out, into, 5, 5)
     for y, x in itertools.product(range(3), range(3)):
         reached = torch.einsum("om,mikl->oikl", second.weight[:, :, y, x], first.weight)
         weight[:, :, y : y + 3, x : x + 3] += reached
-    return _Kernel(weight, second.bias + second.weight.sum(dim=(2, 3)) @ first.bias)
+    return Kernel(weight, second.bias + second.weight.sum(dim=(2, 3)) @ first.bias)
 
 
 def _block_diagonal(weights: list[Tensor]) -> Tensor:
@@ -525,15 +367,6 @@ def _block_diagonal(weights: list[Tensor]) -> Tensor:
         whole[row : row + rows, column : column + columns] = weight
         row, column = row + rows, column + columns
     return whole
-
-
-def _weight(layer: nn.Module) -> Tensor:
-    """Of a layer, spectrally normalised if it is."""
-    return cast("Tensor", layer.weight).detach().double()
-
-
-def _bias(layer: nn.Module) -> Tensor:
-    return cast("Tensor", layer.bias).detach().double()
 
 
 # Arithmetic
@@ -570,7 +403,7 @@ def _num_layouts(shared: Map) -> int:
 
 
 def _leaky_(x: Tensor) -> Tensor:
-    """LeakyReLU as :func:`ecgan.models.layers.leaky`, in place."""
+    """LeakyReLU as :func:`ecgan.models.layers.leaky`, in grid."""
     return functional.leaky_relu_(x, 0.2)
 
 

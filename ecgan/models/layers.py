@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
+from ecgan.labels import LabelSpace
+from ecgan.ops.onehot_conv import one_hot
 from ecgan.runtime.torch_private import TorchSpectralNorm
 
 SpectralNorm = Literal["default", "all", "none"]
@@ -79,3 +81,15 @@ def channels_last(network: nn.Module) -> None:
 def leaky(x: Tensor) -> Tensor:
     """LeakyReLU with the slope that every network here uses, 0.2."""
     return F.leaky_relu(x, 0.2)
+
+
+def condition(labels: Tensor, boundary: Tensor | None, space: LabelSpace) -> Tensor:
+    """Condition S of labels, (B, H, W), and instance boundaries, (B, 1, H, W); channels last."""
+    S = one_hot(
+        labels,
+        space.num_classes,
+        space.ignore_index,
+        unknown=space.ignore is not None,
+        boundary=boundary,
+    )
+    return S.contiguous(memory_format=torch.channels_last)

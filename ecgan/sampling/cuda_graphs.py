@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ecgan.models.inference import Shared
+from ecgan.models.inference import LayoutFeatures
 
 WARM_UPS = 3  # runs before a recording: to compile, and for libraries to take what memory they need
 
-Share = Callable[[Tensor, Tensor | None], Shared]
-Draw = Callable[[Shared, Tensor | None], tuple[Tensor, Tensor | None]]
+Share = Callable[[Tensor, Tensor | None], LayoutFeatures]
+Draw = Callable[[LayoutFeatures, Tensor | None], tuple[Tensor, Tensor | None]]
 
 
 class RecordedPass:
@@ -59,7 +59,7 @@ class RecordedPass:
         with torch.cuda.graph(self._draw_graph, pool=pool):
             self._drawn = draw(self._shared, self._z)
 
-    def share(self, labels: Tensor, boundary: Tensor | None) -> Shared:
+    def share(self, labels: Tensor, boundary: Tensor | None) -> LayoutFeatures:
         """What the styles of layouts share; until the next call."""
         self._labels.copy_(labels)
         if self._boundary is not None and boundary is not None:

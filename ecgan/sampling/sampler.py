@@ -30,9 +30,8 @@ from ecgan.data import datasets, transforms
 from ecgan.data.datasets import Item
 from ecgan.data.transforms import canny_edges
 from ecgan.errors import UsageError, UserError, first_line
-from ecgan.labels import Labels, LabelSpace
-from ecgan.models.inference import FoldedGenerator, Shared
-from ecgan.ops.onehot_conv import one_hot
+from ecgan.labels import Labels
+from ecgan.models.inference import InferenceGenerator, LayoutFeatures
 from ecgan.recipe import Recipe
 from ecgan.runtime.device import Download, compile_failures, compiled, one_thread, uploaded
 from ecgan.sampling.cuda_graphs import Draw, RecordedPass, Share
@@ -58,18 +57,6 @@ class Made(NamedTuple):
 
     image: Pixels  # (H, W, 3)
     edge: Pixels  # (H, W): the mean of I'_e's channels, or Canny of the image without Ge
-
-
-def condition(labels: Tensor, boundary: Tensor | None, space: LabelSpace) -> Tensor:
-    """S of labels, (B, H, W), and instance boundaries, (B, 1, H, W); channels last, as networks."""
-    S = one_hot(
-        labels,
-        space.num_classes,
-        space.ignore_index,
-        unknown=space.ignore is not None,
-        boundary=boundary,
-    )
-    return S.contiguous(memory_format=torch.channels_last)
 
 
 def compiles(recipe: Recipe, num_samples: int, *, on_cuda: bool) -> bool:
@@ -115,7 +102,7 @@ class Sampler:
         on_cuda = device.type == "cuda"
         self.dtype = torch.bfloat16 if on_cuda else torch.float32
         # Fixed shapes are what a GPU's compiler and graphs need; a CPU is faster with less to do
-        self.generator = FoldedGenerator(
+        self.generator = InferenceGenerator(
             self.file.generator, boundary=self.recipe.data.instances, lookups=not on_cuda
         ).to(device, self.dtype)
         self._copies = torch.cuda.Stream(device) if on_cuda else None
@@ -196,7 +183,7 @@ class Sampler:
         found = np.stack([layout.boundary for layout in layouts if layout.boundary is not None])
         return labels, uploaded(torch.from_numpy(found), self.device)[:, None]
 
-    def draw(self, shared: Shared, z: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def draw(self, shared: LayoutFeatures, z: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Bytes of images, (L, K, H, W, 3), and of edges, (L, K, H, W), on the device."""
         images, edges = self.generator.sample(shared, z)
         maps = None if edges is None else _to_bytes(edges.mean(dim=2))
@@ -212,10 +199,10 @@ class Sampler:
         """
         num_styles = 1 if z is None else z.shape[1]
         if not (self.compiled and is_full(len(labels), num_styles, batch)):
-            return self.generator.share, self.draw
+            return self.generator.prepare, self.draw
         shape = (len(labels), num_styles)
         if shape not in self._recorded:
-            share, draw = compiled(self.generator.share), compiled(self.draw)
+            share, draw = compiled(self.generator.prepare), compiled(self.draw)
             self._pool = self._pool or torch.cuda.graph_pool_handle()
             try:
                 self._recorded[shape] = RecordedPass(share, draw, labels, boundary, z, self._pool)
@@ -228,7 +215,7 @@ class Sampler:
                 ) from error
         recorded = self._recorded[shape]
 
-        def draw_any(shared: Shared, own: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        def draw_any(shared: LayoutFeatures, own: Tensor | None) -> tuple[Tensor, Tensor | None]:
             same = own is None or own.shape[1] == num_styles
             return recorded.draw(own) if same else self.draw(shared, own)
 

@@ -20,9 +20,9 @@ from ecgan.checkpoint import InheritedTraining, build_generator, build_style_enc
 from ecgan.data.loader import Batch, TripleDataset, ordered_batches, to_device, to_images
 from ecgan.labels import LabelSpace
 from ecgan.models.generator import STYLE_DIM, Generator
+from ecgan.models.layers import condition
 from ecgan.models.pretrained.hed import Hed
 from ecgan.recipe import Recipe
-from ecgan.sampling.sampler import condition
 from ecgan.seeds import TorchStream, torch_generator
 from ecgan.segmentation.loading import load_segmenter
 from ecgan.segmentation.segmenter import Segmenter

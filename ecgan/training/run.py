@@ -28,13 +28,13 @@ from ecgan.data.transforms import Edges
 from ecgan.errors import UsageError, UserError, first_line
 from ecgan.labels import LabelSpace
 from ecgan.models.encoder import BLOCK_WIDTHS
+from ecgan.models.layers import condition
 from ecgan.recipe import Recipe, label_space
 from ecgan.runtime import distributed
 from ecgan.runtime.device import choose_device, compile_failures
 from ecgan.runtime.files import held_lock, write_whole, writing
 from ecgan.runtime.storage import Folder
 from ecgan.runtime.timing import span
-from ecgan.sampling.sampler import condition
 from ecgan.training import networks
 from ecgan.training import step as players
 from ecgan.training.ema import AveragedGenerator

@@ -13,8 +13,8 @@ from ecgan.labels import Labels
 from ecgan.metrics.distribution import frechet_distance_of
 from ecgan.metrics.segmentation import PerImageConfusion, agreement
 from ecgan.models.generator import Generator
+from ecgan.models.layers import condition
 from ecgan.models.pretrained.efficientnet_lite import EfficientNetLite0
-from ecgan.sampling.sampler import condition
 from ecgan.seeds import sample_seed
 from ecgan.segmentation.segmenter import Segmenter
 

@@ -8,9 +8,9 @@ The baseline is the straightforward way, in the same process: the modules as tra
 spectral norm and all, float32, no gradient, one style of every layout after the other. What stands
 below it:
 
-* **folded**: the inference form, dense, with fixed shapes; bfloat16 on CUDA.
+* **inference**: the inference form, dense, with fixed shapes; bfloat16 on CUDA.
 * **lookups**: the same, its modulation maps made once for each neighbourhood.
-* **recorded**: folded, compiled, as CUDA graphs (``--compile`` on CUDA).
+* **recorded**: the same, compiled, as CUDA graphs (``--compile`` on CUDA).
 
 All take turns, and on a CPU their time is the thread's CPU time on one thread, so that another
 program's load does little harm. Layouts are CamVid's where ECGAN_CAMVID names its folder, scenes of
@@ -33,7 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ecgan.data import transforms
 from ecgan.demo import toy
 from ecgan.models.generator import Generator
-from ecgan.models.inference import FoldedGenerator
+from ecgan.models.inference import InferenceGenerator
 from ecgan.models.layers import channels_last
 from ecgan.ops.onehot_conv import one_hot
 from ecgan.runtime.device import compiled
@@ -98,17 +98,21 @@ def forms(case, device, *, compile):  # noqa: A002
             to_bytes(made.image[:, None], made.edge[:, None])
 
     yield "baseline", torch.float32, baseline
-    for name, lookups in (("folded", False), ("lookups", True)):
-        own = FoldedGenerator(plain, boundary=False, lookups=lookups).to(device, dtype)
-        yield name, dtype, lambda own=own: to_bytes(*own.sample(own.share(labels, None), z))
+    for name, lookups in (("inference", False), ("lookups", True)):
+        own = InferenceGenerator(plain, boundary=False, lookups=lookups).to(device, dtype)
+        yield (
+            name,
+            dtype,
+            lambda own=own: to_bytes(*own.sample(own.prepare(labels, None), z)),
+        )
     if compile and device.type == "cuda":
-        own = FoldedGenerator(plain, boundary=False, lookups=False).to(device, dtype)
+        own = InferenceGenerator(plain, boundary=False, lookups=False).to(device, dtype)
 
         def draw(what, styles):
             return to_bytes(*own.sample(what, styles))
 
         pool = torch.cuda.graph_pool_handle()
-        recorded = RecordedPass(compiled(own.share), compiled(draw), labels, None, z, pool)
+        recorded = RecordedPass(compiled(own.prepare), compiled(draw), labels, None, z, pool)
 
         def replay():
             recorded.share(labels, None)
@@ -138,7 +142,7 @@ def measure(case, device, repeats, *, compile=False):  # noqa: A002
     with torch.no_grad():
         found = list(forms(case, device, compile=compile))
         counted = {name: flops(call) for name, _, call in found if name != "recorded"}
-        counted["recorded"] = counted["folded"]
+        counted["recorded"] = counted["inference"]
     taken = {name: [] for name, *_ in found}
     with torch.inference_mode():
         for repeat in range(repeats + 1):
@@ -192,7 +196,7 @@ def variants(case):
 def print_scaling(case, device, repeats):
     print(
         f"\nms/sample     {'size':>9} {'classes':>8} {'layouts':>8} {'styles':>7} {'baseline':>9} "
-        f"{'folded':>9} {'lookups':>9}"
+        f"{'inference':>9} {'lookups':>9}"
     )
     for variant in [case, *variants(case)]:
         measured = measure(variant, device, repeats)

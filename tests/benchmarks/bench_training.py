@@ -52,12 +52,12 @@ from ecgan.data.loader import collate, to_device, to_images
 from ecgan.data.transforms import Sample
 from ecgan.demo import toy
 from ecgan.models import class_specific
+from ecgan.models.layers import condition
 from ecgan.ops.class_conv import SLOPE
 from ecgan.ops.pair_similarity import BOUND
 from ecgan.recipe import label_space, load_recipe
 from ecgan.runtime.timing import span_seconds
 from ecgan.runtime.torch_private import TorchSpectralNorm
-from ecgan.sampling.sampler import condition
 from ecgan.training import networks
 from ecgan.training import step as players
 from ecgan.training.objective import Inputs, Objective

@@ -6,8 +6,8 @@ import sys
 import pytest
 import torch
 
+from ecgan.models.layers import condition
 from ecgan.recipe import label_space, load_recipe
-from ecgan.sampling.sampler import condition
 from ecgan.training.objective import GeneratorSide, build_discriminator
 
 CLASSES = "data.classes=[a, b, c]"

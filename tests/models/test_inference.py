@@ -8,9 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ecgan.models import inference as folded
+from ecgan.models import inference, inference_layers
 from ecgan.models.generator import Generator
-from ecgan.models.inference import Conv, FoldedGenerator
+from ecgan.models.inference import InferenceGenerator
+from ecgan.models.inference_layers import Conv
 from ecgan.ops import neighbourhoods as ops
 from ecgan.ops.neighbourhoods import Neighbourhoods, distinct_windows, neighbourhoods
 from ecgan.ops.onehot_conv import one_hot
@@ -53,9 +54,9 @@ def compare(generator, labels, boundary=None, styles=None, *, unknown=True, look
     S = one_hot(labels, generator.num_classes, generator.num_classes, unknown=unknown,
                 boundary=boundary)  # fmt: skip
     image, edge = naive.sample(generator, S, labels, generator.num_classes, styles)
-    own = FoldedGenerator(generator, boundary=boundary is not None, lookups=lookups)
+    own = InferenceGenerator(generator, boundary=boundary is not None, lookups=lookups)
     with torch.inference_mode():
-        shared = own.share(labels, boundary)
+        shared = own.prepare(labels, boundary)
         found, found_edge = own.sample(shared, styles)
         again, _ = own.sample(shared, styles)
     assert torch.equal(found, again), "what styles share was written over"
@@ -89,7 +90,7 @@ PARTS = {
 
 @FORMS
 @pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS.keys())
-def test_the_folded_generator_is_the_generator_for_every_switch(parts, lookups):
+def test_the_inference_form_is_the_generator_for_every_switch(parts, lookups):
     generator = make_generator(**parts)
     before = {name: value.clone() for name, value in generator.state_dict().items()}
     z = torch.randn(2, 3, 256) if generator.style else None
@@ -121,7 +122,7 @@ def test_conditions_of_every_kind(unknown, boundary, lookups):
 @FORMS
 @pytest.mark.parametrize("classes", [1, 70])
 def test_one_class_and_many(classes, lookups):
-    assert classes < folded.FEW_CHANNELS or classes > folded.FEW_CHANNELS + 1
+    assert classes < inference_layers.FEW_CHANNELS or classes > inference_layers.FEW_CHANNELS + 1
     generator = make_generator(classes=classes, style=True)
     z = torch.randn(2, 2, 256)
     compare(generator, make_labels(2, classes=classes), None, z, lookups=lookups)
@@ -134,12 +135,12 @@ def test_one_class_and_many(classes, lookups):
 def test_bfloat16_is_within_a_few_levels_of_float32(lookups, parts):
     generator = make_generator(channels=16, style=True, **parts)
     labels, z = make_labels(2), torch.randn(2, 2, 256)
-    exact = FoldedGenerator(generator, boundary=False, lookups=lookups)
-    coarse = FoldedGenerator(generator, boundary=False, lookups=lookups).to(torch.bfloat16)
+    exact = InferenceGenerator(generator, boundary=False, lookups=lookups)
+    coarse = InferenceGenerator(generator, boundary=False, lookups=lookups).to(torch.bfloat16)
     assert {b.dtype for b in coarse.buffers()} == {torch.bfloat16}
     with torch.inference_mode():
-        image, edge = exact.sample(exact.share(labels, None), z)
-        found, found_edge = coarse.sample(coarse.share(labels, None), z)
+        image, edge = exact.sample(exact.prepare(labels, None), z)
+        found, found_edge = coarse.sample(coarse.prepare(labels, None), z)
     assert found.dtype == found_edge.dtype == torch.float32
     for one, other in ((found, image), (found_edge, edge)):
         error = (one - other).abs()
@@ -150,27 +151,27 @@ def test_bfloat16_is_within_a_few_levels_of_float32(lookups, parts):
 
 def test_what_only_training_looks_at_is_left_out():
     plain = make_generator(style=True, channels=16)
-    own = FoldedGenerator(plain, boundary=False, lookups=False)
+    own = InferenceGenerator(plain, boundary=False, lookups=False)
     assert not list(own.parameters())
     heads = sum(p.numel() for p in plain.class_specific.parameters())
     kept = sum(b.numel() for b in own.buffers())
     assert kept < sum(p.numel() for p in plain.parameters()) - heads
     with pytest.raises(AssertionError, match="call eval"):
-        FoldedGenerator(plain.train(), boundary=False, lookups=False)
+        InferenceGenerator(plain.train(), boundary=False, lookups=False)
 
 
 @pytest.mark.parametrize("lookups", [True, False])
 def test_maps_are_laid_out_by_pixels_for_any_number_of_styles(lookups):
     """Channels last all the way: one other layout, and every operation behind it is slow."""
     generator = make_generator(style=True, channels=8)
-    own = FoldedGenerator(generator, boundary=False, lookups=lookups)
+    own = InferenceGenerator(generator, boundary=False, lookups=lookups)
     seen = []
     for module in own.modules():
         if isinstance(module, Conv) and module.weight.shape[1] != N + 1:
             module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     for layouts, styles in ((1, 1), (1, 3), (2, 1), (2, 2)):
         with torch.inference_mode():
-            own.sample(own.share(make_labels(layouts), None), torch.randn(layouts, styles, 256))
+            own.sample(own.prepare(make_labels(layouts), None), torch.randn(layouts, styles, 256))
         wrong = [x for x in seen if x.shape[2] > 1 and x.stride(1) != 1]
         assert seen
         assert not wrong, wrong[0].shape
@@ -182,12 +183,12 @@ def test_maps_are_laid_out_by_pixels_for_any_number_of_styles(lookups):
 @pytest.mark.parametrize("parts", [{}, {"style": True, "edge_transfer": False}])
 def test_the_dense_form_can_be_compiled_whole(parts):
     generator = make_generator(**parts)
-    own = FoldedGenerator(generator, boundary=False, lookups=False)
+    own = InferenceGenerator(generator, boundary=False, lookups=False)
     labels = make_labels(2)
     z = torch.randn(2, 2, 256) if generator.style else None
-    share, sample = (compiled(f, backend="eager") for f in (own.share, own.sample))
+    share, sample = (compiled(f, backend="eager") for f in (own.prepare, own.sample))
     with torch.inference_mode():
-        image, _ = own.sample(own.share(labels, None), z)
+        image, _ = own.sample(own.prepare(labels, None), z)
         assert torch.equal(sample(share(labels, None), z)[0], image)
 
 
@@ -198,9 +199,9 @@ def test_on_a_gpu_bfloat16_is_within_a_few_levels_of_the_cpu(lookups):
     labels, z = make_labels(2), torch.randn(2, 2, 256)
     S = one_hot(labels, N, N, unknown=True)
     image, _ = naive.sample(generator, S, labels, N, z)
-    own = FoldedGenerator(generator, boundary=False, lookups=lookups).to("cuda", torch.bfloat16)
+    own = InferenceGenerator(generator, boundary=False, lookups=lookups).to("cuda", torch.bfloat16)
     with torch.inference_mode():
-        found, _ = own.sample(own.share(labels.cuda(), None), z.cuda())
+        found, _ = own.sample(own.prepare(labels.cuda(), None), z.cuda())
     error = (found.cpu() - image).abs()
     assert error.mean() < 0.01
     assert error.max() < 0.1
@@ -209,16 +210,16 @@ def test_on_a_gpu_bfloat16_is_within_a_few_levels_of_the_cpu(lookups):
 def test_class_heads_stay_float32_among_half_precision(monkeypatch):
     """As in training; the kernels would refuse a mixture."""
     generator = make_generator(output="fused")
-    own = FoldedGenerator(generator, boundary=False, lookups=False).to(torch.bfloat16)
+    own = InferenceGenerator(generator, boundary=False, lookups=False).to(torch.bfloat16)
     seen = []
 
     def heads(features, labels, ignore, *weights):
         seen.extend(weight.dtype for weight in weights)
         return torch.zeros(len(labels), 3, *labels.shape[1:])
 
-    monkeypatch.setattr(folded, "class_specific_heads", heads)
+    monkeypatch.setattr(inference, "class_specific_heads", heads)
     with torch.inference_mode():
-        own.sample(own.share(make_labels(1), None), None)
+        own.sample(own.prepare(make_labels(1), None), None)
     assert seen == [torch.float32] * 4
 
 

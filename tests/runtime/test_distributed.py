@@ -12,10 +12,10 @@ from ecgan.data import loader
 from ecgan.data.datasets import items_for
 from ecgan.data.loader import TripleDataset, to_images
 from ecgan.errors import UserError
+from ecgan.models.layers import condition
 from ecgan.recipe import label_space, load_recipe
 from ecgan.runtime import distributed
 from ecgan.runtime.device import choose_device
-from ecgan.sampling.sampler import condition
 from ecgan.segmentation.segmenter import Normalisation, Provenance, Segmenter, segformer
 from ecgan.training import step as players
 from ecgan.training.objective import Inputs, Objective

@@ -14,9 +14,10 @@ from ecgan.errors import UserError
 from ecgan.generation import planner
 from ecgan.generation.plan import Plan
 from ecgan.generation.state import Ledger
+from ecgan.models.layers import condition
 from ecgan.runtime.storage import open_store
 from ecgan.sampling import sampler as sampling
-from ecgan.sampling.sampler import COMPILED_FROM, Layout, Sampler, compiles, condition, is_full
+from ecgan.sampling.sampler import COMPILED_FROM, Layout, Sampler, compiles, is_full
 from ecgan.sampling.styles import Styles
 from ecgan.seeds import sample_seed
 from tests.helpers.tiny import SIZE, make_generator

@@ -20,9 +20,9 @@ from ecgan import checkpoint, losses
 from ecgan.data.loader import batches, to_images
 from ecgan.errors import UserError
 from ecgan.labels import LabelClass, LabelSpace
+from ecgan.models.layers import condition
 from ecgan.recipe import label_space, load_recipe
 from ecgan.runtime import files
-from ecgan.sampling.sampler import condition
 from ecgan.training import ema
 from ecgan.training import run as train
 from ecgan.training import step as players

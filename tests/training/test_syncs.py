@@ -11,9 +11,9 @@ from contextlib import nullcontext
 import pytest
 import torch
 
+from ecgan.models.layers import condition
 from ecgan.models.pretrained import perceptual_features
 from ecgan.recipe import label_space, load_recipe
-from ecgan.sampling.sampler import condition
 from ecgan.segmentation import segmenter
 from ecgan.training import step as players
 from ecgan.training.objective import Inputs, Objective

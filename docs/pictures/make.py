@@ -1,15 +1,17 @@
 """Make the pictures of the documents.
 
-    python docs/pictures/make.py diagrams                       # flow.svg, packages.svg
-    python docs/pictures/make.py teaser --work DIR              # teaser.png; trains for an hour
-    python docs/pictures/make.py report --demo ecgan-demo       # report.png, with Chromium
+    python docs/pictures/make.py diagrams                    # flow.svg, packages.svg
+    python docs/pictures/make.py teaser --work DIR           # teaser.png; trains for half an hour
+    python docs/pictures/make.py report --demo ecgan-demo    # report.png, with Chromium
 
-The teaser calls the tool's own commands on toy scenes, which carry no licence; each step resumes. A
-generator is trained on crops of half the size, which is four times as fast, and then for a short
-while on whole scenes, starting from the first.
+The teaser calls the tool's own commands on toy scenes, which carry no licence; each step resumes.
+The generator is trained on crops of 64 x 128 of scenes of 128 x 256, which is four times as fast as
+whole scenes. All of it is convolutional but the layer at the trunk's start, which is repeated for
+the whole scene.
 """
 
 import argparse
+import json
 import shutil
 import subprocess
 import sys
@@ -20,30 +22,31 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 
-from ecgan.visualization import grid
+from ecgan.labels import load_label_space
+from ecgan.visualization import colorize, grid
 
 HERE = Path(__file__).parent
 PROJECT = HERE.parents[1] / "pyproject.toml"
 
 # Scenes of `ecgan data toy --num 1500`, chosen by eye.
 _LAYOUTS = ("scene-00018", "scene-00298", "scene-00388")
-_STYLES = {
-    "sun": "scene-00198",
+_STYLES = {  # in order of the names, which is that of the styles
     "evening": "scene-00188",
-    "fog": "scene-00538",
+    "sun": "scene-00198",
     "night": "scene-00228",
+    "fog": "scene-00538",
 }
-_COMMON = (
+_CROP, _WHOLE = (64, 128), (128, 256)  # height, width
+_RECIPE = (
+    *("--set", f"data.height={_CROP[0]}", "--set", f"data.width={_CROP[1]}"),
+    *("--set", f"data.resize_height={_WHOLE[0]}", "--set", f"data.resize_width={_WHOLE[1]}"),
     *("--set", "train.batch=4", "--set", "model.label_generator_images=800"),
     *("--set", "losses.kl=0.01", "--set", "train.augment=none", "--set", "train.ema_images=400"),
     *("--set", "train.checkpoint_every=800", "--set", "train.preview_every=400"),
 )
-_CROPS = (
-    *("--set", "data.height=64", "--set", "data.width=128"),
-    *("--set", "data.resize_height=128", "--set", "data.resize_width=256"),
-)
-_WHOLE = ("--set", "data.height=128", "--set", "data.width=256")
 
 
 def main() -> None:
@@ -55,8 +58,7 @@ def main() -> None:
     commands.add_parser("diagrams")
     teaser = commands.add_parser("teaser")
     teaser.add_argument("--work", type=Path, required=True, help="scratch folder, kept")
-    teaser.add_argument("--images", type=int, default=6000, help="length of the first training")
-    teaser.add_argument("--whole-images", type=int, default=400, help="length of the second")
+    teaser.add_argument("--images", type=int, default=4000, help="length of the training")
     report = commands.add_parser("report")
     report.add_argument("--demo", type=Path, required=True, help="output folder of ecgan demo")
     arguments = parser.parse_args()
@@ -65,28 +67,44 @@ def main() -> None:
             (HERE / "flow.svg").write_text(draw_flow(), encoding="utf-8")
             (HERE / "packages.svg").write_text(draw_packages(), encoding="utf-8")
         case "teaser":
-            make_teaser(arguments.work, arguments.images, arguments.whole_images)
+            make_teaser(arguments.work, arguments.images)
         case "report":
             photograph(arguments.demo / "report" / "report.html", HERE / "report.png")
 
 
-def make_teaser(work: Path, images: int, whole_images: int) -> None:
-    """Toy scenes, two trainings, samples in the styles of four scenes, and the sheet of them."""
-    toy, crops, whole = work / "toy", work / "crops", work / "whole"
+def make_teaser(work: Path, images: int) -> None:
+    """Toy scenes, a training, samples in the styles of four scenes, and the sheet of them."""
+    toy, run, whole = work / "toy", work / "run", work / "whole.safetensors"
     if not toy.exists():
         ecgan("data", "toy", "--out", toy, "--num", 1500)
-    train = ("train", "--recipe", "demo", "--data", toy, *_COMMON)
-    ecgan(*train, "--out", crops, *_CROPS, "--set", f"train.images={images}")
-    start = () if whole.exists() else ("--init", crops / "generator.safetensors")
-    ecgan(*train, "--out", whole, *_WHOLE, *start, "--set", f"train.images={whole_images}")
+    train = ("train", "--recipe", "demo", "--data", toy, "--out", run, *_RECIPE)
+    ecgan(*train, "--set", f"train.images={images}")
+    enlarge(run / "generator.safetensors", whole)
     copy(toy / "labels" / "val", work / "layouts", _LAYOUTS)
     copy(toy / "images" / "val", work / "styles", list(_STYLES.values()))
     ecgan(
-        *("augment", "--run", whole, "--labels", work / "layouts", "--out", work / "samples"),
+        *("augment", "--checkpoint", whole, "--labels", work / "layouts"),
         *("--style-images", work / "styles", "--format", "folder", "--image-format", "png"),
-        "--overwrite",
+        *("--out", work / "samples", "--overwrite"),
     )
-    sheet(work / "samples", toy).save(HERE / "teaser.png", optimize=True)
+    sheet(work / "samples", toy).quantize(256).save(HERE / "teaser.png", optimize=True)
+
+
+def enlarge(source: Path, target: Path) -> None:
+    """Make a generator of crops one of whole scenes: each start position is repeated."""
+    with safe_open(source, "pt") as file:
+        document = json.loads(file.metadata()["ecgan"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
+    data = document["recipe"]["data"]
+    data.update(height=_WHOLE[0], width=_WHOLE[1], resize_height=None, resize_width=None)
+    start = [size // 2 ** document["recipe"]["model"]["upsamplings"] for size in _CROP]
+    for name in [name for name in tensors if "trunk.start." in name]:
+        old = tensors[name]
+        grid_of_old = old.view(-1, *start, *old.shape[1:])
+        for dim, (whole, crop) in enumerate(zip(_WHOLE, _CROP, strict=True), start=1):
+            grid_of_old = grid_of_old.repeat_interleave(whole // crop, dim)
+        tensors[name] = grid_of_old.reshape(-1, *old.shape[1:]).contiguous()
+    save_file(tensors, target, metadata={"ecgan": json.dumps(document)})
 
 
 def ecgan(*arguments: object) -> None:
@@ -105,9 +123,6 @@ def copy(source: Path, target: Path, names: Sequence[str]) -> None:
 
 def sheet(samples: Path, toy: Path) -> Image.Image:
     """Layout, edge and one column for each style; labels in the colours of the class list."""
-    from ecgan.labels import load_label_space
-    from ecgan.visualization import colorize
-
     space = load_label_space(toy / "classes.json")
     rows = []
     for name in _LAYOUTS:

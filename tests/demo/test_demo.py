@@ -1,17 +1,13 @@
 """Everything once, through the command: the demo, small, and what a new user does after it."""
 
 import json
-import re
-import shlex
 from pathlib import Path
 
-import click
 import pytest
 from click.testing import CliRunner
 
 from ecgan_cli.main import cli
 
-README = Path(__file__).parents[2] / "README.md"
 SMALL = [
     *("--set", "train.images=16", "--set", "train.batch=4", "--set", "train.preview_every=8"),
     *("--set", "model.width=4", "--set", "model.label_generator_training.images=16"),
@@ -62,33 +58,3 @@ def test_the_demo_refuses_a_folder_of_somebody_else(tmp_path):
     assert result.exit_code == 2
     assert "not empty, and not a demo of ecgan" in result.output
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
-
-
-def commands():
-    """Every ``ecgan …`` line in a code block of the README, without its comment."""
-    text = README.read_text()
-    blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    for name, value in re.findall(r'^([A-Z]+)="(.*)"$', text, re.MULTILINE):
-        lines = [line.replace(f"${name}", value) for line in lines]
-    parts = [part.strip() for line in lines for part in line.split("#")[0].split("&&")]
-    return [part for part in parts if part.startswith("ecgan ") and "…" not in part]
-
-
-def test_the_readme_shows_every_command():
-    assert {line.split()[1] for line in commands()} >= {
-        "demo", "train", "augment", "sample", "evaluate", "data", "recipes", "report",
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize("line", sorted(set(commands())))
-def test_a_command_of_the_readme_is_one_that_the_program_takes(line):
-    """Its options and choices are parsed by the program itself; nothing is run."""
-    words, command = shlex.split(line)[1:], cli
-    context = click.Context(cli)
-    while isinstance(command, click.Group):
-        name = words.pop(0)
-        found = command.get_command(context, name)
-        assert found is not None, f"{line}: no command {name}"
-        command = found
-    command.make_context(command.name, words)

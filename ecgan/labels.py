@@ -1,11 +1,11 @@
-"""Class lists and label spaces: what the numbers in a label map mean. No torch here.
+"""Class lists and label spaces: the meaning of the numbers in a label map. No torch here.
 
-Two spaces (README, "Label spaces"): **input ids** 0..N-1, which the generator is conditioned on and
-which the data set that we write carries, and **evaluation ids**, which segmenters are scored in
-(Cityscapes: 35 raw ids in, 19 train ids scored). For most data sets both are the same.
+Two spaces (docs/paper.md, "Label spaces"): **input ids** 0..N-1, which the generator is conditioned
+on and which the data set that we write carries, and **evaluation ids**, which segmenters are scored
+in (Cityscapes: 35 raw ids in, 19 train ids scored). For most data sets both are the same.
 
 In memory and in every file that we write, an unlabelled pixel is ``ignore_index``: 255, or 65535
-with more than 255 classes. What unlabelled pixels are called in the user's files is ``ignore``.
+with more than 255 classes. The value of unlabelled pixels in the user's files is ``ignore``.
 """
 
 import json
@@ -58,10 +58,10 @@ class LabelSpace:
     """The classes of a data set, ids 0..N-1 without gaps.
 
     Attributes:
-        classes: in order of their ids.
-        ignore: the value that marks unlabelled pixels in the user's label files; None where every
+        classes: classes in order of their ids.
+        ignore: value that marks unlabelled pixels in the user's label files; None where every
             pixel has a class (then the condition has no channel for unlabelled pixels).
-        evaluation: for each class its evaluation id, ``ignore_index`` for classes that are not
+        evaluation: evaluation id of each class, ``ignore_index`` for classes that are not
             scored; None where evaluation uses the input ids.
         evaluation_names: names of the evaluation ids; empty where ``evaluation`` is None.
     """
@@ -78,7 +78,7 @@ class LabelSpace:
 
     @property
     def ignore_index(self) -> int:
-        """The value of unlabelled pixels in memory and in files that we write."""
+        """Value of unlabelled pixels in memory and in files that we write."""
         return _ignore_index(self.num_classes)
 
     @property
@@ -100,7 +100,7 @@ class LabelSpace:
 
     @cached_property
     def evaluation_palette(self) -> npt.NDArray[np.uint8]:
-        """The palette of evaluation ids; of several classes with one id, the first one's colour."""
+        """Palette of evaluation ids; of several classes with one id, the first one's colour."""
         if self.evaluation is None:
             return self.palette
         palette = np.zeros_like(self.palette)
@@ -122,7 +122,7 @@ class LabelSpace:
         return self.evaluation_names if self.evaluation is not None else self.names
 
     def to_evaluation(self, labels: Labels) -> Labels:
-        """Input ids -> evaluation ids; same shape and dtype. Unlabelled pixels stay so."""
+        """Map input ids to evaluation ids; same shape and dtype. Unlabelled pixels stay so."""
         if self.evaluation is None:
             return labels
         table = np.full(self.ignore_index + 1, self.ignore_index, labels.dtype)
@@ -130,7 +130,7 @@ class LabelSpace:
         return cast(Labels, table[labels])
 
     def to_json(self) -> dict[str, Any]:
-        """The form of ``classes.json``, with the evaluation ids if there are any."""
+        """Content of ``classes.json``, with the evaluation ids if there are any."""
         value: dict[str, Any] = {
             "classes": [{"id": c.id, "name": c.name, "color": list(c.color)} for c in self.classes],
             "ignore": self.ignore,
@@ -146,14 +146,14 @@ def _ignore_index(num_classes: int) -> int:
 
 
 def from_json(value: object, source: str) -> LabelSpace:
-    """A label space from the parsed form of ``classes.json``.
+    """Label space from the parsed content of ``classes.json``.
 
     Accepts the object that :meth:`LabelSpace.to_json` gives, or a bare list of classes; a class is
     an object with ``name`` and, optionally, ``id`` and ``color``, or just its name.
 
     Args:
-        value: the parsed JSON.
-        source: what error messages call it.
+        value: parsed JSON.
+        source: name of the file in error messages.
 
     Raises:
         UserError: gaps, duplicate ids or names, wrong types; all of them at once.
@@ -206,7 +206,7 @@ def load_label_space(path: Path) -> LabelSpace:
 
 @cache
 def builtin(dataset: str) -> LabelSpace:
-    """The class list of a data set of the paper: ``cityscapes``, ``ade20k`` or ``coco_stuff``.
+    """Class list of a data set of the paper: ``cityscapes``, ``ade20k`` or ``coco_stuff``.
 
     Ids are those of the generator. ADE20K's label files hold them plus one, with 0 for unlabelled
     pixels; ``ecgan.data.datasets`` subtracts it when it reads them.
@@ -239,7 +239,7 @@ def _named(names: Sequence[str]) -> LabelSpace:
 
 
 def default_color(index: int) -> tuple[int, int, int]:
-    """The PASCAL VOC colour of class ``index``: bits of the index spread over the channels."""
+    """PASCAL VOC colour of class ``index``: bits of the index spread over the channels."""
     color = [0, 0, 0]
     for bit in range(8):
         for channel in range(3):
@@ -249,20 +249,20 @@ def default_color(index: int) -> tuple[int, int, int]:
 
 def _label_class(entry: object, index: int, faults: list[str]) -> LabelClass:
     fields: dict[str, Any] = {"name": entry} if isinstance(entry, str) else cast(Any, entry)
-    place = f"classes[{index}]"
+    path = f"classes[{index}]"
     if not isinstance(fields, dict):  # pyright: ignore[reportUnnecessaryIsInstance]
-        faults.append(f"{place}: expected a name or an object, got {entry!r}")
+        faults.append(f"{path}: expected a name or an object, got {entry!r}")
         return LabelClass(index, f"class {index}", default_color(index))
     number, name = fields.get("id", index), fields.get("name")
     if not isinstance(number, int) or isinstance(number, bool) or number < 0:
-        faults.append(f"{place}.id: expected a number from 0, got {number!r}")
+        faults.append(f"{path}.id: expected a number from 0, got {number!r}")
         number = index
     if not isinstance(name, str) or not name:
-        faults.append(f"{place}.name: expected a name, got {name!r}")
+        faults.append(f"{path}.name: expected a name, got {name!r}")
         name = f"class {index}"
     color = fields.get("color", default_color(index))
     if not _is_color(color):
-        faults.append(f"{place}.color: expected three numbers from 0 to 255, got {color!r}")
+        faults.append(f"{path}.color: expected three numbers from 0 to 255, got {color!r}")
         color = default_color(index)
     return LabelClass(number, name, (color[0], color[1], color[2]))
 

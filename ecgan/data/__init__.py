@@ -1,4 +1,4 @@
-"""Data sets: what is trained on, and what is written. No torch until it is asked for."""
+"""Data sets to train on: pairing, checks, decoding, loading. No torch until it is asked for."""
 
 from typing import TYPE_CHECKING
 

@@ -31,17 +31,17 @@ LABEL_SUFFIXES = frozenset({".png", ".bmp", ".tif", ".tiff"})  # without loss
 LOSSY_SUFFIXES = frozenset({".jpg", ".jpeg", ".webp"})
 MAX_FAULTS = 20
 
-_NOUNS: Mapping[Kind, tuple[str, str]] = {
-    "image": ("photo", "photos"),
-    "label": ("label map", "label maps"),
-    "instances": ("instance map", "instance maps"),
-    "edge": ("edge map", "edge maps"),
+_NOUNS: Mapping[Kind, str] = {
+    "image": "photo",
+    "label": "label map",
+    "instances": "instance map",
+    "edge": "edge map",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """The files of one sample."""
+    """Files of one sample."""
 
     key: str
     label: Path
@@ -192,7 +192,7 @@ def index_labels(
         raise UserError(
             f"{folder}: {_lossy_fault(lossy, folder)}"
             if lossy
-            else f"{folder}: no {_NOUNS[kind][1]} below it; expected files {expected}"
+            else f"{folder}: no {_NOUNS[kind]}s below it; expected files {expected}"
         )
     faults: list[str] = []
     keyed = _by_key(files, _SourceFolder(folder, ending, flat=bool(ending)), faults)
@@ -200,7 +200,7 @@ def index_labels(
         raise UserError(str(folder), capped(faults))
     if not keyed:
         raise UserError(
-            f"{folder}: no {_NOUNS[kind][1]} below it; its {count(len(files), 'file')} *TrainIds "
+            f"{folder}: no {_NOUNS[kind]}s below it; its {count(len(files), 'file')} *TrainIds "
             "are maps of evaluation ids, which are left out; rename them if they are what you mean"
         )
     return [Item(key, path) for key, path in sorted(keyed.items())]
@@ -266,13 +266,13 @@ def find_files(dataset: str, root: Path, split: str | None, kinds: Sequence[Kind
             faults.append(_missing_folder(kind, candidates, dataset, root))
             continue
         suffixes = IMAGE_SUFFIXES if kind in {"image", "edge"} else LABEL_SUFFIXES
-        below = [p for p in _files_below(source.folder, suffixes) if source.holds(p)]
+        below = [*filter(source.holds, _files_below(source.folder, suffixes))]
         lossy = [] if kind in {"image", "edge"} else _files_below(source.folder, LOSSY_SUFFIXES)
         if lossy:
             faults.append(_lossy_fault(lossy, root))
         elif not below:
             faults.append(
-                f"{_relative(source.folder, root)}: no {_NOUNS[kind][1]} below it; expected files "
+                f"{_relative(source.folder, root)}: no {_NOUNS[kind]}s below it; expected files "
                 f"*{source.ending}{{{','.join(sorted(suffixes))}}}"
             )
         files[kind] = _by_key(below, source, faults)
@@ -417,7 +417,7 @@ def _missing_folder(
     other = recognise(root)
     hint = f"; this looks like data.dataset: {other}" if other not in {dataset, None} else ""
     return (
-        f"no folder of {_NOUNS[kind][1]}: expected {' or '.join(expected)} below the data set's "
+        f"no folder of {_NOUNS[kind]}s: expected {' or '.join(expected)} below the data set's "
         f"folder; {found}{hint}"
     )
 
@@ -444,9 +444,7 @@ def _files_below(folder: Path, suffixes: Iterable[str]) -> list[Path]:
 
 def _by_key(files: Iterable[Path], source: _SourceFolder, faults: list[str]) -> dict[str, Path]:
     keyed: dict[str, Path] = {}
-    for path in files:
-        if not source.holds(path):
-            continue
+    for path in filter(source.holds, files):
         key = source.key(path)
         if key in keyed:
             faults.append(f"{keyed[key]} and {path} share the key {key!r}; rename one of them")
@@ -455,7 +453,7 @@ def _by_key(files: Iterable[Path], source: _SourceFolder, faults: list[str]) -> 
 
 
 def _pairing_faults(files: Mapping[Kind, Mapping[str, Path]], root: Path) -> list[str]:
-    """Files without their partner. Instance and edge maps in excess do no harm."""
+    """Faults of files without their partner; superfluous instance and edge maps do no harm."""
     faults: list[str] = []
     labels = files["label"]
     for kind, others in files.items():
@@ -471,12 +469,10 @@ def _pairing_faults(files: Mapping[Kind, Mapping[str, Path]], root: Path) -> lis
 
 
 def _unpaired_fault(kind: Kind, missing: Kind, paths: Sequence[Path], root: Path) -> str:
-    count = (
-        f"1 {_NOUNS[kind][0]} has" if len(paths) == 1 else f"{len(paths)} {_NOUNS[kind][1]} have"
-    )
     return (
-        f"{count} no {_NOUNS[missing][0]} of the same name (first: {_relative(paths[0], root)}); "
-        "add what is missing, or remove them"
+        f"{count(len(paths), _NOUNS[kind])} {'has' if len(paths) == 1 else 'have'} no "
+        f"{_NOUNS[missing]} of the same name (first: {_relative(paths[0], root)}); add what is "
+        "missing, or remove them"
     )
 
 

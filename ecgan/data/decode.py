@@ -1,4 +1,4 @@
-"""Files -> arrays: photos, label maps and instance maps, in any mode that people store them in.
+"""Decoding of photos, label maps and instance maps, in any mode that people store them in.
 
 Pixels are taken as they are stored: a camera's orientation tag is not applied, since label maps
 are drawn on the stored pixels and carry none.
@@ -31,13 +31,13 @@ _DEEP_MODES = {"I;16", "I;16B", "I;16L", "I;16N", "I"}  # 16 bits a pixel
 
 @dataclass(frozen=True, eq=False)
 class RawLabel:
-    """What a label file holds, before the class list gives it a meaning.
+    """Raw values of a label file, before the class list gives them a meaning.
 
     Attributes:
         values: numbers, or colours as 0xRRGGBB, (H, W).
         colors: whether the values are colours.
         palette: colour of each number where the file has a palette, (256,), -1 where it has none.
-        mode: Pillow's name for the kind of pixels.
+        mode: Pillow's mode of the file.
     """
 
     values: npt.NDArray[np.integer]
@@ -51,20 +51,20 @@ class RawLabel:
         return self.values.shape[0], self.values.shape[1]
 
     def painted(self) -> "RawLabel":
-        """The same label map in the colours of its palette."""
+        """Label map in the colours of its palette."""
         assert self.palette is not None
         return RawLabel(self.palette[self.values], colors=True, palette=None, mode=self.mode)
 
 
 class HashedLabel(NamedTuple):
-    """What a label file holds, and the SHA-256 of the very bytes that it was decoded from."""
+    """Raw values of a label file, and the SHA-256 of the very bytes that they come from."""
 
     raw: RawLabel
     digest: bytes  # 32
 
 
 class Decoded(NamedTuple):
-    """A label map in input ids, and what in the file the class list does not know."""
+    """Label map in input ids, and the values that the class list does not know."""
 
     label: Labels  # (H, W); unlabelled where unknown
     unknown: list[int]  # numbers, or colours as 0xRRGGBB
@@ -72,7 +72,7 @@ class Decoded(NamedTuple):
 
 
 def read_photo(path: Path) -> npt.NDArray[np.uint8]:
-    """A photo as RGB, (H, W, 3): alpha is dropped, grey repeated, 16 bits scaled to 8.
+    """Photo as RGB, (H, W, 3): alpha is dropped, grey repeated, 16 bits scaled to 8.
 
     Raises:
         UserError: missing, empty, truncated, too large, not an image.
@@ -89,7 +89,7 @@ def read_photo(path: Path) -> npt.NDArray[np.uint8]:
 
 
 def read_grey(path: Path) -> npt.NDArray[np.uint8]:
-    """An edge map, (H, W), 0 to 255; same errors as :func:`read_photo`."""
+    """Edge map, (H, W), 0 to 255; same errors as :func:`read_photo`."""
     with _opened(path) as image:
         _check_photo_mode(path, image)
         if image.mode in _DEEP_MODES:
@@ -121,7 +121,7 @@ def photo_header(path: Path) -> tuple[str, tuple[int, int]]:
 
 
 def read_raw(path: Path) -> RawLabel:
-    """A label or instance map: numbers of 1, 8, 16 or 32 bits, palette indices, or colours.
+    """Label or instance map: numbers of 1, 8, 16 or 32 bits, palette indices, or colours.
 
     Raises:
         UserError: missing, empty, truncated, too large, not an image, no such kind of map.
@@ -131,7 +131,7 @@ def read_raw(path: Path) -> RawLabel:
 
 
 def read_hashed(path: Path) -> HashedLabel:
-    """As :func:`read_raw`, with the digest of the file, which is read once for both."""
+    """Label or instance map with the digest of its file, which is read once for both."""
     with _explained(path):
         content = path.read_bytes()
         if not content:
@@ -141,15 +141,15 @@ def read_hashed(path: Path) -> HashedLabel:
 
 
 def decode(raw: RawLabel, space: LabelSpace, dataset: str) -> Decoded:
-    """The label map that a file means.
+    """Decode a label map to input ids.
 
     A palette image is read by its indices if all of them are ids of the class list, else by its
     colours if all of them are colours of the class list.
 
     Args:
-        raw: from :func:`read_raw`.
-        space: the class list.
-        dataset: ``ade20k`` stores ids plus one, with 0 for unlabelled pixels.
+        raw: raw values of the file.
+        space: class list.
+        dataset: directory structure; ``ade20k`` stores ids plus one, with 0 for unlabelled pixels.
     """
     if raw.colors:
         return _decode_colors(raw, space)
@@ -161,7 +161,7 @@ def decode(raw: RawLabel, space: LabelSpace, dataset: str) -> Decoded:
 
 
 def class_colors(space: LabelSpace) -> dict[int, int]:
-    """0xRRGGBB -> label: the colours that stand for one class only, and black for unlabelled."""
+    """Label of each colour (0xRRGGBB) of one class only, and of black for unlabelled."""
     meaning: dict[int, int] = {}
     shared: set[int] = set()
     for c in space.classes:
@@ -175,7 +175,7 @@ def class_colors(space: LabelSpace) -> dict[int, int]:
 
 
 def accepted_ids(space: LabelSpace, dataset: str) -> str:
-    """Which numbers label files may hold, in words."""
+    """Numbers that label files may hold, in words."""
     if dataset == "ade20k":
         return f"1-{space.num_classes}, and 0 for unlabelled"
     ids = f"0-{space.num_classes - 1}" if space.num_classes > 1 else "0"
@@ -195,7 +195,7 @@ def unknown_fault(value: int, space: LabelSpace, dataset: str, *, colors: bool) 
 
 
 def color_text(code: int) -> str:
-    """0xRRGGBB -> (r, g, b)."""
+    """Text (r, g, b) of a colour 0xRRGGBB."""
     return f"({code >> 16}, {code >> 8 & 255}, {code & 255})"
 
 
@@ -247,7 +247,7 @@ def _decode_ids(raw: RawLabel, space: LabelSpace, dataset: str) -> Decoded:
 
 @lru_cache(maxsize=8)
 def _id_table(space: LabelSpace, dataset: str) -> tuple[Labels, npt.NDArray[np.bool_]]:
-    """Number in a file -> label, and whether the number has a meaning; both (65536,)."""
+    """Label of each number in a file, and whether the number has a meaning; both (65536,)."""
     table = np.full(65536, space.ignore_index, space.dtype)
     known = np.zeros(65536, bool)
     first = 1 if dataset == "ade20k" else 0
@@ -262,9 +262,9 @@ def _id_table(space: LabelSpace, dataset: str) -> tuple[Labels, npt.NDArray[np.b
 def _decode_colors(raw: RawLabel, space: LabelSpace) -> Decoded:
     codes, ids = _color_table(space)
     values = raw.values
-    place = np.searchsorted(codes, values).clip(max=len(codes) - 1)
-    known = codes[place] == values
-    label = np.where(known, ids[place], ids.dtype.type(space.ignore_index))
+    index = np.searchsorted(codes, values).clip(max=len(codes) - 1)
+    known = codes[index] == values
+    label = np.where(known, ids[index], ids.dtype.type(space.ignore_index))
     unknown = [] if known.all() else [int(v) for v in np.unique(values[~known])]
     return Decoded(cast(Labels, label), unknown, colors=True)
 
@@ -294,7 +294,7 @@ def _check_photo_mode(path: Path, image: Image.Image) -> None:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """An image file; whatever is wrong with it becomes one sentence."""
+    """Open an image file; any error in it is raised as a UserError of one sentence."""
     with _explained(path):
         if path.stat().st_size == 0:
             raise _empty(path)
@@ -303,12 +303,12 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 
 def _empty(path: Path) -> UserError:
-    return UserError(f"{path}: empty file (0 bytes); get it again or remove the pair")
+    return UserError(f"{path}: empty file (0 bytes); replace the file or remove the pair")
 
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Whatever goes wrong with an image file becomes one sentence."""
+    """Errors of reading an image file, raised as a UserError of one sentence."""
     try:
         yield
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -324,5 +324,5 @@ def _explained(path: Path) -> Iterator[None]:
     # What Pillow's decoders raise for damaged files: SyntaxError for PNG, OSError for the rest.
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise UserError(
-            f"{path}: truncated or damaged ({error}); get the file again or remove the pair"
+            f"{path}: truncated or damaged ({error}); replace the file or remove the pair"
         ) from error

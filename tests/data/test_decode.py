@@ -81,7 +81,7 @@ def text(path):
 @pytest.mark.parametrize(
     ("damage", "expected"),
     [
-        (empty, "empty file (0 bytes); get it again or remove the pair"),
+        (empty, "empty file (0 bytes); replace the file or remove the pair"),
         (truncate, "truncated or damaged ("),
         (text, "not an image; replace the file or remove the pair"),
     ],

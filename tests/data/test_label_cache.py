@@ -17,12 +17,8 @@ from ecgan.data.checks import check_labels
 from ecgan.data.datasets import Item
 from ecgan.data.label_cache import NAME, LabelCache
 from ecgan.errors import UserError
-from ecgan.generation import run as generate
-from ecgan.recipe import load_recipe
 from ecgan.runtime.storage import Folder, open_store
-from ecgan.training import run as train
 from tests.helpers import trees
-from tests.helpers.tiny import make_generator, write_pairs
 from tests.helpers.trees import photo, save, stripes
 
 SPACE = labels.from_json(trees.CLASSES, "classes.json")
@@ -286,40 +282,6 @@ def test_one_file_in_two_roles_has_two_keys(tmp_path):
     settle(path)
     keys = {label_cache.key([(kind, path)], b"", 2 * 10**18) for kind in ("instances", "edge")}
     assert len(keys - {None}) == 2
-
-
-def test_a_resumed_training_reads_changed_files_only(tmp_path, monkeypatch):
-    write_pairs(tmp_path / "data", num_train=2, num_val=1)
-    settle(*(tmp_path / "data").rglob("*.png"))
-    recipe = load_recipe("demo", ("data.height=32", "data.width=64", f"data.root={tmp_path}/data"))
-    for _ in range(2):
-        cache = LabelCache(Folder(tmp_path / "run"))
-        train.check(recipe, tmp_path / "run", cache=cache)
-        cache.save()
-        monkeypatch.setattr(decode, "read_hashed", None)
-    monkeypatch.undo()
-    changed = tmp_path / "data/labels/train/scene-01.png"
-    save(changed, stripes([77]))
-    with pytest.raises(UserError, match=r"label 77 found in 1 file"):
-        train.check(recipe, tmp_path / "run", cache=LabelCache(Folder(tmp_path / "run")))
-
-
-def test_a_data_set_made_again_reads_no_label_file(tmp_path, monkeypatch):
-    make_generator(tmp_path / "run/generator.safetensors")
-    items = label_files(tmp_path / "labels", num=2)
-    request = generate.Request(
-        generator=tmp_path / "run/generator.safetensors",
-        out=tmp_path / "out",
-        labels=tmp_path / "labels",
-        device="cpu",
-        quiet=True,
-    )
-    generate.describe(request)
-    assert not (tmp_path / "out").exists()
-    generate.run(request)
-    assert (tmp_path / "out" / NAME).is_file()
-    monkeypatch.setattr(decode, "read_hashed", None)
-    assert generate.run(request).num_samples == len(items)
 
 
 # Entries that are kept

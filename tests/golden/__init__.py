@@ -52,7 +52,7 @@ def documents():
         options = "--device", "cpu", "-q"
         made = "--checkpoint", generator, "--num", 4, "--split", "val", "--out", set_
         run("sample", *made, *options)
-        small = "evaluate.judge_images=8", "evaluate.judge_width=8"
+        small = ("evaluate.judge_training={images: 8, channels: 8}",)
         overrides = [word for text in small for word in ("--set", text)]
         run("evaluate", "--samples", set_, "--split", "val", "--out", report, *overrides, *options)
         written = (set_ / "manifest.json", report / "report.json")

@@ -1,5 +1,6 @@
 """Classes of all commands: options under headings, expert options, log messages, exit codes."""
 
+import difflib
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -110,3 +111,12 @@ class Group(click.Group):
     """Group of commands of the class above."""
 
     command_class = Command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find a command; suggest a similar one where there is none of that name."""
+        close = difflib.get_close_matches(args[0], self.list_commands(ctx), n=1)
+        if close and self.get_command(ctx, args[0]) is None:
+            ctx.fail(f"No such command {args[0]!r}. Did you mean {close[0]!r}?")
+        return super().resolve_command(ctx, args)

@@ -20,7 +20,7 @@ from ecgan_cli.options import (
     data_option,
     option,
     recipe_option,
-    require_data,
+    require_folder,
     write_new,
 )
 
@@ -179,7 +179,8 @@ def cache(
     from ecgan.data.resized_copy import Source, write_resized_copy
     from ecgan.recipe import label_space, load_recipe
 
-    if require_data(root) is not None:
+    require_folder("--data", root)
+    if root is not None:
         overrides = (*overrides, f"data.root={json.dumps(str(root))}")
     found = load_recipe(recipe_name, overrides).data
     if found.root is None:

@@ -23,7 +23,7 @@ from ecgan_cli.options import (
     complete_run,
     data_option,
     option,
-    require_data,
+    require_folder,
     set_option,
     terminable,
     under,
@@ -298,7 +298,8 @@ def _generate(
     from ecgan.generation import planner
     from ecgan.generation import run as generate
 
-    require_data(options["root"])
+    require_folder("--data", options["root"])
+    require_folder("--labels", options["labels"])
     path = resolve_generator(run, checkpoint)
     if run is None and checkpoint is None:
         click.echo(f"Using the newest run, {path.parent}", err=True)

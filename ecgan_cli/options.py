@@ -124,15 +124,14 @@ class terminable:  # noqa: N801 - a context manager
             signal.signal(signal.SIGTERM, self._before)
 
 
-def require_data(folder: Path | None) -> Path | None:
-    """The folder of ``--data``.
+def require_folder(name: str, folder: Path | None) -> None:
+    """Refuse the folder of an option or key if it does not exist.
 
     Raises:
-        UsageError: it does not exist.
+        UsageError: it does not.
     """
     if folder is not None and not folder.is_dir():
-        raise UsageError(f"--data {folder}: no such folder")
-    return folder
+        raise UsageError(f"{name} {folder}: no such folder")
 
 
 def write_new(path: Path, text: str) -> None:

@@ -26,12 +26,12 @@ def list_() -> None:
 
 
 @recipes.command(short_help="Print a recipe.")
-@recipe_argument("name")
+@recipe_argument("name", metavar="NAME|FILE")
 @option("--resolved", is_flag=True, help="Every key, defaults too.")
 @SET
 def show(name: str, overrides: tuple[str, ...], *, resolved: bool) -> None:
-    """Print the recipe NAME."""
-    if resolved or overrides:
+    """Print the recipe NAME as it is, or every key of it or of FILE."""
+    if resolved or overrides or Path(name).is_file():
         click.echo(load_recipe(name, overrides).to_yaml(), nl=False)
     else:
         click.echo(recipe_text(name), nl=False)

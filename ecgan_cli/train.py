@@ -20,7 +20,7 @@ from ecgan_cli.options import (
     data_option,
     option,
     recipe_option,
-    require_data,
+    require_folder,
 )
 
 _MESSAGES = {
@@ -90,6 +90,8 @@ def train(
     run = out if out is not None else Path("runs") / recipe.name
     if init is not None and not init.is_file():
         raise UsageError(f"--init {init}: no such file; give a generator.safetensors of a run")
+    if data is None and recipe.data.root is not None and not Path(recipe.data.root).is_dir():
+        raise UsageError(f"{recipe.data.root}: no such folder; give the data set with --data DIR")
 
     from ecgan.runtime import distributed
     from ecgan.training import estimate
@@ -123,7 +125,8 @@ def _with_options(
     overrides: tuple[str, ...], data: Path | None, batch: int | None
 ) -> tuple[str, ...]:
     """The overrides of ``--set``, then those of options that set a key of the recipe."""
-    if require_data(data) is not None:
+    require_folder("--data", data)
+    if data is not None:
         overrides = (*overrides, f"data.root={json.dumps(str(data))}")
     return overrides if batch is None else (*overrides, f"train.batch={batch}")
 

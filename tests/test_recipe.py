@@ -297,6 +297,7 @@ def test_the_commands_print_recipes_that_can_be_read_again(tmp_path, monkeypatch
     assert again.exit_code == 2
     assert "demo.yaml exists already" in again.output
     assert run(cli, ["recipes", "validate", "demo.yaml"]).output == "demo.yaml: valid\n"
+    assert yaml.safe_load(run(cli, ["recipes", "show", "demo.yaml"]).output)["train"]["keep"] == 2
     Path("demo.yaml").write_text("train: {batch: 0, sed: 1}\n")
     faulty = run(cli, ["recipes", "validate", "demo.yaml"])
     assert faulty.exit_code == 1

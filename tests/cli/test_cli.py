@@ -44,8 +44,18 @@ def test_every_command_is_listed():
     assert [name for name in COMMANDS if f"\n  {name} " not in output] == []
 
 
-def test_an_unknown_command_is_a_usage_error():
-    assert CliRunner().invoke(cli, ["trian"]).exit_code == 2
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "No such command 'trian'. Did you mean 'train'?"),
+        (["data", "verfy"], "No such command 'verfy'. Did you mean 'verify'?"),
+        (["data", "zip"], "No such command 'zip'."),
+    ],
+)
+def test_an_unknown_command_is_a_usage_error(arguments, message):
+    result = CliRunner().invoke(cli, arguments)
+    assert result.exit_code == 2
+    assert message in result.output
 
 
 def test_the_list_of_recipes_has_two_columns():
@@ -63,6 +73,12 @@ def test_the_list_of_recipes_has_two_columns():
         (["train", "--recipe", "demo", "--batch", "0"], "batch"),
         (["train", "--recipe", "demo", "--batch", "abc"], "batch"),
         (["train", "--recipe", "demo", "--profile", "0"], "profile"),
+        (
+            ["train", "--recipe", "camvid"],
+            "datasets/camvid: no such folder; give the data set with",
+        ),
+        (["sample", "--num", "1", "--data", "nowhere"], "--data nowhere: no such folder"),
+        (["augment", "--labels", "nowhere"], "--labels nowhere: no such folder"),
         (["evaluate", "--fail-below", "miou"], "expected NAME=X, e.g. miou=0.5"),
         (["recipes", "show", "demoo"], "no recipe 'demoo'"),
         (["sample", "--num", "1", "--run", "nowhere"], "--run nowhere: no such folder"),

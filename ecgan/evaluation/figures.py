@@ -1,11 +1,10 @@
 """What a report shows beside the numbers: layouts with their pictures, curves of the training."""
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +17,8 @@ from ecgan.evaluation.report import page
 from ecgan.evaluation.sources import Samples, Scene
 from ecgan.metrics.segmentation import PerImageConfusion
 from ecgan.runtime.files import sha256
-from ecgan.shards import formats
+from ecgan.shards.manifest import Manifest
+from ecgan.shards.records import ShardSample
 from ecgan.visualization import colorize
 
 _ROWS, _EXTREMES = 6, 4
@@ -100,7 +100,7 @@ class Rows:
         )
         return page.Row(key, text, cells)
 
-    def _photo(self, sample: formats.ShardSample) -> page.Picture | None:
+    def _photo(self, sample: ShardSample) -> page.Picture | None:
         if sample.source not in self.photos:
             return None
         photo = self.reference.load_plain(self.reference.keys.index(sample.source)).image
@@ -124,14 +124,14 @@ def galleries(rows: Rows) -> list[page.Gallery]:
     ]
 
 
-def curves(manifest: Mapping[str, Any] | None, near: Path) -> list[page.Curve]:
+def curves(manifest: Manifest | None, near: Path) -> list[page.Curve]:
     """Training curves of the run whose generator made a set, where it is still at hand.
 
     Args:
         manifest: of the set.
         near: folder beside which runs may lie, as below ``runs/``.
     """
-    made_by = (manifest or {}).get("fingerprint", {}).get("checkpoint")
+    made_by = None if manifest is None else manifest.fingerprint.checkpoint
     for folder in [*Path("runs").glob("*"), *near.glob("*")]:
         log = folder / "metrics.jsonl"
         try:

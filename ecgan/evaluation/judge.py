@@ -6,7 +6,7 @@ layout knows the scene by heart. The first is refused, unless it is forced; both
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -18,6 +18,7 @@ from ecgan.runtime.files import sha256
 from ecgan.segmentation.loading import load_segmenter
 from ecgan.segmentation.segmenter import Segmenter
 from ecgan.segmentation.training import train_segmenter
+from ecgan.shards.manifest import Manifest
 
 
 class Judge(NamedTuple):
@@ -79,7 +80,7 @@ def find_judge(
 
 
 def own_label_generators(
-    judge: Judge, manifests: Mapping[str, Mapping[str, Any]], *, force: bool
+    judge: Judge, manifests: Mapping[str, Manifest], *, force: bool
 ) -> dict[str, list[str]]:
     """Marks for sets whose generator was trained by this very judge, or that it has filtered.
 
@@ -121,25 +122,24 @@ _TAUGHT = _Role("label generator that trained the generator", "it taught")
 _FILTERED = _Role("label filter", "it left in the labels")
 
 
-def _role_in(judge: Judge, manifest: Mapping[str, Any]) -> _Role | None:
+def _role_in(judge: Judge, manifest: Manifest) -> _Role | None:
     if _is_same(judge, manifest):
         return _TAUGHT
-    about = manifest.get("filter") or {}
-    named = str(about.get("segmenter") or "train")
+    about = manifest.filter
+    named = about.segmenter or "train"
     same = named != "train" and _same_place(named, judge.path)
-    return _FILTERED if same or judge.segmenter.weights_hash in about.get("weights", ()) else None
+    return _FILTERED if same or judge.segmenter.weights_hash in about.weights else None
 
 
-def _is_same(judge: Judge, manifest: Mapping[str, Any]) -> bool:
-    taught = manifest.get("label_generator") or {}
-    if taught and taught["hash"] == judge.segmenter.hash:
+def _is_same(judge: Judge, manifest: Manifest) -> bool:
+    own, taught = judge.segmenter.provenance, manifest.label_generator
+    if taught is not None and (
+        taught.hash == judge.segmenter.hash
+        or taught.weights == judge.segmenter.weights_hash
+        or (own.data and taught.data == own.data)
+    ):
         return True
-    if taught and taught.get("weights") == judge.segmenter.weights_hash:
-        return True
-    own = judge.segmenter.provenance
-    if taught and own.data and taught.get("data") == own.data:
-        return True
-    named = manifest["recipe"]["model"]["label_generator"]
+    named = manifest.of_recipe("model", "label_generator", "off")
     return named not in {"off", "train"} and _same_place(named, judge.path)
 
 

@@ -25,7 +25,6 @@ import torch
 from tqdm import tqdm
 
 import ecgan
-from ecgan import labels
 from ecgan.data import checks, datasets
 from ecgan.data.label_cache import LabelCache
 from ecgan.data.loader import TripleDataset
@@ -55,6 +54,7 @@ from ecgan.runtime.executor import run_jobs
 from ecgan.runtime.files import sha256, writing
 from ecgan.runtime.jobs import Done, Workers, resolve_workers
 from ecgan.shards import dataset as sample_sets
+from ecgan.shards.manifest import Manifest, read_manifest
 
 _FLOOR_IMAGES = 2048  # train photos, at least, behind the real photos' own distance
 _REFERENCE, _TRAIN = "reference:photos", "reference:train photos"  # no folder has such a name
@@ -126,13 +126,13 @@ class _Set:
     """One data set of samples and what was found in it."""
 
     place: str
-    manifest: dict[str, Any] | None
+    manifest: Manifest | None
     marks: list[str] = field(default_factory=list)
 
     @property
     def is_evaluation(self) -> bool:
         """Whether its labels are evaluation ids already."""
-        return self.manifest is not None and self.manifest["label_space"] == "evaluation"
+        return self.manifest is not None and self.manifest.label_space == "evaluation"
 
     @property
     def name(self) -> str:
@@ -201,12 +201,12 @@ def newest_samples(folder: Path) -> Path:
     return found[-1].parent
 
 
-def _manifest(place: str) -> dict[str, Any] | None:
+def _manifest(place: str) -> Manifest | None:
     if "://" not in place and Path(place).is_file():
         raise UsageError(f"--samples {place}: is a file; give the folder that holds it")
     if "://" not in place and not Path(place).is_dir():
         raise UsageError(f"--samples {place}: no such folder")
-    return sample_sets.manifest(place)
+    return read_manifest(place)
 
 
 def _recipe(request: Request, sets: Sequence[_Set]) -> Recipe:
@@ -220,7 +220,7 @@ def _recipe(request: Request, sets: Sequence[_Set]) -> Recipe:
                 "known; give --recipe NAME|FILE"
             )
         recipe = parse_recipe(
-            carried.manifest["recipe"], f"{carried.place}/manifest.json: recipe", request.overrides
+            carried.manifest.recipe, f"{carried.place}/manifest.json: recipe", request.overrides
         )
     if request.reference is not None:
         data = recipe.data.model_copy(update={"root": str(request.reference)})
@@ -283,7 +283,7 @@ class _Evaluation:
         for one in self.sets:
             if one.manifest is None:
                 continue
-            space = labels.from_json(one.manifest["classes"], f"{one.place}/manifest.json: classes")
+            space = one.manifest.class_list(one.place)
             if found is not None and space.names != found.names:
                 raise UserError(
                     f"{one.place}: other classes than {self.sets[0].place}; evaluate them apart"
@@ -588,18 +588,17 @@ class _Fidelity:
         return real.select(sources) if sources <= shown else real
 
     def _generator_marks(self, one: _Set) -> list[str]:
-        about = one.manifest or {}
-        seen, layouts = about.get("seen_layouts"), about.get("layouts")
-        if not seen or self.split == self.recipe.data.split:
+        about = one.manifest
+        if about is None or not about.seen_layouts or self.split == self.recipe.data.split:
             return []
         return [
-            f"the generator trained on {seen} of these {layouts} layouts (by key): it may know "
-            "them by heart"
+            f"the generator trained on {about.seen_layouts} of these {about.layouts} layouts (by "
+            "key): it may have memorised them"
         ]
 
     def _notes(self, one: _Set, numbers: Mapping[str, Mapping[str, Any]]) -> list[str]:
         notes: list[str] = []
-        kept = ((one.manifest or {}).get("filter") or {}).get("kept_fraction")
+        kept = None if one.manifest is None else one.manifest.filter.kept_fraction
         if kept is not None:
             notes.append(
                 f"a label filter left out {1 - kept:.1%} of the labelled pixels, which a segmenter "
@@ -623,13 +622,13 @@ class _Fidelity:
         return notes
 
     def _protocol(self, one: _Set, look: Measurements) -> dict[str, Any]:
-        about, recipe = one.manifest or {}, self.recipe
+        about, recipe = one.manifest, self.recipe
         given = self.request.judge or recipe.evaluate.judge
         layouts = set(look.confusion.layouts)
-        if about:
-            codec = f"{about.get('image_format', 'as found')}, quality {about.get('quality', '?')}"
-        else:
-            codec = "as found"
+        codec, filtered, made_by = "as found", "not known", None
+        if about is not None:
+            codec = f"{about.image_format or 'as found'}, quality {about.quality or '?'}"
+            filtered, made_by = about.filter.kind, about.fingerprint.checkpoint
         return {
             "reference": str(recipe.data.root),
             "split": self.split,
@@ -651,9 +650,9 @@ class _Fidelity:
             "averaging": "over classes that occur; sums over the whole set",
             "interval": "95 %, percentile bootstrap over layouts, "
             f"{statistics.RESAMPLES} resamples; of distances {distribution.INTERVAL}",
-            "label_filter": about.get("filter", {}).get("kind", "not known"),
+            "label_filter": filtered,
             "codec": codec,
-            "checkpoint": about.get("fingerprint", {}).get("checkpoint", "not known"),
+            "checkpoint": made_by or "not known",
             "distances": distribution.PROTOCOL
             + ("; fid against given statistics" if self.given is not None else ""),
             "ecgan": ecgan.__version__,

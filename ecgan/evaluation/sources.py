@@ -17,8 +17,8 @@ import numpy.typing as npt
 from ecgan.data.loader import TripleDataset
 from ecgan.errors import UserError
 from ecgan.labels import Labels, LabelSpace
-from ecgan.shards import formats
 from ecgan.shards.dataset import SampleDataset
+from ecgan.shards.records import ShardSample
 
 
 class Scene(NamedTuple):
@@ -124,7 +124,7 @@ class Samples:
             label, variant = self.label_of(sample), str(raw.record.get("variation", ""))
             yield Scene(sample.key, sample.source, sample.image, label, sample.edge, variant)
 
-    def label_of(self, sample: formats.ShardSample) -> Labels:
+    def label_of(self, sample: ShardSample) -> Labels:
         """Label of a sample in evaluation ids."""
         space = self.space
         count = space.num_evaluation_classes if self.is_evaluation else space.num_classes
@@ -136,7 +136,7 @@ class Samples:
             )
         return sample.label if self.is_evaluation else space.to_evaluation(sample.label)
 
-    def _check(self, sample: formats.ShardSample) -> None:
+    def _check(self, sample: ShardSample) -> None:
         if sample.image.shape[:2] != self.size or sample.label.shape != self.size:
             raise UserError(
                 f"{self.place}: {sample.key} is {sample.image.shape[0]} x "

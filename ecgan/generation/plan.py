@@ -8,11 +8,9 @@ shards of earlier ones stay as they are.
 Memory grows with the layouts, not with the samples: a shard's job is made when it is asked for.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +19,7 @@ from ecgan.data.datasets import Item
 from ecgan.errors import UserError
 from ecgan.runtime.storage import HIDDEN
 from ecgan.seeds import variant_seed
+from ecgan.shards.manifest import StageRecord
 
 Counts = npt.NDArray[np.int64]
 SPLIT = "train"  # what the samples are for
@@ -270,77 +269,55 @@ def extension(wanted: Stage, earlier: Sequence[Stage]) -> Rows:
     return Rows(rows.layouts[missing], rows.variants[missing], firsts[missing], counts[missing])
 
 
-def stage_text(stage: Stage, digests: Sequence[str]) -> str:
-    """A stage as it is kept on the disk.
+def stage_record(stage: Stage, digests: Sequence[str]) -> StageRecord:
+    """Document of a stage.
 
     Args:
-        stage: to keep.
-        digests: what each layout's files held, (layouts,).
+        stage: stage to keep.
+        digests: digests of the layouts' files, (layouts,).
     """
     used = np.unique(stage.rows.layouts)
     places = np.full(len(stage.items), -1, np.int64)
     places[used] = np.arange(len(used))
-    value = {
-        "first_shard": stage.first_shard,
-        "samples_per_shard": stage.samples_per_shard,
-        "plan": stage.plan,
-        "keys": [stage.items[i].key for i in used],
-        "digests": [digests[i] for i in used],
-        "folds": None if stage.folds is None else stage.folds[used].tolist(),
-        "layouts": places[stage.rows.layouts].tolist(),
-        "variants": stage.rows.variants.tolist(),
-        "firsts": stage.rows.firsts.tolist(),
-        "counts": stage.rows.counts.tolist(),
-    }
-    return json.dumps(value, separators=(",", ":")) + "\n"
+    return StageRecord(
+        first_shard=stage.first_shard,
+        samples_per_shard=stage.samples_per_shard,
+        plan=stage.plan,
+        keys=[stage.items[i].key for i in used],
+        digests=[str(digests[i]) for i in used],
+        folds=None if stage.folds is None else stage.folds[used].tolist(),
+        layouts=places[stage.rows.layouts].tolist(),
+        variants=stage.rows.variants.tolist(),
+        firsts=stage.rows.firsts.tolist(),
+        counts=stage.rows.counts.tolist(),
+    )
 
 
-class KeptStage(NamedTuple):
-    """A stage read back, and what its layouts' files held then."""
-
-    stage: Stage
-    digests: dict[str, str]  # of its layouts, by key
-
-
-def stage_from_text(
-    text: bytes, items: Sequence[Item], numbers: Mapping[str, int], *, paste: bool, place: str
-) -> KeptStage:
-    """A stage of an earlier call, with the layouts that are there now.
+def stage_of(
+    record: StageRecord, items: Sequence[Item], numbers: Mapping[str, int], *, paste: bool
+) -> Stage:
+    """Stage of an earlier call, with the layouts that are there now.
 
     Args:
-        text: of :func:`stage_text`.
+        record: document of the stage.
         items: layouts that are there now, sorted by key.
         numbers: key of each -> its number.
-        paste: as in the stage.
-        place: of the text, for messages.
+        paste: whether variants may get objects of other layouts.
 
     Raises:
-        UserError: layouts are gone.
+        KeyError: a layout is gone.
     """
-    value: dict[str, Any] = json.loads(text)
-    gone = [key for key in value["keys"] if key not in numbers]
-    if gone:
-        raise UserError(
-            f"{place}: {len(gone)} layouts that the data set was made from are not there any more "
-            f"(first: {gone[0]}); bring them back, or use another --out"
-        )
-    own = np.array([numbers[key] for key in value["keys"]], np.int64)
+    own = np.array([numbers[key] for key in record.keys], np.int64)
     folds = None
-    if value["folds"] is not None:
+    if record.folds is not None:
         folds = np.zeros(len(items), np.int8)
-        folds[own] = value["folds"]
-    columns = (np.array(value[name], np.int64) for name in ("variants", "firsts", "counts"))
-    rows = Rows(own[np.array(value["layouts"], np.int64)], *columns)
-    stage = Stage(
-        items,
-        rows,
-        value["first_shard"],
-        value["samples_per_shard"],
-        folds,
-        paste,
-        value["plan"],
+        folds[own] = record.folds
+    columns = (
+        np.array(column, np.int64) for column in (record.variants, record.firsts, record.counts)
     )
-    return KeptStage(stage, dict(zip(value["keys"], value["digests"], strict=True)))
+    rows = Rows(own[np.array(record.layouts, np.int64)], *columns)
+    shards = record.first_shard, record.samples_per_shard
+    return Stage(items, rows, *shards, folds, paste, record.plan)
 
 
 def passes(groups: Sequence[Group], batch: int) -> Iterator[list[Group]]:

@@ -38,10 +38,9 @@ from ecgan.sampling.styles import Styles, Vectors
 from ecgan.segmentation import calibration
 from ecgan.segmentation import label_filter as consistency
 from ecgan.shards import codecs
-from ecgan.shards import formats as shards
 from ecgan.shards.codecs import ImageFormat
-from ecgan.shards.formats import Format
-from ecgan.shards.manifest import layout_digest, layouts_digest
+from ecgan.shards.manifest import Fingerprint, Format, layout_digest, layouts_digest
+from ecgan.shards.records import DIGITAL_SOURCE
 
 LabelSpaceName = Literal["input", "evaluation"]
 Balance = Literal["none", "hardness", "target"]
@@ -157,6 +156,7 @@ class DatasetPlan:
         photos: files of --style-images.
         styles: styles of the photos, (photos, 256); None before :func:`encode_styles`.
         filter: None before :func:`train_filter`, and where nothing needs one.
+        begun_with: version of ecgan that began the data set, and is named in its images.
     """
 
     request: Request
@@ -169,6 +169,7 @@ class DatasetPlan:
     photos: tuple[Path, ...] = ()
     styles: Vectors | None = None
     filter: TrainedFilter | None = None
+    begun_with: str = ecgan.__version__
 
     @property
     def space(self) -> LabelSpace:
@@ -186,14 +187,14 @@ class DatasetPlan:
 
     @property
     def unknown(self) -> frozenset[str]:
-        """Keys of the fingerprint that :func:`encode_styles` and :func:`train_filter` decide."""
+        """Fields of the fingerprint that :func:`encode_styles` and :func:`train_filter` decide."""
         names: set[str] = set()
         if self.photos and self.styles is None:
-            names.add("--style-images or --styles")
+            names.add("style_images")
         if self.needs_filter and self.filter is None:
-            names.add("--filter")
+            names.add("filter")
             if self.request.spread == "hardness":
-                names |= {"--balance", "layouts", "styles of a layout"}
+                names |= {"balance", "num_layouts", "styles_per_layout"}
         return frozenset(names)
 
     @cached_property
@@ -245,7 +246,7 @@ class DatasetPlan:
             generator=request.generator.absolute(),
             device=self.workers.device,
             out=_absolute(request.out),
-            output=_output(request, self.recipe, self.file),
+            output=self._output(),
             styles=Styles(request.seed or 0, request.style_seed, self.styles),
             variation=Variation(
                 request.changes, _things(request, self.recipe, self.space), request.seed or 0
@@ -255,6 +256,27 @@ class DatasetPlan:
             retries=sampling.filter_retries,
             encoders=_encoders(self.workers),
             compiled=compiles(self.recipe, int(self.counts.sum()), on_cuda=self._on_cuda),
+        )
+
+    def _output(self) -> Output:
+        request, sampling, space = self.request, self.recipe.sampling, self.space
+        evaluation = request.label_space == "evaluation"
+        mark = b""
+        if request.provenance:
+            mark = codecs.synthetic_mark(
+                tool=f"ecgan {self.begun_with}",
+                license=sampling.license,
+                checkpoint=self.file.sha256,
+            )
+        return Output(
+            data_format=request.data_format,
+            image_format=request.image_format or sampling.image_format,
+            quality=sampling.quality,
+            batch=request.batch or sampling.batch,
+            evaluation=evaluation,
+            num_classes=space.num_evaluation_classes if evaluation else space.num_classes,
+            mark=mark,
+            digital_source_type=DIGITAL_SOURCE if request.provenance else "",
         )
 
     @property
@@ -279,24 +301,57 @@ class DatasetPlan:
         stage = replace(stage, plan=plan_id(fingerprint))
         return Wanted(stage, digests, fingerprint, request.to_json())
 
-    def _fingerprint(self, stage: Stage, digests: Sequence[str]) -> dict[str, Any]:
-        request, trained = self.request, self.filter
-        vectors, names = self.styles, [path.stem for path in self.photos]
+    def _fingerprint(self, stage: Stage, digests: Sequence[str]) -> Fingerprint:
+        """Everything that decides the bytes of the samples."""
+        request, trained, sampling = self.request, self.filter, self.recipe.sampling
+        device, output = torch.device(self.workers.device), self.settings.output
+        names = [path.stem for path in self.photos]
         by = "" if trained is None else f" {trained.spec.hash[:12]}"
-        return _fingerprint(request, self.recipe, self.file, self.settings) | {
-            "--style-images or --styles": None
-            if vectors is None
-            else styles.photo_digest(names, vectors),
-            "--filter": None
-            if request.label_filter is None or trained is None
-            else trained.spec.hash,
-            "--balance": request.spread + (by if request.spread == "hardness" else ""),
-            "labels": layouts_digest(zip((i.key for i in self.items), digests, strict=True)),
-            "layouts": len(np.unique(stage.rows.layouts)),
-            "styles of a layout": f"{stage.rows.counts.min()} to {stage.rows.counts.max()}",
-            "samples": stage.num_samples,
-            "sampling.compile": self.settings.compiled,
-        }
+        keys: list[str] = []
+        if request.label_filter is not None:
+            keys += [
+                *("filter_tolerance", "filter_min_kept", "filter_min_class_kept"),
+                "filter_retries",
+            ]
+        if request.spread != "none":
+            keys.append("balance_max_styles")
+        if "paste" in request.changes:
+            keys.append("things")
+        return Fingerprint(
+            checkpoint=self.file.sha256,
+            seed=request.seed or 0,
+            style_seed=request.style_seed,
+            format=output.data_format,
+            image_format=output.image_format,
+            quality=output.quality,
+            samples_per_shard=stage.samples_per_shard,
+            batch=output.batch,
+            label_space=request.label_space,
+            provenance=request.provenance,
+            license=sampling.license if request.provenance else None,
+            on_inconsistent=request.on_inconsistent,
+            targets=tuple(sorted(request.targets)) or None,
+            vary=",".join(request.changes) or None,
+            n_variants=(request.n_variants or 1) if request.changes else 0,
+            device=_device_name(device),
+            arithmetic=ARITHMETIC,
+            versions=self.versions,
+            style_images=None if self.styles is None else styles.photo_digest(names, self.styles),
+            filter=None if request.label_filter is None or trained is None else trained.spec.hash,
+            balance=request.spread + (by if request.spread == "hardness" else ""),
+            labels=layouts_digest(zip((i.key for i in self.items), digests, strict=True)),
+            num_layouts=len(np.unique(stage.rows.layouts)),
+            styles_per_layout=f"{stage.rows.counts.min()} to {stage.rows.counts.max()}",
+            num_samples=stage.num_samples,
+            compile=self.settings.compiled,
+            **{key: getattr(sampling, key) for key in keys},
+        )
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Versions of the programs that decide the bytes."""
+        others = {name: metadata.version(name) for name in ("torch", "numpy", "pyarrow")}
+        return {"ecgan": self.begun_with, **others, **codecs.versions()}
 
 
 def plan(request: Request) -> DatasetPlan:
@@ -581,71 +636,11 @@ def _style_photos(folder: Path) -> tuple[Path, ...]:
 # What decides the bytes
 
 
-def _output(request: Request, recipe: Recipe, file: GeneratorFile) -> Output:
-    sampling = recipe.sampling
-    evaluation = request.label_space == "evaluation"
-    space = file.space
-    mark = b""
-    if request.provenance:
-        mark = codecs.synthetic_mark(
-            tool=f"ecgan {ecgan.__version__}", license=sampling.license, checkpoint=file.sha256
-        )
-    return Output(
-        data_format=request.data_format,
-        image_format=request.image_format or sampling.image_format,
-        quality=sampling.quality,
-        batch=request.batch or sampling.batch,
-        evaluation=evaluation,
-        num_classes=space.num_evaluation_classes if evaluation else space.num_classes,
-        mark=mark,
-        digital_source_type=shards.DIGITAL_SOURCE if request.provenance else "",
-    )
-
-
-def _fingerprint(
-    request: Request, recipe: Recipe, file: GeneratorFile, settings: Settings
-) -> dict[str, Any]:
-    """Everything that decides the bytes; names are what a refusal says."""
-    cpu = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-    device, output = torch.device(settings.device), settings.output
-    gpu = torch.cuda.get_device_name(device) if torch.cuda.is_available() else "cuda"
-    sampling = recipe.sampling
-    found: dict[str, Any] = {
-        "checkpoint": file.sha256,
-        "recipe": recipe.generator_hash(),
-        "--seed": request.seed or 0,
-        "--style-seed": request.style_seed,
-        "--format": output.data_format,
-        "--image-format": output.image_format,
-        "sampling.quality": output.quality,
-        "--samples-per-shard": request.samples_per_shard or sampling.samples_per_shard,
-        "--batch": output.batch,
-        "--label-space": request.label_space,
-        "--provenance": request.provenance,
-        "sampling.license": sampling.license if request.provenance else None,
-        "--on-inconsistent": request.on_inconsistent,
-        "--target": sorted(request.targets) or None,
-        "--vary": ",".join(request.changes) or None,
-        "--n-variants": (request.n_variants or 1) if request.changes else 0,
-        "device": gpu if device.type == "cuda" else cpu,
-        "threads": 1,
-        "order of sums": ARITHMETIC,
-        **{f"version of {name}": version for name, version in versions().items()},
-    }
-    keys: list[str] = []
-    if request.label_filter is not None:
-        keys += ["filter_tolerance", "filter_min_kept", "filter_min_class_kept", "filter_retries"]
-    if request.spread != "none":
-        keys.append("balance_max_styles")
-    if "paste" in request.changes:
-        keys.append("things")
-    return found | {f"sampling.{key}": getattr(sampling, key) for key in keys}
-
-
-def versions() -> dict[str, str]:
-    """Of the programs that decide the bytes."""
-    own = {"ecgan": ecgan.__version__}
-    return own | {n: metadata.version(n) for n in ("torch", "numpy", "pyarrow")} | codecs.versions()
+def _device_name(device: torch.device) -> str:
+    """Name of the processor: other ones add up in another order."""
+    if device.type != "cuda":
+        return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    return torch.cuda.get_device_name(device) if torch.cuda.is_available() else "cuda"
 
 
 def _absolute(out: str | Path) -> str:

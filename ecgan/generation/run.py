@@ -32,8 +32,19 @@ from ecgan.runtime.executor import run_jobs
 from ecgan.runtime.jobs import Done, Failed, StopRun
 from ecgan.runtime.storage import Store, open_store
 from ecgan.runtime.timing import STAGES, StageSeconds, table
-from ecgan.shards import dataset, formats
 from ecgan.shards.finalize import finish
+from ecgan.shards.manifest import (
+    MANIFEST,
+    BoundarySource,
+    CheckpointRecord,
+    EdgeSource,
+    FilterSummary,
+    LabelGeneratorRecord,
+    Manifest,
+    Provenance,
+    StyleSource,
+)
+from ecgan.shards.records import DIGITAL_SOURCE
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _BYTES_PER_PIXEL = {"jpg": 0.5, "png": 1.9, "webp": 0.35}  # of images; seen on street scenes
@@ -87,7 +98,7 @@ def describe(request: Request) -> str:
         f"{counts.max()} styles each) in {plan.num_shards} shards ({request.data_format}), about "
         f"{size / 1e6:.1f} MB, in {request.out}"
     ]
-    if "--balance" in prepared.unknown:
+    if "balance" in prepared.unknown:
         lines.append(
             "--balance hardness: class shares and styles of each layout are not known before the "
             "filter is trained; those of an even spread are shown"
@@ -115,6 +126,8 @@ def run(request: Request) -> Outcome:
     ledger = Ledger(store)
     ledger.check_place()
     prepared = planner.plan(request)
+    if (version := ledger.begun_with()) is not None and not request.overwrite:
+        prepared = replace(prepared, begun_with=version)
     prepared = planner.train_filter(planner.encode_styles(prepared))
     start = time.monotonic()
     with _writable(store, prepared, ledger), store.held():
@@ -127,7 +140,7 @@ def run(request: Request) -> Outcome:
             ledger.record_stage(plan, prepared.wanted)
         making = _Making(request, prepared, ledger, plan)
         making.run()
-        if not making.failed and store.size("manifest.json") is None:
+        if not making.failed and store.size(MANIFEST) is None:
             finish(store, _manifest(request, prepared, making))
         store.sweep()
     done = making.committed
@@ -192,7 +205,7 @@ class _Making:
         if not missing:
             return
         # From here on the data set is not complete, whatever happens
-        store.remove(["manifest.json", LOG])
+        store.remove([MANIFEST, LOG])
         self.ledger.uncommit(missing)
         total = sum(map(plan.samples_in, missing))
         jobs = (plan.job(number) for number in missing)
@@ -298,84 +311,79 @@ def _filtered(prepared: DatasetPlan, committed: Committed) -> str:
 # The manifest
 
 
-def _manifest(request: Request, prepared: DatasetPlan, making: _Making) -> dict[str, Any]:
-    """All there is to know of the data set; no time, so that the same set has the same bytes."""
+def _manifest(request: Request, prepared: DatasetPlan, making: _Making) -> Manifest:
     recipe, output, plan = prepared.recipe, prepared.settings.output, making.plan
     committed, file, space = making.committed, prepared.file, prepared.space
     keys = {stage.items[i].key for stage in plan.stages for i in np.unique(stage.rows.layouts)}
-    about: dict[str, Any] = {
-        "schema": dataset.SCHEMA,
-        "versions": planner.versions(),
-        "format": output.data_format,
-        "split": SPLIT,
-        "samples": committed.samples,
-        "layouts": len(keys),
-        "seen_layouts": len(keys & set(file.metadata.seen_keys)),  # by key: those that training saw
-        "varied_layouts": sum(int((stage.rows.variants > 0).sum()) for stage in plan.stages),
-        "size": list(prepared.size),
-        "image_format": output.image_format,
-        "quality": output.quality,
-        "jpeg_subsampling": "4:4:4",
-        "label_space": request.label_space,
-        "ignore_index": space.ignore_index,
-        "edge_source": "generator" if recipe.model.edge_generator else "canny of the image",
-        "boundary_source": _boundary_source(request, prepared),
-        "style_source": _style_source(request, prepared),
-        "seed": request.seed or 0,
-        "balance": request.spread,
-        "vary": list(request.changes),
-        "license": recipe.sampling.license,
-        "filter": _filter_entry(request, prepared, committed),
-        "label_generator": file.metadata.label_generator,
-        "recipe": recipe.model_dump(mode="json"),
-        "fingerprint": dict(prepared.wanted.fingerprint),
-        "classes": space.to_json(),
-        "names": list(space.names_for_evaluation if output.evaluation else space.names),
-        "class_pixels": committed.class_pixels.tolist(),
-        "shards": [shard.to_json() for shard in committed.in_order()],
-    }
-    if request.provenance:
-        about["provenance"] = {
-            "digital_source_type": formats.DIGITAL_SOURCE,
-            "checkpoint": {"sha256": file.sha256, "images_seen": file.metadata.images_seen},
-            "recipe_hash": recipe.generator_hash(),
-        }
-    return about
+    provenance = Provenance(
+        digital_source_type=DIGITAL_SOURCE,
+        checkpoint=CheckpointRecord(sha256=file.sha256, images_seen=file.metadata.images_seen),
+        recipe_hash=recipe.generator_hash(),
+    )
+    generator = file.metadata.label_generator
+    return Manifest(
+        versions=prepared.versions,
+        format=output.data_format,
+        split=SPLIT,
+        samples=committed.samples,
+        layouts=len(keys),
+        seen_layouts=len(keys & set(file.metadata.seen_keys)),
+        varied_layouts=sum(int((stage.rows.variants > 0).sum()) for stage in plan.stages),
+        size=prepared.size,
+        image_format=output.image_format,
+        quality=output.quality,
+        label_space=request.label_space,
+        ignore_index=space.ignore_index,
+        edge_source=EdgeSource.GENERATOR if recipe.model.edge_generator else EdgeSource.CANNY,
+        boundary_source=_boundary_source(request, prepared),
+        style_source=_style_source(request, prepared),
+        seed=request.seed or 0,
+        style_seed=request.style_seed,
+        balance=request.spread,
+        vary=request.changes,
+        license=recipe.sampling.license,
+        filter=_filter_summary(request, prepared, committed),
+        label_generator=None if generator is None else LabelGeneratorRecord(**generator),
+        recipe=recipe.model_dump(mode="json"),
+        fingerprint=prepared.wanted.fingerprint,
+        classes=space.to_json(),
+        names=space.names_for_evaluation if output.evaluation else space.names,
+        class_pixels=tuple(committed.class_pixels.tolist()),
+        shards=committed.in_order(),
+        provenance=provenance if request.provenance else None,
+    )
 
 
-def _filter_entry(request: Request, prepared: DatasetPlan, committed: Committed) -> dict[str, Any]:
+def _filter_summary(request: Request, prepared: DatasetPlan, committed: Committed) -> FilterSummary:
     spec = prepared.settings.filter
     if spec is None:
-        return {"kind": "none"}
-    count = max(1, committed.samples)
-    totals = committed.filter
-    return {
-        "kind": "consistency",
-        "segmenter": request.label_filter,
-        "weights": list(spec.weights),
-        "independent": spec.independent,
-        "on_inconsistent": request.on_inconsistent,
-        "thresholds": asdict(spec.thresholds),
-        "consistency": totals.consistency / count,
-        "kept_fraction": totals.kept / count,
-        "inconsistent": totals.inconsistent,
-        "dropped": totals.dropped,
-        "retried": totals.retried,
-    }
+        return FilterSummary()
+    count, totals = max(1, committed.samples), committed.filter
+    return FilterSummary(
+        kind="consistency",
+        segmenter=request.label_filter,
+        weights=spec.weights,
+        independent=spec.independent,
+        on_inconsistent=request.on_inconsistent,
+        thresholds=asdict(spec.thresholds),
+        consistency=totals.consistency / count,
+        kept_fraction=totals.kept / count,
+        inconsistent=totals.inconsistent,
+        dropped=totals.dropped,
+        retried=totals.retried,
+    )
 
 
-def _boundary_source(request: Request, prepared: DatasetPlan) -> str:
+def _boundary_source(request: Request, prepared: DatasetPlan) -> BoundarySource:
     if not prepared.recipe.data.instances:
-        return "none"
+        return BoundarySource.NONE
     from_files = request.labels is None or request.instances is not None
-    return "instance ids" if from_files else "boundaries between classes"
+    return BoundarySource.INSTANCES if from_files else BoundarySource.CLASSES
 
 
-def _style_source(request: Request, prepared: DatasetPlan) -> str:
+def _style_source(request: Request, prepared: DatasetPlan) -> StyleSource:
     if not prepared.recipe.model.style:
-        return "none"
+        return StyleSource.NONE
     if request.style_images is not None:
-        return "photos"
-    if request.style_seed is not None:
-        return f"style seed {request.style_seed}, the same for all layouts"
-    return f"seed {request.seed or 0}"
+        return StyleSource.PHOTOS
+    return StyleSource.SEED if request.style_seed is None else StyleSource.STYLE_SEED

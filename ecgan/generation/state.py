@@ -14,10 +14,11 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field, model_validator
 
 from ecgan.data.datasets import Item
 from ecgan.errors import UsageError, UserError
@@ -27,23 +28,30 @@ from ecgan.generation.plan import (
     Stage,
     commit_name,
     extension,
-    stage_from_text,
-    stage_text,
+    stage_of,
+    stage_record,
 )
 from ecgan.runtime.storage import HIDDEN, Store, matching
-from ecgan.shards import formats as shards
-from ecgan.shards.formats import FilterTotals, Listed, Shard
+from ecgan.shards.formats import files_of, is_intact, measured_size
+from ecgan.shards.manifest import (
+    CommitRecord,
+    Difference,
+    Document,
+    FilterTotals,
+    Fingerprint,
+    ShardEntry,
+    StageRecord,
+    fingerprint_of_2,
+)
 
-SCHEMA = 2  # of plan.json
+SCHEMA = 3  # of plan.json; 2 is read too
 PLAN = f"{HIDDEN}/plan.json"
 REQUEST = f"{HIDDEN}/request.json"
 FAILURES = f"{HIDDEN}/failures.jsonl"
 LOG = f"{HIDDEN}/log.jsonl"
 
-# What --extend may change: further layouts and styles.
-_EXTENDABLE = frozenset(
-    {"labels", "--instances", "layouts", "styles of a layout", "samples", "--n-variants"}
-)
+# Fields of the fingerprint that --extend may change: further layouts and styles.
+_EXTENDABLE = frozenset({"labels", "num_layouts", "styles_per_layout", "num_samples", "n_variants"})
 # What we write in a data set beside .ecgan: all that --overwrite removes.
 _SIDECARS = (
     *("README.md", "id2label.json", "manifest.json", "index.json", "preview.png", "metadata.jsonl"),
@@ -58,14 +66,43 @@ class Wanted:
     Attributes:
         stage: the whole of it, as if nothing were there.
         digests: what each layout's files hold, (layouts,).
-        fingerprint: everything that decides the bytes, by the name that a refusal says.
-        request: the options, so that one sample can be made again later.
+        fingerprint: everything that decides the bytes.
+        request: options of the command, for the record.
     """
 
     stage: Stage
     digests: Sequence[str]
-    fingerprint: Mapping[str, Any]
+    fingerprint: Fingerprint
     request: Mapping[str, Any]
+
+
+class _StageEntry(Document):
+    """Stage of a data set, as plan.json lists it."""
+
+    fingerprint: Fingerprint
+    plan: str
+    first_shard: int
+    num_shards: int
+    num_samples: int
+
+
+class _PlanDocument(Document):
+    """Document ``plan.json``."""
+
+    schema_version: Literal[2, 3] = Field(default=SCHEMA, alias="schema")
+    stages: tuple[_StageEntry, ...]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_2(cls, value: Any) -> Any:  # noqa: ANN401
+        """Translate schema 2, whose fingerprints had the words of refusals as keys."""
+        if not isinstance(value, dict) or value.get("schema") != 2:
+            return value
+        translated = [
+            stage | {"fingerprint": fingerprint_of_2(stage["fingerprint"])}
+            for stage in value["stages"]
+        ]
+        return value | {"stages": translated}
 
 
 @dataclass
@@ -78,12 +115,12 @@ class Committed:
         filter: what the label filter did.
     """
 
-    shards: dict[int, Listed] = field(default_factory=dict[int, Listed])
+    shards: dict[int, ShardEntry] = field(default_factory=dict[int, ShardEntry])
     class_pixels: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     filter: FilterTotals = field(default_factory=FilterTotals)
 
-    def add(self, number: int, shard: Shard) -> None:
-        self.shards[number] = shard.listed()
+    def add(self, number: int, shard: CommitRecord) -> None:
+        self.shards[number] = shard.entry()
         own = np.array(shard.class_pixels, np.int64)
         self.class_pixels = own if not len(self.class_pixels) else self.class_pixels + own
         self.filter += shard.filter
@@ -96,7 +133,7 @@ class Committed:
     def bytes(self) -> int:
         return sum(shard.bytes for shard in self.shards.values())
 
-    def in_order(self) -> list[Listed]:
+    def in_order(self) -> list[ShardEntry]:
         return [shard for _, shard in sorted(self.shards.items())]
 
 
@@ -132,7 +169,7 @@ class Ledger:
         names += matching(store, "data", lambda n: n.startswith(SPLIT) and n.endswith(endings))
         for listing in matching(store, f"{HIDDEN}/records", lambda n: n.endswith(".jsonl")):
             shard = listing.rpartition("/")[2].removesuffix(".jsonl")
-            names += [n for n in shards.files_of(store, shard) if not n.startswith(HIDDEN)]
+            names += [n for n in files_of(store, shard) if not n.startswith(HIDDEN)]
         store.remove(names)
         for folder in ("shards", "records", "stages"):
             store.remove_folder(f"{HIDDEN}/{folder}")
@@ -159,12 +196,10 @@ class Ledger:
         if not self.is_ours():
             return Plan((wanted.stage,)), True
         book = self._book()
-        before = book["stages"][-1]["fingerprint"]
-        fingerprint = json.loads(json.dumps(wanted.fingerprint))
-        names = [name for name in {**before, **fingerprint} if name not in unknown]
-        differing = [n for n in names if before.get(n) != fingerprint.get(n)]
-        if not extend or set(differing) - _EXTENDABLE:
-            _refuse(self.store, before, fingerprint, differing, extend=extend)
+        before = book.stages[-1].fingerprint
+        differing = [d for d in before.differences(wanted.fingerprint) if d.key not in unknown]
+        if not extend or {difference.key for difference in differing} - _EXTENDABLE:
+            _refuse(self.store, differing, extend=extend)
         kept, digests = self._kept_stages(book, wanted)
         if not differing:
             return Plan(kept), False
@@ -190,19 +225,21 @@ class Ledger:
     def record_stage(self, plan: Plan, wanted: Wanted) -> None:
         """Keep the last stage of a plan; plan.json is what makes it count."""
         store, number, stage = self.store, len(plan.stages) - 1, plan.stages[-1]
-        store.write(_stage_name(number), stage_text(stage, wanted.digests))
-        stages = self._book()["stages"] if number else []
-        own = {
-            "fingerprint": wanted.fingerprint,
-            "plan": stage.plan,
-            "first_shard": stage.first_shard,
-            "num_shards": stage.num_shards,
-            "num_samples": stage.num_samples,
-        }
+        store.write(
+            _stage_name(number), stage_record(stage, wanted.digests).model_dump_json() + "\n"
+        )
+        stages = self._book().stages if number else ()
+        own = _StageEntry(
+            fingerprint=wanted.fingerprint,
+            plan=stage.plan,
+            first_shard=stage.first_shard,
+            num_shards=stage.num_shards,
+            num_samples=stage.num_samples,
+        )
         store.write(REQUEST, json.dumps(wanted.request, indent=2) + "\n")
-        book = {"schema": SCHEMA, "stages": [*stages, own]}
+        book = _PlanDocument(stages=(*stages, own))
         store.remove(["manifest.json"])  # it tells of what was there before
-        store.write(PLAN, json.dumps(book, indent=2) + "\n")
+        store.write(PLAN, book.model_dump_json(by_alias=True, indent=2) + "\n")
 
     def committed(self, plan: Plan, *, verify: bool = False) -> Committed:
         """Shards with a record of this plan whose files have the recorded size.
@@ -230,7 +267,7 @@ class Ledger:
                 continue
             if _size(store, shard, sizes) != shard.bytes:
                 continue
-            if verify and not shards.is_intact(store, shard):
+            if verify and not is_intact(store, shard):
                 continue
             found.add(number, shard)
         return found
@@ -241,32 +278,35 @@ class Ledger:
         names = (commit_name(number) for number in numbers)
         self.store.remove([name for name in names if name.rpartition("/")[2] in there])
 
-    def _book(self) -> dict[str, Any]:
-        book = json.loads(self.store.read(PLAN))
-        if book.get("schema") != SCHEMA:
+    def begun_with(self) -> str | None:
+        """Version of ecgan that began the data set; None where there is none."""
+        return self._book().stages[0].fingerprint.versions.get("ecgan") if self.is_ours() else None
+
+    def _book(self) -> _PlanDocument:
+        try:
+            return _PlanDocument.model_validate_json(self.store.read(PLAN))
+        except ValueError:
             raise UserError(
                 f"{self.store} was made by another version of ecgan, which this one cannot go on "
                 "with; use another --out, or --overwrite to make it anew"
-            )
-        return book
+            ) from None
 
     def _kept_stages(
-        self, book: dict[str, Any], wanted: Wanted
+        self, book: _PlanDocument, wanted: Wanted
     ) -> tuple[tuple[Stage, ...], dict[str, str]]:
         items = wanted.stage.items
         numbers = {item.key: number for number, item in enumerate(items)}
         stages: list[Stage] = []
         digests: dict[str, str] = {}
-        for number in range(len(book["stages"])):
-            kept = stage_from_text(
-                self.store.read(_stage_name(number)),
-                items,
-                numbers,
-                paste=wanted.stage.paste,
-                place=str(self.store),
-            )
-            stages.append(kept.stage)
-            digests |= kept.digests
+        for number in range(len(book.stages)):
+            record = StageRecord.model_validate_json(self.store.read(_stage_name(number)))
+            if gone := [key for key in record.keys if key not in numbers]:
+                raise UserError(
+                    f"{len(gone)} layouts of {self.store} are missing (first: {gone[0]}); restore "
+                    "them, or choose another --out"
+                )
+            stages.append(stage_of(record, items, numbers, paste=wanted.stage.paste))
+            digests |= zip(record.keys, record.digests, strict=True)
         return tuple(stages), digests
 
     def _check_extension(self, wanted: Wanted, digests: Mapping[str, str]) -> None:
@@ -285,9 +325,9 @@ class Ledger:
             )
 
 
-def plan_id(fingerprint: Mapping[str, Any]) -> str:
+def plan_id(fingerprint: Fingerprint) -> str:
     """Short hash of everything that decides a stage's bytes."""
-    text = json.dumps(fingerprint, sort_keys=True)
+    text = json.dumps(fingerprint.model_dump(mode="json"), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -295,28 +335,21 @@ def _stage_name(number: int) -> str:
     return f"{HIDDEN}/stages/{number:03d}.json"
 
 
-def _parsed(text: bytes | None) -> Shard | None:
+def _parsed(text: bytes | None) -> CommitRecord | None:
     try:
-        return None if text is None else Shard.from_commit(text)
-    except (ValueError, KeyError, TypeError):
+        return None if text is None else CommitRecord.model_validate_json(text)
+    except ValueError:
         return None
 
 
-def _size(store: Store, shard: Listed, sizes: Mapping[str, int]) -> int | None:
+def _size(store: Store, shard: ShardEntry, sizes: Mapping[str, int]) -> int | None:
     if shard.name.startswith("data/"):
         return sizes.get(shard.name.removeprefix("data/"))
-    return shards.measured_size(store, shard.name)
+    return measured_size(store, shard.name)
 
 
-def _refuse(
-    store: Store,
-    before: Mapping[str, Any],
-    now: Mapping[str, Any],
-    differing: Sequence[str],
-    *,
-    extend: bool,
-) -> None:
-    """Say which settings differ, if any do."""
+def _refuse(store: Store, differing: Sequence[Difference], *, extend: bool) -> None:
+    """Refuse a call whose settings are not those of the data set, and name them."""
     if not differing:
         return
 
@@ -326,11 +359,11 @@ def _refuse(
         return value[:12] if isinstance(value, str) and len(value) == 64 else str(value)
 
     if extend:
-        differing = [name for name in differing if name not in _EXTENDABLE]
+        differing = [one for one in differing if one.key not in _EXTENDABLE]
     changes = ", ".join(
-        f"{name} ({shown(before.get(name))}, now {shown(now.get(name))})" for name in differing
+        f"{one.wording} ({shown(one.before)}, now {shown(one.now)})" for one in differing
     )
     remedy = "Use another --out, or --overwrite to make it anew"
-    if not set(differing) - _EXTENDABLE:
+    if not {one.key for one in differing} - _EXTENDABLE:
         remedy += ", or --extend to add to it"
     raise UserError(f"{store} was made with other settings; they differ in {changes}. {remedy}")

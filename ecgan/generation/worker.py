@@ -11,7 +11,7 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar, cast
 
@@ -31,9 +31,10 @@ from ecgan.sampling.styles import Styles
 from ecgan.seeds import variant_seed
 from ecgan.segmentation.label_filter import Filter, FilterSpec, Judgement
 from ecgan.shards import codecs
-from ecgan.shards import formats as shards
 from ecgan.shards.codecs import ImageFormat
-from ecgan.shards.formats import Encoded, FilterTotals, Format, Record, Shard
+from ecgan.shards.formats import shard_name, write_shard
+from ecgan.shards.manifest import CommitRecord, FilterTotals, Format
+from ecgan.shards.records import Encoded, Record, count_classes, sample_key
 
 T = TypeVar("T")
 OnInconsistent = Literal["ignore", "drop", "retry"]
@@ -113,7 +114,7 @@ class Settings:
 class MadeShard(NamedTuple):
     """What came of a job."""
 
-    shard: Shard
+    shard: CommitRecord
     seconds: dict[str, float]  # of each stage
     elapsed: float
 
@@ -163,17 +164,18 @@ class ShardMaker:
         counted = _Counted()
         output = self.settings.output
         with closing(self._samples(job, counted)) as samples:
-            shard = shards.write_shard(
+            shard = write_shard(
                 self.store,
-                shards.shard_name(output.data_format, SPLIT, job.number),
+                shard_name(output.data_format, SPLIT, job.number),
                 self._timed(samples),
                 data_format=output.data_format,
                 image_format=output.image_format,
                 num_classes=output.num_classes,
             )
-        shard = replace(shard, filter=shard.filter + counted.totals(), plan=job.plan)
+        changes = {"filter": shard.filter + counted.totals(), "plan": job.plan}
+        shard = shard.model_copy(update=changes)
         with self.timer.measured("write"):
-            self.store.write(commit_name(job.number), shard.commit_text())
+            self.store.write(commit_name(job.number), shard.model_dump_json())
         elapsed = time.perf_counter() - start
         return MadeShard(shard, self.timer.seconds, elapsed)
 
@@ -253,13 +255,13 @@ class ShardMaker:
         output, group, judgement = self.settings.output, sample.group, sample.judgement
         with self.timer.measured("encode"):
             record = Record(
-                key=shards.sample_key(group.key, sample.style),
+                key=sample_key(group.key, sample.style),
                 source=group.source,
                 style=sample.style,
                 seed=self.settings.styles.seed_of(group.key, sample.style, sample.attempt),
                 width=values.shape[1],
                 height=values.shape[0],
-                class_pixels=shards.count_classes(values, output.num_classes),
+                class_pixels=count_classes(values, output.num_classes),
                 consistency=-1.0 if judgement is None else judgement.consistency,
                 kept_fraction=1.0 if judgement is None else judgement.kept_fraction,
                 variation=sample.variation,
@@ -383,7 +385,9 @@ class _Counted:
         return True
 
     def totals(self) -> FilterTotals:
-        return FilterTotals(0.0, 0.0, self.inconsistent, self.dropped, self.retried)
+        return FilterTotals(
+            inconsistent=self.inconsistent, dropped=self.dropped, retried=self.retried
+        )
 
 
 def _is_consistent(sample: Sample) -> bool:

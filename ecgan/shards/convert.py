@@ -3,16 +3,16 @@
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
 from ecgan.errors import UsageError, UserError
 from ecgan.runtime.storage import HIDDEN, Store, open_store
-from ecgan.shards import dataset
-from ecgan.shards import formats as shards
 from ecgan.shards.finalize import finish
-from ecgan.shards.formats import Encoded, Format, Listed, Raw, Record, Shard
+from ecgan.shards.formats import shard_name, write_shard
+from ecgan.shards.manifest import CommitRecord, Format, ShardEntry, read_manifest
+from ecgan.shards.readers import read_raw
+from ecgan.shards.records import Encoded, Raw, Record
 
 _MARK = f"{HIDDEN}/convert.json"  # a conversion has begun here
 
@@ -44,8 +44,8 @@ def convert(
             ``out`` holds something else.
     """
     read, write = open_store(source), open_store(out)
-    about = dataset.manifest(read)
-    if about is None or about["schema"] != dataset.SCHEMA:
+    about = read_manifest(read)
+    if about is None or not about.is_complete or about.image_format is None:
         raise UserError(
             f"{read}: not a finished data set of this version of ecgan (manifest.json); only those "
             "can be converted"
@@ -53,22 +53,27 @@ def convert(
     if samples_per_shard is not None and samples_per_shard < 1:
         raise UsageError(f"--samples-per-shard {samples_per_shard}: must be at least 1")
     _take(write)
-    split, names = about["split"], [shard.name for shard in dataset.listed(about)]
-    written: list[Shard] = []
-    with tqdm(total=about["samples"], unit="sample", desc=str(write), disable=quiet or None) as bar:
+    split, names = about.split, [shard.name for shard in about.shards]
+    written: list[CommitRecord] = []
+    with tqdm(total=about.samples, unit="sample", desc=str(write), disable=quiet or None) as bar:
         for number, samples in enumerate(_parts(read, names, samples_per_shard)):
-            shard = shards.write_shard(
+            shard = write_shard(
                 write,
-                shards.shard_name(data_format, split, number),
+                shard_name(data_format, split, number),
                 (_encoded(raw, read) for raw in samples),
                 data_format=data_format,
-                image_format=about["image_format"],
-                num_classes=len(about["names"]),
+                image_format=about.image_format,
+                num_classes=len(about.names),
             )
             written.append(shard)
             bar.update(shard.samples)
-    _check_counts(read, dataset.listed(about), written)
-    finish(write, _manifest(about, data_format, written))
+    _check_counts(read, about.shards, written)
+    changes = {
+        "format": data_format,
+        "converted_from": about.converted_from or about.format,
+        "shards": [shard.entry() for shard in written],
+    }
+    finish(write, about.model_copy(update=changes))
     write.remove([_MARK])
     write.sweep()
     return sum(shard.samples for shard in written)
@@ -93,9 +98,9 @@ def _parts(
     """Samples of each new shard."""
     if samples_per_shard is None:
         for name in names:
-            yield shards.read_raw(store, name)
+            yield read_raw(store, name)
         return
-    samples = itertools.chain.from_iterable(shards.read_raw(store, name) for name in names)
+    samples = itertools.chain.from_iterable(read_raw(store, name) for name in names)
     for first in samples:
         yield itertools.chain([first], itertools.islice(samples, samples_per_shard - 1))
 
@@ -110,21 +115,12 @@ def _encoded(raw: Raw, store: Store) -> Encoded:
     return Encoded(record, raw.image, raw.label, raw.edge)
 
 
-def _check_counts(store: Store, before: Sequence[Listed], after: Sequence[Shard]) -> None:
+def _check_counts(
+    store: Store, before: Sequence[ShardEntry], after: Sequence[CommitRecord]
+) -> None:
     expected, found = (sum(shard.samples for shard in listed) for listed in (before, after))
     if expected != found:
         raise UserError(
             f"{store}: the manifest tells of {expected} samples, its shards hold {found}; check it "
             f"with `ecgan data verify {store}`"
         )
-
-
-def _manifest(
-    about: dict[str, Any], data_format: Format, written: Sequence[Shard]
-) -> dict[str, Any]:
-    return {
-        **about,
-        "format": data_format,
-        "converted_from": about.get("converted_from", about["format"]),
-        "shards": [shard.to_json() for shard in written],
-    }

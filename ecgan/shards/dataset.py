@@ -3,11 +3,9 @@
 :class:`SampleDataset` is the PyTorch ``Dataset`` over all of them, with random access.
 """
 
-import json
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,73 +14,19 @@ from torch.utils.data import Dataset
 
 from ecgan.errors import UserError
 from ecgan.labels import SPLIT_FOLDERS, clean_key
-from ecgan.runtime.storage import HIDDEN, Folder, Store, open_store
-from ecgan.shards import formats as shards
-from ecgan.shards.formats import Listed, Raw, ShardSample
+from ecgan.runtime.storage import Folder, Store, open_store
+from ecgan.shards import readers
+from ecgan.shards.manifest import read_manifest
+from ecgan.shards.records import Raw, ShardSample, decoded
 
-SCHEMA = 2  # of manifest.json
-_LISTED = tuple(f.name for f in fields(Listed))
 Place = str | Path | Store
-
-
-def manifest(place: Place) -> dict[str, Any] | None:
-    """``manifest.json`` of a data set that we wrote; None where there is none.
-
-    Raises:
-        UserError: the data set is not complete, or the file is not ours.
-    """
-    store = open_store(place)
-    try:
-        text = store.read("manifest.json")
-    except (FileNotFoundError, NotADirectoryError):
-        if HIDDEN in store.names():
-            raise UserError(
-                f"{store} is not complete: it has no manifest.json. Run the command that makes it "
-                "again; it continues"
-            ) from None
-        return None
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{store}/manifest.json: not a JSON file: {error}") from error
-    fault = _fault(value)
-    if fault is not None:
-        raise UserError(
-            f"{store}/manifest.json: not a manifest that this version of ecgan reads: {fault}; "
-            "make the data set again"
-        )
-    return value
-
-
-def _fault(about: object) -> str | None:
-    """Why it is no manifest with all that its readers need; None where it is one."""
-    if not isinstance(about, dict):
-        return "no table of keys"
-    value = cast("dict[str, Any]", about)
-    if value.get("schema") not in (1, SCHEMA):
-        return f"schema {value.get('schema')!r}, expected 1 or {SCHEMA}"
-    needed = "classes", "label_space", "recipe", "shards"
-    if missing := [name for name in needed if name not in value]:
-        return f"it lacks {', '.join(missing)}"
-    listed = value["shards"]
-    if not isinstance(listed, list):
-        return "shards is no list"
-    for number, shard in enumerate(cast("list[Any]", listed)):
-        if not isinstance(shard, dict) or not set(_LISTED) <= shard.keys():
-            return f"shard {number} of its list lacks one of {', '.join(_LISTED)}"
-    return None
-
-
-def listed(about: dict[str, Any]) -> list[Listed]:
-    """The shards that a manifest names."""
-    return [Listed(**{name: shard[name] for name in _LISTED}) for shard in about["shards"]]
 
 
 def read(place: Place) -> Iterator[ShardSample]:
     """Samples of a data set, in order; see :func:`read_raw`."""
     store = open_store(place)
     for raw in read_raw(store):
-        yield shards.decoded(raw, str(store))
+        yield decoded(raw, str(store))
 
 
 def read_raw(place: Place) -> Iterator[Raw]:
@@ -98,7 +42,7 @@ def read_raw(place: Place) -> Iterator[Raw]:
     store = open_store(place)
     names = shard_names(store)
     for name in names:
-        yield from shards.read_raw(store, name)
+        yield from readers.read_raw(store, name)
     if not names:
         for source in _plain_files(store):
             yield source.load()
@@ -108,9 +52,9 @@ def shard_names(store: Store) -> list[str]:
     """Shards of a data set, by its manifest or, of others, by their endings; maybe none."""
     if isinstance(store, Folder) and not store.path.is_dir():
         raise UserError(f"{store}: no such folder")
-    about = manifest(store)
+    about = read_manifest(store)
     if about is not None:
-        return [shard["name"] for shard in about["shards"]]
+        return [shard.name for shard in about.shards]
     for folder in ("data", ""):
         for suffix in (".tar", ".parquet"):
             found = sorted(name for name in store.sizes(folder) if name.endswith(suffix))
@@ -203,7 +147,7 @@ class SampleDataset(Dataset[Item]):
 
     def __init__(self, place: Place) -> None:
         self._store = open_store(place)
-        self._shards = [shards.OpenShard(self._store, name) for name in shard_names(self._store)]
+        self._shards = [readers.OpenShard(self._store, name) for name in shard_names(self._store)]
         self._plain = [] if self._shards else _plain_files(self._store)
         counts = [len(shard) for shard in self._shards] or [len(self._plain)]
         self._starts = np.concatenate([[0], np.cumsum(counts)])
@@ -235,7 +179,7 @@ class SampleDataset(Dataset[Item]):
         place = str(self._store)
         if self._shards:
             place = self._shards[self._find(index % len(self))[0]].place
-        return shards.decoded(raw, place)
+        return decoded(raw, place)
 
     def raw(self, index: int) -> Raw:
         """A sample as it lies there; errors as of :meth:`sample`."""

@@ -1,13 +1,41 @@
-"""Documents of a data set: how its layouts are named by their content.
+"""Documents of a data set: ``manifest.json``, the fingerprint in it, and records of shards.
 
-A layout is known by the first 64 bits of its files' SHA-256, as 16 hexadecimal digits for the label
-map and 16 more for an instance map beside it.
+Every document is a pydantic model; what an earlier version wrote is translated when it is read.
+``Manifest.model_json_schema()`` is the JSON schema.
+
+A layout is named by the first 64 bits of its files' SHA-256: 16 hexadecimal digits for the label
+map, and 16 more for an instance map beside it.
 """
 
 import hashlib
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
-_DIGITS = 16  # of each file's SHA-256
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from ecgan import labels
+from ecgan.errors import UserError
+from ecgan.labels import LabelSpace
+from ecgan.runtime.storage import HIDDEN, Store, open_store
+from ecgan.shards.codecs import ImageFormat
+
+MANIFEST = "manifest.json"
+SCHEMA = 3  # of manifest.json; 1 and 2 are read too
+
+Format = Literal["webdataset", "parquet", "folder"]
+_DIGITS = 16  # of each file's SHA-256 in a layout's digest
+
+
+class Document(BaseModel):
+    """Base of all documents: values do not change, and unknown keys are passed over."""
+
+    model_config = ConfigDict(frozen=True, populate_by_name=True)
+
+
+# Layouts
 
 
 def layout_digest(label: str, instances: str | None = None) -> str:
@@ -24,3 +52,459 @@ def layouts_digest(layouts: Iterable[tuple[str, str]]) -> str:
     """SHA-256 of a command's layouts: of their keys and digests, in order of the keys."""
     lines = (f"{key} {digest}" for key, digest in sorted(layouts))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+class StageRecord(Document):
+    """Rows of one call's samples, ``.ecgan/stages/NNN.json``: columns of equal length.
+
+    Attributes:
+        plan: hash of everything that decides its samples' bytes.
+        keys: keys of its layouts, (layouts,).
+        digests: digests of their files, (layouts,).
+        folds: segmenters that judge them, (layouts,); None without a label filter.
+        layouts: number of each row's layout, (rows,).
+        variants: 0 for the layout itself, N for its N-th variant, (rows,).
+        firsts: number of the first style, (rows,).
+        counts: number of styles, (rows,).
+    """
+
+    first_shard: int
+    samples_per_shard: int
+    plan: str
+    keys: list[str]
+    digests: list[str]
+    folds: list[int] | None
+    layouts: list[int]
+    variants: list[int]
+    firsts: list[int]
+    counts: list[int]
+
+
+def stage_names(store: Store) -> list[str]:
+    """Files of a data set's stages, in order."""
+    folder = f"{HIDDEN}/stages"
+    return [f"{folder}/{n}" for n in sorted(store.sizes(folder)) if n.endswith(".json")]
+
+
+# Shards
+
+
+class FilterTotals(Document):
+    """Sums over a shard of what the label filter did.
+
+    Attributes:
+        consistency: sum of the samples' scores.
+        kept: sum of the samples' kept fractions.
+        inconsistent: samples that were kept although too little of them was.
+        dropped: samples left out.
+        retried: samples made again from another seed, each attempt counted.
+    """
+
+    consistency: float = 0.0
+    kept: float = 0.0
+    inconsistent: int = 0
+    dropped: int = 0
+    retried: int = 0
+
+    def __add__(self, other: "FilterTotals") -> "FilterTotals":
+        return FilterTotals(**{name: value + getattr(other, name) for name, value in self})
+
+
+class ShardEntry(Document):
+    """Entry of a shard in a manifest: enough to check the shard.
+
+    Attributes:
+        name: path below the data set's root; of the folder format, the number's name alone.
+        bytes: size of all its files.
+        sha256: hash of the file; of the folder format, of the list of its files' hashes.
+        md5: likewise; wids asks for it.
+    """
+
+    name: str
+    samples: int
+    bytes: int
+    sha256: str
+    md5: str
+
+
+class CommitRecord(ShardEntry):
+    """Record that commits a shard, ``.ecgan/shards/NNNNNN.json``.
+
+    Attributes:
+        class_pixels: pixels of each class.
+        filter: sums over what the label filter did.
+        plan: hash of the stage that it belongs to.
+    """
+
+    class_pixels: tuple[int, ...]
+    filter: FilterTotals = FilterTotals()
+    plan: str = ""
+
+    def entry(self) -> ShardEntry:
+        return ShardEntry(**{name: getattr(self, name) for name in ShardEntry.model_fields})
+
+
+# Fingerprint
+
+
+class Fingerprint(Document):
+    """Everything that decides the bytes of a data set's samples.
+
+    None: the setting has no part in them, or an earlier version did not know it. What a field means
+    to a user is in :data:`WORDING`.
+    """
+
+    checkpoint: str | None = None
+    seed: int | None = None
+    style_seed: int | None = None
+    interpolate: str | None = None  # of earlier versions
+    format: str | None = None
+    image_format: str | None = None
+    quality: int | None = None
+    samples_per_shard: int | None = None
+    batch: int | None = None
+    label_space: str | None = None
+    provenance: bool | None = None
+    license: str | None = None
+    on_inconsistent: str | None = None
+    targets: tuple[str, ...] | None = None
+    vary: str | None = None
+    n_variants: int | None = None
+    device: str | None = None
+    arithmetic: int | None = None
+    versions: dict[str, str] = {}
+    filter_tolerance: float | None = None
+    filter_min_kept: float | None = None
+    filter_min_class_kept: float | None = None
+    filter_retries: int | None = None
+    balance_max_styles: int | None = None
+    things: tuple[str, ...] | None = None
+    style_images: str | None = None
+    filter: str | None = None
+    balance: str | None = None
+    labels: str | None = None
+    num_layouts: int | None = None
+    styles_per_layout: str | None = None
+    num_samples: int | None = None
+    compile: bool | None = None
+
+    def differences(self, now: "Fingerprint") -> "list[Difference]":
+        """Settings of another call that are not those of this one, but ecgan's own version.
+
+        A change of ecgan that changes bytes raises ``arithmetic``.
+        """
+        found = [
+            Difference(key, WORDING.get(key, key), value, getattr(now, key))
+            for key, value in self
+            if key != "versions" and value != getattr(now, key)
+        ]
+        programs = [name for name in {**self.versions, **now.versions} if name != "ecgan"]
+        return found + [
+            Difference("versions", f"version of {name}", *values)
+            for name in programs
+            if (values := (self.versions.get(name), now.versions.get(name)))[0] != values[1]
+        ]
+
+
+class Difference(NamedTuple):
+    """Setting in which two fingerprints differ."""
+
+    key: str
+    wording: str
+    before: object
+    now: object
+
+
+WORDING = {
+    "seed": "--seed",
+    "style_seed": "--style-seed",
+    "interpolate": "--interpolate",
+    "format": "--format",
+    "image_format": "--image-format",
+    "quality": "sampling.quality",
+    "samples_per_shard": "--samples-per-shard",
+    "batch": "--batch",
+    "label_space": "--label-space",
+    "provenance": "--provenance",
+    "license": "sampling.license",
+    "on_inconsistent": "--on-inconsistent",
+    "targets": "--target",
+    "vary": "--vary",
+    "n_variants": "--n-variants",
+    "arithmetic": "order of sums",
+    "filter_tolerance": "sampling.filter_tolerance",
+    "filter_min_kept": "sampling.filter_min_kept",
+    "filter_min_class_kept": "sampling.filter_min_class_kept",
+    "filter_retries": "sampling.filter_retries",
+    "balance_max_styles": "sampling.balance_max_styles",
+    "things": "sampling.things",
+    "style_images": "--style-images",
+    "filter": "--filter",
+    "balance": "--balance",
+    "num_layouts": "layouts",
+    "styles_per_layout": "styles of a layout",
+    "num_samples": "samples",
+    "compile": "sampling.compile",
+}
+"""Fields of a fingerprint as a refusal names them; the others by their own name."""
+_KEYS_2 = {wording: key for key, wording in WORDING.items()} | {
+    "--style-images or --styles": "style_images"
+}
+
+
+def fingerprint_of_2(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Fingerprint of schema 2, whose keys were the words of refusals, with today's keys."""
+    versions = {
+        name.removeprefix("version of "): version
+        for name, version in value.items()
+        if name.startswith("version of ")
+    }
+    others = {
+        _KEYS_2.get(name, name): own
+        for name, own in value.items()
+        if not name.startswith("version of ")
+    }
+    return others | {"versions": versions}
+
+
+# The manifest
+
+
+class StyleSource(StrEnum):
+    """Origin of a data set's styles; the seeds are in fields of their own."""
+
+    NONE = "none"
+    SEED = "seed"
+    STYLE_SEED = "style seed"
+    PHOTOS = "photos"
+    BANK = "a style bank"  # of earlier versions, as the next
+    INTERPOLATION = "between styles"
+
+    @property
+    def may_show_photos(self) -> bool:
+        """Whether styles may be those of photos, which a test may be about."""
+        return self in {self.PHOTOS, self.BANK, self.INTERPOLATION}
+
+    @classmethod
+    def of_2(cls, text: str) -> "StyleSource":
+        """Source that a sentence of schema 2 names."""
+        return next(
+            (source for source in reversed(cls) if text.startswith(source.value)),
+            cls.INTERPOLATION if text.startswith("between") else cls.NONE,
+        )
+
+
+class EdgeSource(StrEnum):
+    """Origin of edge maps."""
+
+    GENERATOR = "generator"
+    CANNY = "canny of the image"
+
+
+class BoundarySource(StrEnum):
+    """Origin of the instance boundaries that the generator was given."""
+
+    NONE = "none"
+    INSTANCES = "instance ids"
+    CLASSES = "boundaries between classes"
+
+
+class FilterSummary(Document):
+    """Label filter of a data set, and what it did.
+
+    Attributes:
+        segmenter: train, or the segmenter by path or name.
+        weights: hashes of the segmenters' weights.
+        independent: whether no segmenter judged what was made from a pair that it learnt from.
+        consistency: mean score of the samples.
+        kept_fraction: mean share of the labelled pixels that was kept.
+    """
+
+    kind: str = "none"
+    segmenter: str | None = None
+    weights: tuple[str, ...] = ()
+    independent: Literal["yes", "no", "unknown"] = "unknown"
+    on_inconsistent: str = "ignore"
+    thresholds: dict[str, float] = {}
+    consistency: float | None = None
+    kept_fraction: float | None = None
+    inconsistent: int = 0
+    dropped: int = 0
+    retried: int = 0
+
+
+class CheckpointRecord(Document):
+    """Generator that made the samples."""
+
+    sha256: str = ""
+    images_seen: int | None = None
+
+
+class Provenance(Document):
+    """Marks of synthetic media, and the generator that made them.
+
+    Attributes:
+        seen: keys of the layouts that the generator's training saw, where they are recorded.
+    """
+
+    digital_source_type: str = ""
+    checkpoint: CheckpointRecord = CheckpointRecord()
+    recipe_hash: str = ""
+    seen: tuple[str, ...] = ()
+
+
+class LabelGeneratorRecord(Document):
+    """Segmenter that trained the generator; other keys are kept as they are."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    hash: str = ""
+    data: str = ""
+    weights: str = ""
+
+
+class Manifest(Document):
+    """Description of a finished data set, ``manifest.json``.
+
+    No time is in it, so that the same data set has the same bytes. Fields with a default may be
+    missing in data sets of earlier versions.
+
+    Attributes:
+        schema_version: version of this document.
+        classes: class list, as :func:`ecgan.labels.from_json` reads it.
+        label_space: ids of the labels that are written.
+        recipe: recipe of the generator, with the call's overrides.
+        shards: shards, in order.
+        seen_layouts: layouts that training saw, by key.
+        varied_layouts: variants of layouts.
+        size: height and width.
+        names: names of the ids that are written.
+        class_pixels: pixels of each of them.
+        converted_from: format that the samples were made in.
+    """
+
+    schema_version: int = Field(default=SCHEMA, alias="schema")
+    versions: dict[str, str] = {}
+    format: Format = "webdataset"
+    split: str = "train"
+    samples: int = 0
+    layouts: int | None = None
+    seen_layouts: int | None = None
+    varied_layouts: int = 0
+    size: tuple[int, int] = (0, 0)
+    image_format: ImageFormat | None = None
+    quality: int | None = None
+    jpeg_subsampling: str = "4:4:4"
+    label_space: Literal["input", "evaluation"]
+    ignore_index: int = 255
+    edge_source: EdgeSource = EdgeSource.GENERATOR
+    boundary_source: BoundarySource = BoundarySource.NONE
+    style_source: StyleSource = StyleSource.NONE
+    seed: int = 0
+    style_seed: int | None = None
+    balance: str = "none"
+    vary: tuple[str, ...] = ()
+    license: str = ""
+    filter: FilterSummary = FilterSummary()
+    label_generator: LabelGeneratorRecord | None = None
+    recipe: dict[str, Any]
+    fingerprint: Fingerprint = Fingerprint()
+    classes: Any
+    names: tuple[str, ...] = ()
+    class_pixels: tuple[int, ...] = ()
+    shards: list[ShardEntry]
+    converted_from: Format | None = None
+    provenance: Provenance | None = None
+
+    @field_validator("schema_version")
+    @classmethod
+    def _known(cls, value: int) -> int:
+        if not 1 <= value <= SCHEMA:
+            raise ValueError(f"schema {value}, expected 1 to {SCHEMA}")
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_earlier(cls, value: Any) -> Any:  # noqa: ANN401
+        """Translate schema 1 and 2: words of refusals as keys, sentences as values."""
+        if not isinstance(value, dict) or value.get("schema") not in (1, 2):
+            return value
+        changed: dict[str, Any] = {"fingerprint": fingerprint_of_2(value.get("fingerprint", {}))}
+        if "style_source" in value:
+            changed["style_source"] = StyleSource.of_2(value["style_source"])
+        changed["style_seed"] = changed["fingerprint"].get("style_seed")
+        return value | changed
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether it has what checking and converting need: sets of schema 1 do not."""
+        return self.schema_version > 1
+
+    def class_list(self, place: str | Path | Store) -> LabelSpace:
+        """Classes of the labels; ``place`` is for messages."""
+        return labels.from_json(self.classes, f"{place}/{MANIFEST}: classes")
+
+    @property
+    def styles(self) -> str:
+        """Origin of the styles, in words."""
+        if self.style_source is StyleSource.SEED:
+            return f"seed {self.seed}"
+        if self.style_source is StyleSource.STYLE_SEED:
+            return f"style seed {self.style_seed}, the same for all layouts"
+        return self.style_source
+
+    def of_recipe(self, section: str, key: str, default: Any = None) -> Any:  # noqa: ANN401
+        """Value of a key of the recipe, which may be of an earlier version."""
+        return self.recipe.get(section, {}).get(key, default)
+
+    def text(self) -> str:
+        """JSON text of the file, always of today's schema."""
+        value = self.model_dump(mode="json", by_alias=True) | {"schema": SCHEMA}
+        if self.filter.kind == "none":
+            value["filter"] = {"kind": "none"}
+        for name in ("converted_from", "provenance"):
+            if value[name] is None:
+                del value[name]
+        return json.dumps(value, indent=2) + "\n"
+
+
+def read_manifest(place: str | Path | Store) -> Manifest | None:
+    """Manifest of a data set that we wrote; None where there is none.
+
+    Raises:
+        UserError: the data set is not complete, or the file is not ours.
+    """
+    store = open_store(place)
+    try:
+        text = store.read(MANIFEST)
+    except (FileNotFoundError, NotADirectoryError):
+        if HIDDEN in store.names():
+            raise UserError(
+                f"{store} is not complete: it has no {MANIFEST}. Run the command that makes it "
+                "again; it continues"
+            ) from None
+        return None
+    try:
+        return Manifest.model_validate(json.loads(text))
+    except ValidationError as error:
+        raise UserError(
+            f"{store}/{MANIFEST}: not a manifest that this version of ecgan reads: "
+            f"{', '.join(_faults(error))}; make the data set again"
+        ) from None
+    except ValueError as error:
+        raise UserError(f"{store}/{MANIFEST}: not a JSON file: {error}") from error
+
+
+def _faults(error: ValidationError) -> Iterator[str]:
+    """Faults of a document by their place in it, as ``shards.0.bytes``."""
+    missing: list[str] = []
+    for fault in error.errors():
+        place = ".".join(map(str, fault["loc"]))
+        if fault["type"] == "missing":
+            missing.append(place)
+        elif fault["type"] == "value_error":
+            yield fault["msg"].removeprefix("Value error, ")
+        else:
+            yield f"{place or 'it'}: {fault['msg'][:1].lower()}{fault['msg'][1:]}"
+    if missing:
+        yield f"it lacks {', '.join(missing)}"

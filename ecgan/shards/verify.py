@@ -5,7 +5,6 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +13,10 @@ from tqdm import tqdm
 
 from ecgan.errors import UserError
 from ecgan.runtime.storage import Store, open_store
-from ecgan.shards import dataset
-from ecgan.shards import formats as shards
-from ecgan.shards.formats import RECORD_FIELDS, Listed, Raw
+from ecgan.shards.formats import is_intact, measured_size
+from ecgan.shards.manifest import Manifest, ShardEntry, read_manifest
+from ecgan.shards.readers import read_raw
+from ecgan.shards.records import RECORD_FIELDS, Raw, is_key
 
 MAX_FAULTS = 20
 
@@ -60,13 +60,13 @@ def verify(place: str | Path, *, quiet: bool = False) -> Findings:
         UserError: not a finished data set of this version of ecgan.
     """
     store = open_store(place)
-    about = dataset.manifest(store)
-    if about is None or about["schema"] != dataset.SCHEMA:
+    about = read_manifest(store)
+    if about is None or not about.is_complete:
         raise UserError(
             f"{store}: not a finished data set of this version of ecgan (no manifest.json of it)"
         )
     check = _Check(store, about)
-    bar = tqdm(dataset.listed(about), f"Verifying {store}", unit="shard", disable=quiet or None)
+    bar = tqdm(about.shards, f"Verifying {store}", unit="shard", disable=quiet or None)
     for shard in bar:
         check.shard(shard)
     check.sums()
@@ -74,31 +74,31 @@ def verify(place: str | Path, *, quiet: bool = False) -> Findings:
 
 
 class _Check:
-    def __init__(self, store: Store, about: dict[str, Any]) -> None:
+    def __init__(self, store: Store, about: Manifest) -> None:
         self.store, self.about = store, about
         self.findings = Findings()
-        self.num_classes = len(about["names"])
-        self.ignore = int(about["ignore_index"])
+        self.num_classes = len(about.names)
+        self.ignore = about.ignore_index
         self.mode = "L" if self.ignore == 255 else "I;16"
-        self.size = (about["size"][1], about["size"][0])  # as Pillow has it
+        self.size = (about.size[1], about.size[0])  # as Pillow has it
         self.keys: set[str] = set()
         self.class_pixels = np.zeros(self.num_classes, np.int64)
 
-    def shard(self, shard: Listed) -> None:
+    def shard(self, shard: ShardEntry) -> None:
         """One shard, and every sample in it."""
         findings = self.findings
         findings.shards += 1
-        size = shards.measured_size(self.store, shard.name)
+        size = measured_size(self.store, shard.name)
         if size is None:
             findings.add(f"{shard.name}: not there, or a file of it is not")
             return
         if size != shard.bytes:
             findings.add(f"{shard.name}: {size} bytes, the manifest says {shard.bytes}")
-        elif not shards.is_intact(self.store, shard):
+        elif not is_intact(self.store, shard):
             findings.add(f"{shard.name}: other bytes than were written (sha256 differs)")
         count = 0
         try:
-            for raw in shards.read_raw(self.store, shard.name):
+            for raw in read_raw(self.store, shard.name):
                 count += 1
                 for fault in self._faults(raw):
                     findings.add(f"{shard.name}: sample {raw.key}: {fault}")
@@ -111,20 +111,20 @@ class _Check:
     def sums(self) -> None:
         """What the manifest says of the whole."""
         about, findings = self.about, self.findings
-        if findings.samples != about["samples"]:
-            findings.add(f"{findings.samples} samples, the manifest says {about['samples']}")
-        if not findings.faults and self.class_pixels.tolist() != about["class_pixels"]:
+        if findings.samples != about.samples:
+            findings.add(f"{findings.samples} samples, the manifest says {about.samples}")
+        if not findings.faults and tuple(self.class_pixels.tolist()) != about.class_pixels:
             findings.add("the labels' pixels of each class are not those of the manifest")
-        listed = {shard.name for shard in dataset.listed(about)}
+        listed = {shard.name for shard in about.shards}
         there = {f"data/{name}" for name in self.store.sizes("data")}
         for name in sorted(there - listed):
             findings.add(f"{name}: not in the manifest; readers of data/* would take it for data")
         names = json.loads(self.store.read("id2label.json"))
-        if list(names.values()) != about["names"]:
+        if tuple(names.values()) != about.names:
             findings.add("id2label.json: other names than the manifest's")
 
     def _faults(self, raw: Raw) -> Iterator[str]:
-        if not shards.is_key(raw.key):
+        if not is_key(raw.key):
             yield "its key has characters that readers take for something else"
         if raw.key in self.keys:
             yield "its key occurs twice"
@@ -134,8 +134,8 @@ class _Check:
             yield f"its record lacks {', '.join(missing)}"
         elif raw.record["key"] != raw.key:
             yield f"its record is that of {raw.record['key']}"
-        if raw.image_format != self.about["image_format"]:
-            yield f"its image is {raw.image_format}, the manifest says {self.about['image_format']}"
+        if raw.image_format != self.about.image_format:
+            yield f"its image is {raw.image_format}, the manifest says {self.about.image_format}"
         yield from self._image_faults(raw)
         if raw.edge is None:
             yield "no edge map"

@@ -40,7 +40,7 @@ from ecgan.generation.worker import ShardMaker
 from ecgan.runtime.storage import open_store
 from ecgan.sampling.sampler import Made, Sampler
 from ecgan.shards import codecs
-from ecgan.shards.formats import FilterTotals, Shard
+from ecgan.shards.manifest import CommitRecord
 from tests.helpers.tiny import make_generator
 
 SIZE = (256, 512)
@@ -154,8 +154,11 @@ def measure_resume(folder, count):
     stage = Stage([None], whole_rows(np.array([[count]])), 0, 1, plan="p")
     for number in range(count):
         name = f"data/train-{number:06d}.tar"
-        shard = Shard(name, 1, 1, "0" * 64, "0" * 32, (1,) * 35, FilterTotals(), "p")
-        (base / commit_name(number)).write_text(shard.commit_text())
+        shard = CommitRecord(
+            name=name, samples=1, bytes=1, sha256="0" * 64, md5="0" * 32, class_pixels=(1,) * 35,
+            plan="p",
+        )  # fmt: skip
+        (base / commit_name(number)).write_text(shard.model_dump_json())
         (base / name).write_bytes(b"x")
     start = time.perf_counter()
     found = Ledger(store).committed(Plan((stage,)))

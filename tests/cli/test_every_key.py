@@ -134,8 +134,8 @@ def sampled(recipe, folder, **options):
     manifest = json.loads((folder / "out" / "manifest.json").read_text())
     names = [(shard["name"], shard["bytes"]) for shard in manifest["shards"]]
     card = (folder / "out" / "README.md").read_text().splitlines()[1]
-    fingerprint = {k: v for k, v in manifest["fingerprint"].items() if k in {"--batch", "batch"}}
-    decided = manifest["fingerprint"].get("--filter"), manifest["filter"], manifest["class_pixels"]
+    fingerprint = {k: v for k, v in manifest["fingerprint"].items() if k == "batch"}
+    decided = manifest["fingerprint"]["filter"], manifest["filter"], manifest["class_pixels"]
     return names, card, fingerprint, decided
 
 

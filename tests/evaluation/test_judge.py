@@ -11,6 +11,7 @@ from ecgan.evaluation import judge as judges
 from ecgan.recipe import parse_recipe
 from ecgan.runtime.files import sha256
 from ecgan.segmentation.segmenter import Normalisation, Provenance, Segmenter, Sources, segformer
+from ecgan.shards.manifest import FilterSummary, Manifest
 from tests.helpers.tiny import NAMES, write_pairs
 
 CPU = torch.device("cpu")
@@ -32,7 +33,17 @@ def segmenter(seed=0, data="", sources=NOTHING, kind="loaded"):
 
 
 def manifest(name="train", **taught):
-    return {"recipe": {"model": {"label_generator": name}}, "label_generator": taught}
+    return Manifest(
+        label_space="input",
+        recipe={"model": {"label_generator": name}},
+        classes=[],
+        shards=[],
+        label_generator=taught or None,
+    )
+
+
+def filtered_by(**changes):
+    return manifest().model_copy(update={"filter": FilterSummary(**changes)})
 
 
 @pytest.fixture
@@ -70,13 +81,13 @@ def test_the_label_filter_is_refused_by_its_weights_and_its_place(tmp_path):
         {"segmenter": str(tmp_path)},
     ]
     for about in filters:
-        found = {"set-a": manifest() | {"filter": about}}
+        found = {"set-a": filtered_by(**about)}
         with pytest.raises(UserError, match="it is the label filter of set-a"):
             judges.own_label_generators(judge, found, force=False)
         marks = judges.own_label_generators(judge, found, force=True)
         assert marks == {"set-a": ["the judge is the label filter of this set (forced)"]}
-    others = manifest() | {"filter": {"segmenter": "train", "weights": ["other"]}}
-    nothing = manifest() | {"filter": {"kind": "none"}}
+    others = filtered_by(segmenter="train", weights=["other"])
+    nothing = filtered_by(kind="none")
     found = {"a": others, "b": nothing}
     assert judges.own_label_generators(judge, found, force=False) == {}
 

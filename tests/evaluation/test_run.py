@@ -31,8 +31,8 @@ from ecgan.segmentation.segmenter import (
     Segmenter,
     segformer,
 )
-from ecgan.shards import codecs, formats
-from ecgan.shards import dataset as sets
+from ecgan.shards import codecs, formats, records
+from ecgan.shards.manifest import read_manifest
 from ecgan.training.validation import validate
 from ecgan_cli.main import cli
 from tests.helpers.tiny import NAMES, make_generator, write_pairs
@@ -105,10 +105,10 @@ def encoded_photos(root, split, keys=None):
             continue
         space = labels.load_label_space(root / "real" / "classes.json")
         label = datasets.read_label(item, space, "folder")
-        counts = formats.count_classes(label, space.num_classes)
-        record = formats.Record(f"{item.key}-s000", item.key, 0, 1, SIZE[1], SIZE[0], counts)
+        counts = records.count_classes(label, space.num_classes)
+        record = records.Record(f"{item.key}-s000", item.key, 0, 1, SIZE[1], SIZE[0], counts)
         image = codecs.encode_image(datasets.read_image(item), "png", 95)
-        yield formats.Encoded(
+        yield records.Encoded(
             record, image, codecs.encode_map(label), codecs.encode_map(label * 0 + 9)
         )
 
@@ -332,7 +332,7 @@ def shards_of(world, out, **manifest):
     (tar,) = (out / "data").glob("*.tar")
     shard = {"name": f"data/{tar.name}", "samples": 3, "bytes": 0, "sha256": "", "md5": ""}
     about = {
-        "schema": sets.SCHEMA,
+        "schema": manifest.SCHEMA,
         "samples": 3,
         "layouts": 3,
         "label_space": "input",
@@ -613,9 +613,9 @@ def test_evaluate_without_arguments_after_augment(world, tmp_path, monkeypatch):
     assert of_run["samples"] == "datasets/tiny-val-2-styles"
     assert of_run["metrics"]["miou"]["n"] == 6
     assert of_run["metrics"]["diversity_efficientnet_lite0"]["n"] == 3
-    made = sets.manifest(tmp_path / "datasets" / "tiny-val-2-styles")
+    made = read_manifest(tmp_path / "datasets" / "tiny-val-2-styles")
     assert made is not None
-    assert made["seen_layouts"] == 0
+    assert made.seen_layouts == 0
 
 
 def test_a_set_may_have_any_name(world, tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from ecgan.errors import UserError
 from ecgan.evaluation.report import study
 from ecgan.labels import default_color, from_json
 from ecgan.runtime.storage import HIDDEN, open_store
-from ecgan.shards import codecs, dataset, formats
+from ecgan.shards import codecs, formats, manifest, records
 from ecgan_cli.main import cli
 from tests.helpers import trees
 
@@ -38,13 +38,13 @@ def write_set(
                 labels = 1 - labels if variation else labels
                 shade = brightness + style * 50 + 20 * bool(variation)
                 image = np.full((*size, 3), shade, np.uint8)
-                counts = formats.count_classes(labels, 2)
-                record = formats.Record(
+                counts = records.count_classes(labels, 2)
+                record = records.Record(
                     f"{layout}-{variation}s{style:03d}", layout, style, 1, size[1], size[0],
                     counts, variation=variation,
                 )  # fmt: skip
                 png = codecs.encode_image(image, "png", 95)
-                yield formats.Encoded(
+                yield records.Encoded(
                     record, png, codecs.encode_map(labels), codecs.encode_map(labels * 0)
                 )
 
@@ -55,7 +55,7 @@ def write_set(
     )  # fmt: skip
     listed = {"name": name, "samples": shard.samples, "bytes": 0, "sha256": "", "md5": ""}
     about = {
-        "schema": dataset.SCHEMA,
+        "schema": manifest.SCHEMA,
         "label_space": "input",
         "recipe": {"data": {"root": None}},
         "classes": from_json(classes, "x").to_json(),

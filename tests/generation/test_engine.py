@@ -29,8 +29,10 @@ from ecgan.generation.worker import ShardMaker
 from ecgan.runtime.storage import open_store
 from ecgan.runtime.timing import STAGES, StageSeconds
 from ecgan.segmentation import label_filter
-from ecgan.shards import codecs, dataset, formats
+from ecgan.shards import codecs, dataset, formats, readers
 from ecgan.shards.convert import convert
+from ecgan.shards.manifest import WORDING, read_manifest
+from ecgan.shards.records import Encoded, Record, decoded
 from ecgan.shards.verify import verify
 from ecgan_cli.main import cli
 from tests import kills
@@ -286,7 +288,7 @@ def test_an_extended_data_set_keeps_its_shards_and_gets_styles_and_layouts(
     assert whole.num_samples == 15
     assert sorted(keys) == sorted(s.key for s in dataset.read(tmp_path / "at-once"))
     assert verify(tmp_path / "out", quiet=True).faults == []
-    assert dataset.manifest(tmp_path / "out")["layouts"] == 5
+    assert read_manifest(tmp_path / "out").layouts == 5
 
     assert generate.run(wider).made == 0  # the same again resumes, and has nothing to do
     with pytest.raises(UserError, match="has all of that already; ask for more"):
@@ -317,7 +319,7 @@ def test_changed_labels_and_other_settings_do_not_extend(request_, world, tmp_pa
     with pytest.raises(UserError, match=r"1 label maps have changed .*first: scene-01"):
         generate.run(request_(labels=labels, n_styles=4, extend=True))
     (labels / "scene-01.png").unlink()
-    with pytest.raises(UserError, match=r"1 layouts .* not there any more \(first: scene-01\)"):
+    with pytest.raises(UserError, match=r"1 layouts of .* are missing \(first: scene-01\)"):
         generate.run(request_(labels=labels, n_styles=4, extend=True))
 
 
@@ -379,12 +381,10 @@ def test_the_filter_makes_unlabelled_what_the_segmenter_does_not_recognise(
         assert sum(record["class_pixels"]) == (after.label != 255).sum()
         removed += changed.sum()
     assert removed > 0
-    about = dataset.manifest(tmp_path / "filtered")
-    assert about["filter"]["independent"] == "yes"
-    assert about["filter"]["kept_fraction"] == pytest.approx(
-        np.mean([r["kept_fraction"] for r in found])
-    )
-    assert about["filter"]["inconsistent"] == sum(r["kept_fraction"] < 0.5 for r in found)
+    about = read_manifest(tmp_path / "filtered")
+    assert about.filter.independent == "yes"
+    assert about.filter.kept_fraction == pytest.approx(np.mean([r["kept_fraction"] for r in found]))
+    assert about.filter.inconsistent == sum(r["kept_fraction"] < 0.5 for r in found)
     card = (tmp_path / "filtered/README.md").read_text()
     assert "no sample was judged by a network that was trained on its layout's photo" in card
     assert verify(tmp_path / "filtered", quiet=True).faults == []
@@ -402,8 +402,8 @@ def test_dropped_samples_shorten_shards_and_are_counted(request_, tmp_path):
         )
     )  # fmt: skip
     assert outcome.num_samples == 9
-    about = dataset.manifest(tmp_path / "dropped")
-    assert (about["samples"], about["filter"]["dropped"]) == (9, 9)
+    about = read_manifest(tmp_path / "dropped")
+    assert (about.samples, about.filter.dropped) == (9, 9)
     assert min(r["kept_fraction"] for r in records(tmp_path / "dropped")) == kept[9]
     assert verify(tmp_path / "dropped", quiet=True).faults == []
     result = generate.run(
@@ -433,7 +433,7 @@ def test_retries_take_the_next_seeds_and_keep_the_best(request_, tmp_path):
     for a, b in zip(once, retried, strict=True):
         assert b["kept_fraction"] >= a["kept_fraction"]
         assert (a["seed"] == b["seed"]) == (a["kept_fraction"] == b["kept_fraction"])
-    assert dataset.manifest(tmp_path / "retried")["filter"]["retried"] == 36
+    assert read_manifest(tmp_path / "retried").filter.retried == 36
 
 
 # Balance
@@ -452,7 +452,7 @@ def test_balance_changes_how_often_layouts_occur_and_the_dry_run_shows_it(
     assert not (tmp_path / "out").exists()
     outcome = generate.run(request)
     assert outcome.num_samples == 18
-    pixels = np.array(dataset.manifest(tmp_path / "out")["class_pixels"])
+    pixels = np.array(read_manifest(tmp_path / "out").class_pixels)
     assert pixels[NAMES.index("car")] / pixels.sum() * 100 == pytest.approx(after, abs=0.01)
 
     generate.run(request_(out=tmp_path / "hard", spread="hardness"))
@@ -461,7 +461,7 @@ def test_balance_changes_how_often_layouts_occur_and_the_dry_run_shows_it(
         counts[sample.source] = counts.get(sample.source, 0) + 1
     assert sum(counts.values()) == 18
     assert len(set(counts.values())) > 1
-    assert dataset.manifest(tmp_path / "hard")["balance"] == "hardness"
+    assert read_manifest(tmp_path / "hard").balance == "hardness"
 
 
 # Variation
@@ -478,7 +478,7 @@ def test_varied_layouts_stand_beside_the_layouts_themselves(request_, world, tmp
         assert told[varied.key]["variation"] == "flip"
         assert told[varied.key]["source"] == f"scene-{i:02d}"
         assert told[own.key]["variation"] == ""
-    assert dataset.manifest(tmp_path / "out")["varied_layouts"] == 6
+    assert read_manifest(tmp_path / "out").varied_layouts == 6
     assert "varied before (flip)" in (tmp_path / "out/README.md").read_text()
 
 
@@ -515,15 +515,15 @@ def test_images_and_records_say_that_they_are_synthetic(request_, world, tmp_pat
     assert marked.record["digital_source_type"] == "trainedAlgorithmicMedia"
     assert b"trainedAlgorithmicMedia" not in bare.image
     assert bare.record["digital_source_type"] == ""
-    about = dataset.manifest(tmp_path / "out")
-    assert about["provenance"]["checkpoint"]["sha256"] == about["fingerprint"]["checkpoint"]
-    assert about["license"] == "cc-by-4.0"
-    assert "provenance" not in dataset.manifest(tmp_path / "bare")
+    about = read_manifest(tmp_path / "out")
+    assert about.provenance.checkpoint.sha256 == about.fingerprint.checkpoint
+    assert about.license == "cc-by-4.0"
+    assert read_manifest(tmp_path / "bare").provenance is None
     front, text = ((tmp_path / n / "README.md").read_text() for n in ("out", "bare"))
     assert "license: cc-by-4.0" in front
     assert "checkpoint `" in front
     assert "checkpoint" not in text
-    a, b = (formats.decoded(raw, "") for raw in (marked, bare))
+    a, b = (decoded(raw, "") for raw in (marked, bare))
     np.testing.assert_array_equal(a.image, b.image)
 
 
@@ -554,9 +554,8 @@ def test_a_converted_data_set_holds_the_same_bytes(three, tmp_path, source, targ
     assert (found.faults, found.samples) == ([], 12)
     before, after = (list(dataset.read_raw(p)) for p in (three / source, tmp_path / "out"))
     assert before == after
-    same = formats.Listed.to_json
-    ours, theirs = (dataset.listed(dataset.manifest(p)) for p in (three / target, tmp_path / "out"))
-    assert list(map(same, ours)) == list(map(same, theirs))
+    ours, theirs = (read_manifest(p).shards for p in (three / target, tmp_path / "out"))
+    assert ours == theirs
     assert not (tmp_path / "out/.ecgan/convert.json").exists()
 
 
@@ -566,7 +565,7 @@ def test_conversion_can_cut_anew_and_starts_over(three, tmp_path):
     (tmp_path / "out/data").mkdir()
     (tmp_path / "out/data/train-000009.tar").write_bytes(b"of an interrupted conversion")
     convert(three / "parquet", tmp_path / "out", "webdataset", samples_per_shard=7, quiet=True)
-    assert [s.samples for s in dataset.listed(dataset.manifest(tmp_path / "out"))] == [7, 5]
+    assert [s.samples for s in read_manifest(tmp_path / "out").shards] == [7, 5]
     assert verify(tmp_path / "out", quiet=True).faults == []
     with pytest.raises(UserError, match="not empty; give another folder"):
         convert(three / "parquet", tmp_path / "out", "folder", quiet=True)
@@ -584,15 +583,15 @@ def flip_a_byte(out):
 def rewrite(out, change):
     """A shard with another content, its size and sum in the manifest as if it were right."""
     samples = []
-    for raw in formats.read_raw(open_store(out), "data/train-000000.tar"):
-        record = formats.Record.from_json(raw.record)
-        samples.append(change(formats.Encoded(record, raw.image, raw.label, raw.edge)))
+    for raw in readers.read_raw(open_store(out), "data/train-000000.tar"):
+        record = Record.from_json(raw.record)
+        samples.append(change(Encoded(record, raw.image, raw.label, raw.edge)))
     written = formats.write_shard(
         open_store(out), "data/train-000000.tar", samples,
         data_format="webdataset", image_format="jpg", num_classes=5,
     )  # fmt: skip
     about = json.loads((out / "manifest.json").read_text())
-    about["shards"][0] = written.to_json()
+    about["shards"][0] = written.entry().model_dump()
     (out / "manifest.json").write_text(json.dumps(about))
 
 
@@ -703,6 +702,53 @@ def test_a_plain_folder_and_other_peoples_tars_are_datasets_too(world, three, tm
     assert len(SampleDataset(tmp_path / "theirs")) == 12
     with pytest.raises(UserError, match="no samples here"):
         SampleDataset(tmp_path / "plain" / "images")
+
+
+# Data sets of earlier versions
+
+
+def as_schema_2(out):
+    """Rewrite a data set's documents as the version before wrote them, by another release."""
+
+    def fingerprint(value):
+        versions = {f"version of {k}": v for k, v in value.pop("versions").items()}
+        old = {WORDING.get(key, key): own for key, own in value.items()}
+        old["--style-images or --styles"] = old.pop("--style-images")
+        return old | versions | {"version of ecgan": "0.0.9", "threads": 1, "recipe": "of old"}
+
+    path = out / ".ecgan/plan.json"
+    book = json.loads(path.read_text())
+    for stage in book["stages"]:
+        stage["fingerprint"] = fingerprint(stage["fingerprint"])
+    path.write_text(json.dumps(book | {"schema": 2}))
+    path = out / "manifest.json"
+    about = json.loads(path.read_text())
+    about["fingerprint"] = fingerprint(about["fingerprint"])
+    path.write_text(json.dumps(about | {"schema": 2, "style_source": "seed 0"}))
+
+
+def test_a_data_set_of_an_earlier_version_is_read_resumed_and_extended(request_, tmp_path):
+    generate.run(request_())
+    out = tmp_path / "out"
+    as_schema_2(out)
+    about = read_manifest(out)
+    assert about.fingerprint.checkpoint == about.provenance.checkpoint.sha256
+    assert about.styles == "seed 0"
+    assert about.is_complete
+    assert verify(out, quiet=True).faults == []
+    assert generate.run(request_()).made == 0
+    with pytest.raises(UserError, match=r"differ in --seed \(0, now 1\)\. Use"):
+        generate.run(request_(seed=1))
+    before = (out / "data/train-000001.tar").read_bytes()
+    (out / ".ecgan/shards/000001.json").unlink()
+    assert generate.run(request_()).made == 4
+    named = (out / "data/train-000001.tar").read_bytes().count(b'CreatorTool="ecgan 0.0.9"')
+    assert named == 4, "finished by the version that began it"
+    assert len((out / "data/train-000001.tar").read_bytes()) == len(before)
+    assert read_manifest(out).versions["ecgan"] == "0.0.9"
+    assert generate.run(request_(n_styles=4, extend=True)).made == 6
+    assert json.loads((out / ".ecgan/plan.json").read_text())["schema"] == 3
+    assert verify(out, quiet=True).faults == []
 
 
 # Dry runs

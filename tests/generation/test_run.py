@@ -34,6 +34,7 @@ from ecgan.runtime import files
 from ecgan.runtime.storage import open_store
 from ecgan.seeds import sample_seed
 from ecgan.shards import dataset, formats
+from ecgan.shards.manifest import read_manifest
 from ecgan_cli.main import cli
 from tests.helpers import trees
 from tests.helpers.tiny import SIZE, make_generator
@@ -173,14 +174,14 @@ def test_a_data_set_holds_layouts_styles_and_everything_beside_them(made, layout
     assert np.abs(first.image.astype(int) - second.image).max() > 5, "styles differ"
     assert (first.edge != second.edge).any()
 
-    about = dataset.manifest(out)
-    for shard in dataset.listed(about):
+    about = read_manifest(out)
+    for shard in about.shards:
         assert formats.is_intact(open_store(out), shard)
-    assert [s["samples"] for s in about["shards"]] == [4, 4, 4, 3]
-    assert about["class_pixels"] == [
+    assert [s.samples for s in about.shards] == [4, 4, 4, 3]
+    assert about.class_pixels == tuple(
         int(sum((s.label == c).sum() for s in samples)) for c in range(3)
-    ]
-    assert (about["edge_source"], about["style_source"]) == ("generator", "seed 0")
+    )
+    assert (about.edge_source, about.styles) == ("generator", "seed 0")
     assert json.loads((out / "id2label.json").read_text()) == {"0": "road", "1": "sky", "2": "car"}
     visible = {p.name for p in out.iterdir()} - {".ecgan"}
     beside = {"README.md", "id2label.json", "manifest.json", "preview.png"}
@@ -232,7 +233,7 @@ def test_the_fields_of_a_tar_are_what_readers_expect(finished):
 def test_the_card_names_its_files(finished):
     text = (finished / "webdataset/README.md").read_text()
     front = yaml.safe_load(text.split("---")[1])
-    sums = "".join(s.sha256 for s in dataset.listed(dataset.manifest(finished / "webdataset")))
+    sums = "".join(s.sha256 for s in read_manifest(finished / "webdataset").shards)
     digest = hashlib.sha256(sums.encode()).hexdigest()[:16]
     assert front["configs"] == [
         {
@@ -295,13 +296,13 @@ def test_labels_can_be_written_in_evaluation_ids(tmp_path):
     assert np.unique(inputs.label).tolist() == [0, 7, 26, 33]
     assert np.unique(scored.label).tolist() == [0, 13, 18, 255]  # road, car, bicycle
     np.testing.assert_array_equal(inputs.image, scored.image)
-    about = dataset.manifest(tmp_path / "evaluation")
-    assert about["names"][0] == "road"
-    assert len(about["class_pixels"]) == 19
-    assert about["boundary_source"] == "boundaries between classes"
+    about = read_manifest(tmp_path / "evaluation")
+    assert about.names[0] == "road"
+    assert len(about.class_pixels) == 19
+    assert about.boundary_source == "boundaries between classes"
 
     generate.run(Request(**base, out=tmp_path / "ids", instances=tmp_path / "city/gtFine/val"))
-    assert dataset.manifest(tmp_path / "ids")["boundary_source"] == "instance ids"
+    assert read_manifest(tmp_path / "ids").boundary_source == "instance ids"
 
 
 def test_sample_takes_the_layouts_of_the_recipes_data(tmp_path):
@@ -329,7 +330,7 @@ def test_style_images_give_as_many_styles_as_there_are_photos(request_, tmp_path
         trees.save(tmp_path / f"photos/{i}.jpg", trees.photo(i))
     outcome = generate.run(request_(n_styles=None, style_images=tmp_path / "photos"))
     assert outcome.num_samples == 10
-    assert dataset.manifest(tmp_path / "out")["style_source"] == "photos"
+    assert read_manifest(tmp_path / "out").style_source == "photos"
 
 
 def test_a_style_seed_gives_all_layouts_the_same_styles(request_, tmp_path):
@@ -342,7 +343,7 @@ def test_a_style_seed_gives_all_layouts_the_same_styles(request_, tmp_path):
 def test_a_run_without_style_encoder_makes_one_style(request_, plain_generator, tmp_path):
     request = request_(generator=plain_generator, n_styles=1)
     assert generate.run(request).num_samples == 5
-    assert dataset.manifest(tmp_path / "out")["style_source"] == "none"
+    assert read_manifest(tmp_path / "out").style_source == "none"
     for changes, message in [
         ({"n_styles": 2}, "--n-styles 2: this run has no style encoder, so one layout has one"),
         ({"n_styles": None, "num": 6}, "--num 6: this run has no style encoder"),

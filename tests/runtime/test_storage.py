@@ -18,7 +18,7 @@ from ecgan.runtime.storage import (
     matching,
     open_store,
 )
-from ecgan.shards import dataset
+from ecgan.shards.manifest import read_manifest
 
 BUCKET = "ecgan-test"
 
@@ -209,7 +209,7 @@ def test_a_bucket_without_credentials_is_named(tmp_path, monkeypatch):
     s3fs.S3FileSystem.clear_instance_cache()
     try:
         with pytest.raises(UserError, match=r"s3://nobucket/x: .*credentials; check the address"):
-            dataset.manifest("s3://nobucket/x")
+            read_manifest("s3://nobucket/x")
     finally:
         s3fs.S3FileSystem.clear_instance_cache()
 

@@ -17,10 +17,10 @@ from PIL import Image
 
 from ecgan.errors import UserError
 from ecgan.runtime.storage import open_store
-from ecgan.shards import codecs, sidecars
+from ecgan.shards import codecs, finalize, manifest, readers, records
 from ecgan.shards import dataset as sets
 from ecgan.shards import formats as shards
-from ecgan.shards.formats import Encoded, Record
+from ecgan.shards.records import Encoded, Record
 
 NUM_CLASSES = 3
 FORMATS = ["webdataset", "parquet", "folder"]
@@ -34,13 +34,13 @@ def make_samples(count=3, first=0, dtype=np.uint8):
         label[0, 0] = np.iinfo(dtype).max
         edge = rng.integers(0, 256, (8, 16), dtype=np.uint8)
         record = Record(
-            key=shards.sample_key(f"city_{i // 2}", i % 2),
+            key=records.sample_key(f"city_{i // 2}", i % 2),
             source=f"city_{i // 2}",
             style=i % 2,
             seed=2**53 - 1 - i,
             width=16,
             height=8,
-            class_pixels=shards.count_classes(label, NUM_CLASSES),
+            class_pixels=records.count_classes(label, NUM_CLASSES),
         )
         yield Encoded(
             record,
@@ -66,16 +66,16 @@ def write_data_set(root, data_format):
     written = [write(root, data_format, make_samples(4), 0)]
     written.append(write(root, data_format, make_samples(2, first=4), 1))
     about = {
-        "schema": sets.SCHEMA,
+        "schema": manifest.SCHEMA,
         "format": data_format,
         "label_space": "input",
         "recipe": {},
         "classes": {"classes": [{"id": 0, "name": "road"}]},
-        "shards": [s.to_json() for s in written],
+        "shards": [s.entry().model_dump() for s in written],
     }
     (root / "manifest.json").write_text(json.dumps(about))
     if data_format == "folder":
-        texts = sidecars.folder_sidecars(
+        texts = finalize.folder_sidecars(
             ["road", "sky", "car: 2"],
             np.arange(768, dtype=np.uint8).reshape(256, 3),
             split="train",
@@ -87,7 +87,7 @@ def write_data_set(root, data_format):
         listings = [root / shards.listing_name(shard.name) for shard in written]
         (root / "metadata.jsonl").write_text("".join(path.read_text() for path in listings))
     if data_format == "webdataset":
-        (root / "index.json").write_text(sidecars.wids_index("toy", written))
+        (root / "index.json").write_text(finalize.wids_index("toy", written))
     return written
 
 
@@ -137,7 +137,7 @@ def test_a_shard_says_what_it_holds(tmp_path, data_format):
     expected = np.sum([e.record.class_pixels for e in make_samples(3)], axis=0)
     assert shard.samples == 3
     assert shard.class_pixels == tuple(expected)
-    assert shards.Shard.from_commit(shard.commit_text()) == shard
+    assert manifest.CommitRecord.model_validate_json(shard.model_dump_json()) == shard
     paths = [tmp_path / name for name in shards.files_of(open_store(tmp_path), shard.name)]
     assert shard.bytes == sum(p.stat().st_size for p in paths)
     assert shards.measured_size(open_store(tmp_path), shard.name) == shard.bytes
@@ -214,7 +214,7 @@ def test_jpeg_keeps_colours_at_full_resolution():
     *[st.integers(0, 1200)] * 2,
 )
 def test_keys_of_samples_are_unique_and_fit_readers(first, second, style, other_style):
-    keys = {shards.sample_key(first, style), shards.sample_key(second, other_style)}
+    keys = {records.sample_key(first, style), records.sample_key(second, other_style)}
     assert len(keys) == len({(first, style), (second, other_style)})
     for key in keys:
         assert set(key) <= set("aB0_-s123456789cdef")
@@ -286,7 +286,7 @@ def test_hugging_face_datasets_loads_images(tmp_path, monkeypatch, data_format):
     write_data_set(root, data_format)
     (root / "README.md").write_text(
         f"---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n"
-        f"    path: {json.dumps(sidecars.card_data_files(data_format, 'train'))}\n---\n"
+        f"    path: {json.dumps(finalize.card_data_files(data_format, 'train'))}\n---\n"
     )
     rows = load_dataset(str(root), split="train", cache_dir=str(tmp_path / "cache"))
     names = ("jpg", "seg.png") if data_format == "webdataset" else ("image", "label")
@@ -429,18 +429,21 @@ def missing_shard(root):
         (lambda root: (root / "manifest.json").write_text("{}"), "not a manifest"),
         (unpaired, "1 files have no partner in images/ or labels/, first: a-y"),
         (
-            lambda root: manifest_of(root, schema=3),
-            r"manifest.json: not a manifest .*: schema 3, expected 1 or 2; make the data set again",
+            lambda root: manifest_of(root, schema=4),
+            r"manifest.json: not a manifest .*: schema 4, expected 1 to 3; make the data set again",
         ),
         (
             lambda root: manifest_of(root, classes=None, label_space=None, shards=None),
-            r"manifest.json: not a manifest .*: it lacks classes, label_space, shards; make",
+            r"manifest.json: not a manifest .*: it lacks label_space, classes, shards; make",
         ),
         (lambda root: manifest_of(root, recipe=None), "not a manifest .*: it lacks recipe; make"),
-        (lambda root: manifest_of(root, shards={}), "not a manifest .*: shards is no list"),
+        (
+            lambda root: manifest_of(root, shards={}),
+            "not a manifest .*: shards: input should be a valid list; make",
+        ),
         (
             lambda root: manifest_of(root, shards=[{"name": "data/train-000000.tar"}]),
-            "not a manifest .*: shard 0 of its list lacks one of name, samples, bytes, sha256, md5",
+            r"it lacks shards.0.samples, shards.0.bytes, shards.0.sha256, shards.0.md5; make",
         ),
         (colour_mask, "a-x_1: its label: .* must be greyscale, .* mode RGB; convert it, pixel ="),
         (coloured_edge, "city_0-s000: its edge: an edge map must be greyscale, .* mode RGB"),
@@ -479,7 +482,7 @@ def test_an_error_of_who_reads_a_sample_is_not_taken_for_damage(tmp_path):
 
     def read():
         with contextlib.closing(
-            shards.read_raw(open_store(tmp_path), "data/train-00000.parquet")
+            readers.read_raw(open_store(tmp_path), "data/train-00000.parquet")
         ) as raws:
             next(raws)
             raws.throw(OSError("the disk is full"))

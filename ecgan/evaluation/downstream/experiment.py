@@ -17,7 +17,6 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 
-from ecgan import labels
 from ecgan.data import checks, datasets
 from ecgan.data.datasets import Item
 from ecgan.data.loader import TripleDataset
@@ -33,6 +32,7 @@ from ecgan.segmentation import loading
 from ecgan.segmentation.segmenter import Sources
 from ecgan.segmentation.training import file_stamps
 from ecgan.shards import dataset as sample_sets
+from ecgan.shards.manifest import read_manifest
 
 _VERSION = 1  # of how a student is trained and tested
 _TRAINING = DownstreamTraining()
@@ -183,8 +183,8 @@ def match_samples(
     found: dict[float, tuple[str, ...]] = dict.fromkeys(fractions, ())
     notes: list[str] = []
     for place in map(str, places):
-        about = sample_sets.manifest(place) or {}
-        own = about.get("recipe", {}).get("data", {}).get("fraction", 1.0)
+        about = read_manifest(place)
+        own = 1.0 if about is None else about.of_recipe("data", "fraction", 1.0)
         fraction = next((f for f in fractions if math.isclose(f, own)), None)
         if fraction is None:
             notes.append(
@@ -358,9 +358,9 @@ def _numbers(items: Sequence[Item], keys: frozenset[str]) -> tuple[int, ...]:
 
 def _opened(place: str, request: Request, faults: list[str]) -> Samples:
     """A set, if it fits; else what does not."""
-    about, space = sample_sets.manifest(place) or {}, request.space
-    if about:
-        own = labels.from_json(about["classes"], f"{place}/manifest.json: classes")
+    about, space = read_manifest(place), request.space
+    if about is not None:
+        own = about.class_list(place)
         if own.names != space.names or own.evaluation != space.evaluation:
             faults.append(
                 f"{place}: its classes ({', '.join(own.names[:4])}, ...) are not those of the real "
@@ -374,7 +374,8 @@ def _opened(place: str, request: Request, faults: list[str]) -> Samples:
             f"{place}: its samples are {first.image.shape[0]} x {first.image.shape[1]}, expected "
             f"{request.size[0]} x {request.size[1]}"
         )
-    return Samples(_absolute(place), space, request.size, about.get("label_space") == "evaluation")
+    is_evaluation = about is not None and about.label_space == "evaluation"
+    return Samples(_absolute(place), space, request.size, is_evaluation)
 
 
 def _look_for_leaks(
@@ -423,9 +424,9 @@ def _absolute(name: str) -> str:
 
 def _fingerprint(samples: Samples) -> str:
     """Of the bytes of a set: by its manifest, where there is one."""
-    about = sample_sets.manifest(samples.place)
+    about = read_manifest(samples.place)
     if about is None:
         return samples.fingerprint(0, len(samples)).hex()
-    shards = [[shard["name"], shard["sha256"]] for shard in about["shards"]]
+    shards = [[shard.name, shard.sha256] for shard in about.shards]
     text = json.dumps([shards, samples.is_evaluation])
     return hashlib.sha256(text.encode()).hexdigest()

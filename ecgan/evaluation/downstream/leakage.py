@@ -5,19 +5,25 @@ its key. A generator is known by the file that the manifest names by its hash, a
 layouts its training saw.
 """
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from ecgan.checkpoint import GeneratorMetadata, InheritedTraining, read_metadata
 from ecgan.runtime.files import sha256
 from ecgan.runtime.storage import HIDDEN, open_store
 from ecgan.segmentation.segmenter import Sources
-from ecgan.shards.dataset import SampleDataset, manifest
-from ecgan.shards.manifest import label_digest, layouts_digest
+from ecgan.shards.dataset import SampleDataset
+from ecgan.shards.manifest import (
+    Manifest,
+    StageRecord,
+    label_digest,
+    layouts_digest,
+    read_manifest,
+    stage_names,
+)
 
 ON_REQUEST = "taken on request"  # in the note of a set whose generator is not known
 UNKNOWN = "is not known"  # in the note of a set that may show more than its generator saw
@@ -130,7 +136,7 @@ def check(
     Raises:
         UserError: the set cannot be read.
     """
-    found, about = Findings(), manifest(place) or {}
+    found, about = Findings(), read_manifest(place)
     _check_layouts(place, part, about, found)
     _check_generator(place, part, about, generators, found, take_unknown=unknown_generator)
     _note_segmenters(place, part, about, found)
@@ -144,11 +150,10 @@ def digests(place: str) -> dict[str, str]:
 
 def _layout_digests(place: str) -> dict[str, str]:
     store = open_store(place)
-    names = sorted(name for name in store.sizes(f"{HIDDEN}/stages") if name.endswith(".json"))
     found: dict[str, str] = {}
-    for name in names:  # as ecgan.generation.plan.stage_text writes them
-        stage = json.loads(store.read(f"{HIDDEN}/stages/{name}"))
-        found |= zip(stage["keys"], stage["digests"], strict=True)
+    for name in stage_names(store):
+        stage = StageRecord.model_validate_json(store.read(name))
+        found |= zip(stage.keys, stage.digests, strict=True)
     return found
 
 
@@ -162,7 +167,7 @@ def layouts(place: str) -> dict[str, str | None]:
     return {str(raw.record.get("source", raw.key)): None for raw in raws}
 
 
-def _check_layouts(place: str, part: Part, about: Mapping[str, Any], found: Findings) -> None:
+def _check_layouts(place: str, part: Part, about: Manifest | None, found: Findings) -> None:
     known = layouts(place)
     grouped: dict[str, list[str]] = {}
     for key, digest in known.items():
@@ -193,17 +198,17 @@ def _check_layouts(place: str, part: Part, about: Mapping[str, Any], found: Find
         ]
     elif "other" in outside:
         found.notes.append(f"{some('other')} are of label maps that are not in the real data set")
-    if "paste" in about.get("vary", ()) and not _is_whole_part(place, part, about):
+    if about is not None and "paste" in about.vary and not _is_whole_part(place, part, about):
         found.notes.append(
             f"{place}: --vary paste took objects from all layouts that the command was given, and "
             "which these were is not known"
         )
 
 
-def _is_whole_part(place: str, part: Part, about: Mapping[str, Any]) -> bool:
+def _is_whole_part(place: str, part: Part, about: Manifest) -> bool:
     """Whether the layouts that the command was given are those of the part, one and all."""
     given = _layout_digests(place)
-    same = layouts_digest(given.items()) == about.get("fingerprint", {}).get("labels")
+    same = layouts_digest(given.items()) == about.fingerprint.labels
     return same and all(
         part.where(key, label_digest(digest)) == "part" for key, digest in given.items()
     )
@@ -212,28 +217,31 @@ def _is_whole_part(place: str, part: Part, about: Mapping[str, Any]) -> bool:
 def _check_generator(
     place: str,
     part: Part,
-    about: Mapping[str, Any],
+    about: Manifest | None,
     generators: Generators,
     found: Findings,
     *,
     take_unknown: bool,
 ) -> None:
-    data = about.get("recipe", {}).get("data", {})
-    trained_on, share = data.get("split", part.split), data.get("fraction", 1.0)
+    trained_on, share = part.split, 1.0
+    if about is not None:
+        trained_on = about.of_recipe("data", "split", trained_on)
+        share = about.of_recipe("data", "fraction", share)
     if trained_on in part.held_splits:
         found.faults.append(f"{place}: its generator was trained on the split {trained_on}")
         return
-    if about and share > part.fraction:
+    if about is not None and share > part.fraction:
         found.faults.append(
             f"{place}: its generator was trained on {share:g} of the real pairs, more than the "
             f"{part.fraction:g} that its samples shall be added to: {command(part.fraction)}"
         )
         return
-    digest = about.get("fingerprint", {}).get("checkpoint", "")
-    seen = frozenset(about.get("provenance", {}).get("seen", ())) or generators.seen(digest)
+    digest = "" if about is None else about.fingerprint.checkpoint or ""
+    told = None if about is None else about.provenance
+    seen = frozenset(told.seen if told else ()) or generators.seen(digest)
     if seen:
         _check_seen(place, part, seen, found, by_key=trained_on == part.split)
-        names = [one["name"] for one in about.get("classes", {}).get("classes", ())]
+        names = () if about is None else about.class_list(place).names
         before = generators.inherited(digest)
         _check_inherited(place, part, before, names, found, take_unknown=take_unknown)
     elif take_unknown:
@@ -309,21 +317,22 @@ def _check_inherited(
             )
 
 
-def _note_segmenters(place: str, part: Part, about: Mapping[str, Any], found: Findings) -> None:
+def _note_segmenters(place: str, part: Part, about: Manifest | None, found: Findings) -> None:
     """Other networks that had a say in the samples, and may have learnt elsewhere."""
-    taught = about.get("recipe", {}).get("model", {}).get("label_generator", "off")
-    named = about.get("filter", {}).get("segmenter", "train")
+    if about is None:
+        return
+    taught = about.of_recipe("model", "label_generator", "off")
+    named = about.filter.segmenter or "train"
     for what, name in (("generator's label generator", taught), ("label filter", named)):
         if name not in {"off", "train"}:
             found.notes.append(
                 f"{place}: what its {what} ({name}) was trained on is not known; it may be more "
                 f"than the {part.fraction:g} of the real pairs"
             )
-    styles = str(about.get("style_source", ""))
-    if styles in {"photos", "a style bank"} or styles.startswith("between"):
+    if about.style_source.may_show_photos:
         found.notes.append(
-            f"{place}: its styles ({styles}) may be of photos that segmenters are tested on: which "
-            f"ones they are of {UNKNOWN}"
+            f"{place}: its styles ({about.styles}) may be of photos that segmenters are "
+            f"tested on: which ones they are of {UNKNOWN}"
         )
 
 

@@ -45,7 +45,7 @@ from ecgan.segmentation.training import (
     new_network,
     pixel_loss,
 )
-from ecgan.shards import formats
+from ecgan.shards.records import decoded
 
 MOST_ZOOM = 1.5  # a random window of 1/zoom of each side fills the picture
 _TEST_BATCH = 16
@@ -285,7 +285,7 @@ class SegmenterTrainer:
             if index < len(samples):
                 with self._lock:
                     raw = samples.dataset.raw(index)
-                sample = formats.decoded(raw, samples.place)
+                sample = decoded(raw, samples.place)
                 if sample.label.shape != samples.size or sample.image.shape[:2] != samples.size:
                     raise UserError(
                         f"{samples.place}: {sample.key} is not of {samples.size[0]} x "

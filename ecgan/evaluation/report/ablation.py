@@ -11,7 +11,7 @@ from ecgan.errors import UserError
 from ecgan.evaluation.report import page
 from ecgan.recipe import Recipe, parse_recipe
 from ecgan.runtime.files import sha256
-from ecgan.shards import dataset
+from ecgan.shards.manifest import read_manifest
 
 _FID = ("fid", "fid_clean", "fd_dinov2", "fd_efficientnet_lite0")  # the first of the most frequent
 _SAME = ("judge_hash", "size", "split", "reference_images", "layouts")  # of comparable protocols
@@ -114,12 +114,12 @@ def _entries(place: Path, known: Mapping[str, Mapping[str, Any]]) -> list[Entry]
 def _of_report(place: Path, one: Mapping[str, Any]) -> Entry:
     """A set of a report, with what its samples say of their generator, where they still are."""
     samples = Path(one["samples"])
-    about = dataset.manifest(samples) if (samples / "manifest.json").is_file() else None
+    about = read_manifest(samples) if (samples / "manifest.json").is_file() else None
     made_by = one["protocol"].get("checkpoint")
-    if about is None or about.get("fingerprint", {}).get("checkpoint", "") != made_by:
+    if about is None or about.fingerprint.checkpoint != made_by:
         return Entry(str(place), str(one["samples"]), None, one)
-    recipe = parse_recipe(about["recipe"], f"{samples}/manifest.json: recipe")
-    images = about.get("provenance", {}).get("checkpoint", {}).get("images_seen")
+    recipe = parse_recipe(about.recipe, f"{samples}/manifest.json: recipe")
+    images = None if about.provenance is None else about.provenance.checkpoint.images_seen
     return Entry(str(place), setup_of(recipe), images, one)
 
 

@@ -29,9 +29,9 @@ from ecgan.evaluation.report.page import lines_of
 from ecgan.labels import LabelSpace
 from ecgan.metrics import statistics
 from ecgan.runtime.files import write_whole, writing
-from ecgan.shards import dataset as sets
 from ecgan.shards.dataset import SampleDataset
-from ecgan.shards.formats import ShardSample
+from ecgan.shards.manifest import read_manifest
+from ecgan.shards.records import ShardSample
 from ecgan.visualization import colorize, data_url
 
 SCHEMA = 1
@@ -188,9 +188,10 @@ def _photos(a: Path, b: Path, reference: Path | None, pairs: Pairs) -> dict[str,
     """The real photo of each layout, at the samples' size."""
     root = reference
     for place in (a, b):
-        about = sets.manifest(place)
-        if root is None and about is not None and about["recipe"]["data"]["root"]:
-            root = Path(about["recipe"]["data"]["root"])
+        about = read_manifest(place)
+        known = None if about is None else about.of_recipe("data", "root")
+        if root is None and known:
+            root = Path(known)
     dataset = None if root is None else datasets.recognise(root)
     if root is None or dataset is None:
         where = "the samples do not say of which real data set" if root is None else str(root)
@@ -248,10 +249,9 @@ def _palette(a: Path, b: Path, pairs: Pairs) -> Palette:
     """Colours and names of the classes; where neither set knows them, colours by id."""
     found: list[tuple[LabelSpace, str]] = []
     for place in (a, b):
-        about = sets.manifest(place)
+        about = read_manifest(place)
         if about is not None:
-            space = labels.from_json(about["classes"], f"{place}/manifest.json: classes")
-            found.append((space, about["label_space"]))
+            found.append((about.class_list(place), about.label_space))
         elif (place / "classes.json").is_file():
             found.append((labels.load_label_space(place / "classes.json"), "input"))
     if not found:

@@ -1,0 +1,253 @@
+"""Readers of shards: tar, Parquet and folder format, in order or at random.
+
+The docs, "Formats", are the contract with other programs' readers.
+"""
+
+import itertools
+import json
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ecgan.errors import UserError
+from ecgan.runtime.storage import Store
+from ecgan.shards.formats import FILE_FIELDS, IMAGE_COLUMNS, listing_name
+from ecgan.shards.records import Raw
+
+_REMEDY = "`ecgan data verify` lists all such shards; make the set again, or remove them"
+
+
+def read_raw(store: Store, name: str) -> Iterator[Raw]:
+    """Samples of one shard, in order, as they lie there.
+
+    Args:
+        store: of the data set.
+        name: of a tar or Parquet file, or of a shard of the folder format.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    place = f"{store}/{name}"
+    if not name.endswith((".tar", ".parquet")):
+        place = f"{store}/{listing_name(name)}"
+    try:
+        if name.endswith(".parquet"):
+            yield from _read_parquet(store, name, place)
+        elif name.endswith(".tar"):
+            yield from _read_tar(store, name, place)
+        else:
+            yield from _read_listing(store, store.read(listing_name(name)), place)
+    except FileNotFoundError:
+        raise UserError(_missing(place)) from None
+
+
+class OpenShard:
+    """A shard for random access: what it holds is looked up once.
+
+    Args:
+        store: of the data set.
+        name: as for :func:`read_raw`.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+
+    def __init__(self, store: Store, name: str) -> None:
+        self.place = f"{store}/{name}"
+        self._store, self._name = store, name
+        self._members: list[list[tuple[str, int, int]]] = []  # of a tar: name, offset, size
+        self._lines: list[bytes] = []  # of the folder format
+        self._starts = np.zeros(1, np.int64)  # of a Parquet file's row groups
+        self._parquet: pq.ParquetFile | None = None
+        try:
+            if name.endswith(".tar"):
+                self._members = _tar_members(store, name, self.place)
+            elif name.endswith(".parquet"):
+                self._starts = _group_starts(store, name, self.place)
+            else:
+                self._lines = store.read(listing_name(name)).splitlines()
+        except FileNotFoundError:
+            raise UserError(_missing(self.place)) from None
+
+    def __len__(self) -> int:
+        return len(self._members) or len(self._lines) or int(self._starts[-1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_parquet": None}  # an open file stays in its process
+
+    def raw(self, place: int) -> Raw:
+        """The sample at a place, from 0."""
+        if self._lines:
+            return raw_from_line(self._store, self._lines[place], self.place)
+        if self._members:
+            found: dict[str, bytes] = {}
+            with self._store.open(self._name) as file:
+                for member, offset, size in self._members[place]:
+                    file.seek(offset)
+                    found[member] = file.read(size)
+            key = next(iter(found)).partition(".")[0]
+            fields = {member.partition(".")[2].lower(): data for member, data in found.items()}
+            return raw_from_fields(self.place, key, fields)
+        group = int(np.searchsorted(self._starts, place, side="right")) - 1
+        with _reading_parquet(self.place):
+            if self._parquet is None:
+                self._parquet = pq.ParquetFile(self._store.open(self._name))
+            rows = self._parquet.read_row_group(group).slice(place - int(self._starts[group]), 1)
+            (row,) = rows.to_pylist()
+        return raw_from_row(row, f"{_stem(self._name)}-{place}")
+
+
+def _missing(place: str) -> str:
+    return f"{place}: the manifest lists this shard, but it is not there; make the set again"
+
+
+def _stem(name: str) -> str:
+    return name.rpartition("/")[2].partition(".")[0]
+
+
+def _tar_members(store: Store, name: str, place: str) -> list[list[tuple[str, int, int]]]:
+    try:
+        with store.open(name) as file, tarfile.open(fileobj=file) as tar:
+            infos = [
+                (info.name.rpartition("/")[2], info.offset_data, info.size)
+                for info in tar
+                if info.isfile()
+            ]
+    except (tarfile.TarError, EOFError) as error:
+        raise UserError(_tar_fault(place, error)) from error
+    grouped = itertools.groupby(infos, key=lambda info: info[0].partition(".")[0])
+    return [list(group) for _, group in grouped]
+
+
+def _group_starts(store: Store, name: str, place: str) -> npt.NDArray[np.int64]:
+    with _reading_parquet(place), store.open(name) as file:
+        metadata = pq.read_metadata(file)
+    rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+    return np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])
+
+
+def _read_tar(store: Store, name: str, place: str) -> Iterator[Raw]:
+    try:
+        with store.open(name) as file, tarfile.open(fileobj=file) as tar:
+            key, members = "", dict[str, bytes]()
+            for info in tar:
+                member = tar.extractfile(info)
+                if member is None:
+                    continue
+                own, _, field_name = info.name.rpartition("/")[2].partition(".")
+                if own != key and members:
+                    yield raw_from_fields(place, key, members)
+                    members = {}
+                key, members[field_name.lower()] = own, member.read()
+            if members:
+                yield raw_from_fields(place, key, members)
+    except (tarfile.TarError, EOFError) as error:
+        raise UserError(_tar_fault(place, error)) from error
+
+
+def _tar_fault(place: str, error: Exception) -> str:
+    """What is wrong with a tar; of what is none, tarfile says a line for each compression."""
+    text = str(error)
+    fault = "not a tar file" if "\n" in text else f"a damaged tar: {text}"
+    return f"{place}: {fault}; {_REMEDY}"
+
+
+def raw_from_fields(place: str, key: str, members: dict[str, bytes]) -> Raw:
+    """A sample from the fields of a tar's members.
+
+    Raises:
+        UserError: fields are missing.
+    """
+    image_format = next((f for f in ("jpg", "png", "webp", "jpeg") if f in members), None)
+    if image_format is None or "seg.png" not in members:
+        raise UserError(
+            f"{place}: sample {key} has the fields {', '.join(sorted(members))}; "
+            "expected jpg (or png, webp) and seg.png"
+        )
+    record = _parsed(place, members.get("json", b"{}"))
+    edge = members.get("edge.png")
+    return Raw(key, record, members[image_format], members["seg.png"], edge, image_format)
+
+
+def _read_parquet(store: Store, name: str, place: str) -> Iterator[Raw]:
+    with store.open(name) as opened:
+        with _reading_parquet(place):
+            file = pq.ParquetFile(opened)
+            names = file.schema_arrow.names
+            batches = file.iter_batches(batch_size=16)
+        if missing := sorted({"image", "label"} - set(names)):
+            raise UserError(f"{place}: no column {' and '.join(missing)}")
+        number = 0
+        while True:
+            with _reading_parquet(place):  # not around what the caller does with a row
+                batch = next(batches, None)
+                rows = cast("list[dict[str, Any]]", [] if batch is None else batch.to_pylist())
+            if batch is None:
+                return
+            for row in rows:
+                yield raw_from_row(row, f"{_stem(name)}-{number}")
+                number += 1
+
+
+@contextmanager
+def _reading_parquet(place: str) -> Iterator[None]:
+    """Turn what a damaged Parquet file makes of its readers into a sentence.
+
+    Damage in pages is an OSError, in names and in text a ValueError.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError, ValueError) as error:
+        line = str(error).partition("\n")[0].rstrip(".")
+        raise UserError(f"{place}: a damaged Parquet file: {line}; {_REMEDY}") from error
+
+
+def raw_from_row(row: dict[str, Any], name: str) -> Raw:
+    """A sample from a row of a Parquet file; ``name`` is its key where it has none."""
+    edge = row["edge"]["bytes"] if row.get("edge") else None
+    record = {k: v for k, v in row.items() if k not in IMAGE_COLUMNS}
+    image_format = (row["image"].get("path") or "image.jpg").rpartition(".")[2]
+    images = row["image"]["bytes"], row["label"]["bytes"]
+    return Raw(row.get("key", name), record, *images, edge, image_format)
+
+
+def _read_listing(store: Store, text: bytes, place: str) -> Iterator[Raw]:
+    for line in text.splitlines():
+        yield raw_from_line(store, line, place)
+
+
+def raw_from_line(store: Store, line: bytes, place: str) -> Raw:
+    """A sample of the folder format from the line that lists it.
+
+    Raises:
+        UserError: the line is damaged, or a file that it names is not there.
+    """
+    entry = _parsed(place, line)
+    image, label, edge = (_file_bytes(store, entry[f]) for f in FILE_FIELDS)
+    record = {k: v for k, v in entry.items() if k not in FILE_FIELDS}
+    image_format = entry["file_name"].rpartition(".")[2]
+    return Raw(entry["key"], record, image, label, edge, image_format)
+
+
+def _file_bytes(store: Store, name: str) -> bytes:
+    try:
+        return store.read(name)
+    except FileNotFoundError:
+        raise UserError(
+            f"{store}/{name}: the data set lists this file, but it is not there"
+        ) from None
+
+
+def _parsed(place: str, text: bytes | str) -> dict[str, Any]:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{place}: a damaged record: {error}") from error

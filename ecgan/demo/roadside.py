@@ -115,17 +115,17 @@ def _trees(street: Street) -> Objects:
     for side, outward in enumerate((-1, 1)):
         kerb = (street.left, street.right)[side] + outward * 0.7
         lawn = outer[side] - outward * street.verge / 2
-        places: list[tuple[float, float]] = []
+        feet: list[tuple[float, float]] = []
         if rng.random() < 0.55:
             x = lawn if street.verge > 1.2 else kerb
             spacing = rng.uniform(7, 15)
             z = rng.uniform(5, 14) + spacing * np.arange(int(75 / spacing))
-            places += [(x, float(d)) for d in z if rng.random() < 0.8]
+            feet += [(x, float(d)) for d in z if rng.random() < 0.8]
         wild = 1 - street.built[side]
         for _ in range(rng.poisson(28 * wild)):
             z = float(rng.uniform(8, 90))
-            places.append((outer[side] + outward * rng.uniform(1, 4 + 0.5 * z), z))
-        for x, z in places:
+            feet.append((outer[side] + outward * rng.uniform(1, 4 + 0.5 * z), z))
+        for x, z in feet:
             size = rng.uniform(0.8, 1.3)
             seed = int(rng.integers(2**32))
             trees.append((z, partial(_draw_tree, street, (x, 0.0, z), size, seed)))

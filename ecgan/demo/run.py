@@ -1,8 +1,9 @@
-"""Everything once, small: toy scenes, training, samples, evaluation. Every step resumes."""
+"""Demo: toy scenes, training, samples and evaluation once, small. Every step resumes."""
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,17 +20,17 @@ NUM_SCENES, NUM_STYLES = 200, 5
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What the demo has made.
+class DemoResult:
+    """Folders, report and times of the demo.
 
     Attributes:
-        state: ``interrupted`` when the training was; calling again goes on.
-        data: toy photos and label maps.
-        run: the training.
-        samples: shards.
+        state: ``interrupted`` when the training was; the same call resumes.
+        data: folder of toy photos and label maps.
+        run: run folder of the training.
+        samples: folder of the generated data set.
         report: folder of the report.
-        numbers: the report.
-        seconds: of each step, by name.
+        numbers: content of the report.
+        seconds: duration of each step, by name.
     """
 
     state: Literal["done", "interrupted"]
@@ -49,16 +50,16 @@ def run(
     num_scenes: int = NUM_SCENES,
     quiet: bool = False,
     say: Callable[[str], object],
-) -> Outcome:
-    """Draw toy scenes, train the demo recipe, make 5 styles of each validation layout, evaluate.
+) -> DemoResult:
+    """Draw toy scenes, train the demo recipe, generate 5 styles of each layout, evaluate them.
 
     Args:
-        out: folder of it all; what is there already is not made again.
+        out: folder of the demo; finished steps are not repeated.
         device: auto, cpu, cuda or cuda:N.
-        overrides: of the demo recipe.
-        num_scenes: toy scenes, a tenth of them for validation.
+        overrides: changes of the demo recipe.
+        num_scenes: number of toy scenes, a tenth of them for validation.
         quiet: no progress bars.
-        say: called with one line for each step.
+        say: function that prints one line for each step.
 
     Raises:
         UserError: ``out`` is not empty and not a demo.
@@ -72,39 +73,47 @@ def run(
         raise UsageError(f"--out {out}: not empty, and not a demo of ecgan; give another folder")
     recipe = load_recipe("demo", (*overrides, f"data.root={json.dumps(str(data))}"))
 
-    start = time.monotonic()
-    if not (data / "classes.json").is_file():
-        say(f"1/4  Drawing {num_scenes} toy street scenes into {data}")
-        toy.write_toy(data, num_scenes, 0, height=recipe.data.height, width=recipe.data.width)
-    seconds["draw"] = time.monotonic() - start
+    with _timed(seconds, "draw"):
+        if not (data / "classes.json").is_file():
+            say(f"1/4  Drawing {num_scenes} toy street scenes into {data}")
+            toy.write_toy(data, num_scenes, 0, height=recipe.data.height, width=recipe.data.width)
 
-    start = time.monotonic()
-    say(f"2/4  Training the demo recipe, {recipe.train.images} images, into {folder}")
-    state = train.run(recipe, folder, device=device, quiet=quiet)
-    seconds["train"] = time.monotonic() - start
+    with _timed(seconds, "train"):
+        say(f"2/4  Training the demo recipe, {recipe.train.images} images, into {folder}")
+        state = train.run(recipe, folder, device=device, quiet=quiet)
     if state == "interrupted":
-        return Outcome(state, data, folder, samples, report, {}, seconds)
+        return DemoResult(state, data, folder, samples, report, {}, seconds)
 
-    start = time.monotonic()
-    say(f"3/4  Making {NUM_STYLES} styles of each validation layout, into {samples}")
-    generate.run(
-        generate.Request(
-            generator=folder / GENERATOR,
-            out=samples,
-            labels=data / "labels" / "val",
-            n_styles=NUM_STYLES,
-            device=device,
-            quiet=quiet,
+    with _timed(seconds, "augment"):
+        say(f"3/4  Generating {NUM_STYLES} styles of each validation layout, into {samples}")
+        generate.run(
+            generate.Request(
+                generator=folder / GENERATOR,
+                out=samples,
+                labels=data / "labels" / "val",
+                n_styles=NUM_STYLES,
+                device=device,
+                quiet=quiet,
+            )
         )
-    )
-    seconds["augment"] = time.monotonic() - start
 
-    start = time.monotonic()
-    say(f"4/4  Evaluating them against the validation photos, into {report}")
-    numbers, _ = evaluate.run(
-        evaluate.Request(
-            samples=(samples,), reference=data, split="val", out=report, device=device, quiet=quiet
+    with _timed(seconds, "evaluate"):
+        say(f"4/4  Evaluating them against the validation photos, into {report}")
+        numbers, _ = evaluate.run(
+            evaluate.Request(
+                samples=(samples,),
+                reference=data,
+                split="val",
+                out=report,
+                device=device,
+                quiet=quiet,
+            )
         )
-    )
-    seconds["evaluate"] = time.monotonic() - start
-    return Outcome(state, data, folder, samples, report, numbers, seconds)
+    return DemoResult(state, data, folder, samples, report, numbers, seconds)
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], step: str) -> Iterator[None]:
+    start = time.monotonic()
+    yield
+    seconds[step] = time.monotonic() - start

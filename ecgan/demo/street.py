@@ -135,9 +135,9 @@ class Street:
 
     def project(self, points: Sequence[Point] | Floats) -> Floats:
         """Metres -> canvas pixels, (..., 3) -> (..., 2)."""
-        placed = np.asarray(points, np.float64)
-        scale = self.focal / np.maximum(placed[..., 2:], NEAR)
-        return (placed[..., :2] - (0, _EYE)) * (1, -1) * scale + (self.vanish, self.horizon)
+        metres = np.asarray(points, np.float64)
+        scale = self.focal / np.maximum(metres[..., 2:], NEAR)
+        return (metres[..., :2] - (0, _EYE)) * (1, -1) * scale + (self.vanish, self.horizon)
 
     @property
     def frontage(self) -> tuple[float, float]:
@@ -182,13 +182,13 @@ class Street:
         """Fill an ellipse that faces the camera; its half axes in metres; the colour as seen."""
         metre = self.scale(centre[2])
         x, y = self.vanish + centre[0] * metre, self.horizon + (_EYE - centre[1]) * metre
-        place = round(x * 16), round(y * 16)
+        middle = round(x * 16), round(y * 16)
         axes = round(radius[0] * metre * 16), round(radius[1] * metre * 16)
-        if max(map(abs, place)) > 2**18:
+        if max(map(abs, middle)) > 2**18:
             return
-        cv2.ellipse(self.image, place, axes, 0, 0, 360, color, -1, shift=4)
+        cv2.ellipse(self.image, middle, axes, 0, 0, 360, color, -1, shift=4)
         if label is not None:
-            cv2.ellipse(self.label, place, axes, 0, 0, 360, label, -1, shift=4)
+            cv2.ellipse(self.label, middle, axes, 0, 0, 360, label, -1, shift=4)
 
     def fill_all(self, quads: Floats, color: Color) -> None:
         """Fill quadrangles, (n, 4, 3), that do not overlap much, inside what is drawn already."""
@@ -204,7 +204,7 @@ class Street:
                 cv2.circle(self.glow, (round(x), round(y)), size, color, -1)
 
     def shadow(self, x: float, z: float, half_width: float, half_length: float) -> None:
-        """What stands here darkens the ground: the canvas below it, whatever its class."""
+        """Shadow of an object: the ground below it, whatever its class, is darker."""
         angle = np.linspace(0, 2 * np.pi, 16, endpoint=False)
         outline = np.stack(
             [x + half_width * np.cos(angle), 0 * angle, z + half_length * np.sin(angle)], axis=-1

@@ -169,23 +169,23 @@ def _draw_person(street: Street, x: float, z: float, seed: int) -> None:
     skin, hair = pick(rng, SKINS, 5), pick(rng, ((40, 30, 26), (110, 74, 40), (190, 160, 100)))
     street.shadow(x, z, 0.42, 0.4)
 
-    def part(corners: Sequence[tuple[float, float]], albedo: Color, shade: float = 1.0) -> None:
-        placed = [(x + a * size, b * size, z) for a, b in corners]
-        street.surface(cast("list[Point]", placed), albedo, PERSON, shade)
+    def fill(corners: Sequence[tuple[float, float]], albedo: Color, shade: float = 1.0) -> None:
+        points = [(x + a * size, b * size, z) for a, b in corners]
+        street.surface(cast("list[Point]", points), albedo, PERSON, shade)
 
     for sign in (-1, 1):
         foot = sign * stride
-        part([(foot - 0.09, 0), (foot + 0.1, 0), (0.13, 0.85), (-0.13, 0.85)], trousers)
+        fill([(foot - 0.09, 0), (foot + 0.1, 0), (0.13, 0.85), (-0.13, 0.85)], trousers)
     for sign in (-1, 1):
         hand = sign * (0.3 + stride / 3)
-        part(
+        fill(
             [(hand - 0.05, 0.8), (hand + 0.06, 0.8), (sign * 0.2 + 0.06, 1.4), (sign * 0.2, 1.42)],
             coat,
             0.82,
         )
-    part([(-0.2, 0.78), (0.2, 0.78), (0.24, 1.38), (0.1, 1.46), (-0.1, 1.46), (-0.24, 1.38)], coat)
+    fill([(-0.2, 0.78), (0.2, 0.78), (0.24, 1.38), (0.1, 1.46), (-0.1, 1.46), (-0.24, 1.38)], coat)
     if rng.random() < 0.35:
-        part([(0.2, 0.7), (0.42, 0.7), (0.4, 1.0), (0.22, 1.0)], pick(rng, PAINTS))
+        fill([(0.2, 0.7), (0.42, 0.7), (0.4, 1.0), (0.22, 1.0)], pick(rng, PAINTS))
     head = (x, 1.6 * size, z)
     street.disc((x, 1.64 * size, z), (0.125 * size, 0.15 * size), street.lit(hair, z), PERSON)
     street.disc(head, (0.1 * size, 0.125 * size), street.lit(skin, z), PERSON)

@@ -11,7 +11,10 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from ecgan.checkpoint import GeneratorMetadata
 from ecgan.recipe import load_recipe, recipe_names
+from ecgan.shards.manifest import Manifest
+from ecgan.shards.records import Record
 from ecgan_cli.main import cli
 
 ROOT = Path(__file__).parents[1]
@@ -164,3 +167,18 @@ def test_the_page_of_recipe_keys_is_what_the_schema_says():
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     assert script.TARGET.read_text() == script.render(), "python docs/make_recipes.py"
+
+
+@pytest.mark.parametrize(
+    ("title", "model"),
+    [
+        ("### Generator file", GeneratorMetadata),
+        ("### Records", Record),
+        ("### manifest.json", Manifest),
+    ],
+)
+def test_every_field_of_a_document_is_explained(title, model):
+    text = (ROOT / "docs/formats.md").read_text()
+    section = text[text.index(f"\n{title}\n") :].split("\n#", 2)[1]
+    for name, field in getattr(model, "model_fields", model.__annotations__).items():
+        assert f"`{getattr(field, 'alias', None) or name}`" in section, name

@@ -197,11 +197,11 @@ def _modulated(block: nn.Module, x: Tensor, S: Tensor) -> Tensor:
 
 def _passes(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """What a checkpointed block runs in, the first time and again."""
-    return nullcontext(), _again(block)
+    return nullcontext(), second_pass(block)
 
 
 @contextmanager
-def _again(block: nn.Module) -> Iterator[None]:
+def second_pass(block: nn.Module) -> Iterator[None]:
     """A second pass with the numbers of the first.
 
     Batch norms count a batch once, and spectral norms stay with the vectors of the first pass, one

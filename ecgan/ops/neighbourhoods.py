@@ -64,8 +64,8 @@ def distinct_windows(values: Tensor, outside: int) -> tuple[Tensor, Tensor]:
     """
     _, h, w = values.shape
     padded = F.pad(values, (1, 1, 1, 1), value=outside)
-    rows, num_rows = _numbered([padded[:, :, x : x + w] for x in range(3)], outside + 1)
-    numbers, num_windows = _numbered([rows[:, y : y + h] for y in range(3)], num_rows)
+    rows, num_rows = numbered([padded[:, :, x : x + w] for x in range(3)], outside + 1)
+    numbers, num_windows = numbered([rows[:, y : y + h] for y in range(3)], num_rows)
     places = torch.arange(values.numel(), device=values.device)
     # Which of the pixels with one number is taken makes no difference: their windows are the same
     example = places.new_empty(num_windows).scatter_(0, numbers.flatten(), places)
@@ -107,17 +107,17 @@ def sum_over_windows(squares: Neighbourhoods, x: Tensor, kernel: Tensor) -> Tens
     return parts[0] if columns >= out else torch.cat(parts, dim=1)
 
 
-def _numbered(parts: Sequence[Tensor], count: int) -> tuple[Tensor, int]:
+def numbered(parts: Sequence[Tensor], count: int) -> tuple[Tensor, int]:
     """Number what several maps of integers below ``count`` say together; and how many there are."""
     key, bound = parts[0], count
     for part in parts[1:]:
         if bound * count >= 2**63:
-            key, bound = _ranked(key, bound)
+            key, bound = ranked(key, bound)
         key, bound = key * count + part, bound * count
-    return _ranked(key, bound)
+    return ranked(key, bound)
 
 
-def _ranked(key: Tensor, bound: int) -> tuple[Tensor, int]:
+def ranked(key: Tensor, bound: int) -> tuple[Tensor, int]:
     """Ranks of integers below ``bound`` among the distinct ones, and how many there are."""
     if bound <= 4 * key.numel():  # a table of all of them is faster than sorting
         there = torch.zeros(bound, dtype=torch.bool, device=key.device)

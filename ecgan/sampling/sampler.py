@@ -186,8 +186,8 @@ class Sampler:
     def draw(self, shared: LayoutFeatures, z: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Bytes of images, (L, K, H, W, 3), and of edges, (L, K, H, W), on the device."""
         images, edges = self.generator.sample(shared, z)
-        maps = None if edges is None else _to_bytes(edges.mean(dim=2))
-        return _to_bytes(images.permute(0, 1, 3, 4, 2)), maps
+        maps = None if edges is None else to_bytes(edges.mean(dim=2))
+        return to_bytes(images.permute(0, 1, 3, 4, 2)), maps
 
     def _network(
         self, labels: Tensor, boundary: Tensor | None, z: Tensor | None, batch: int
@@ -302,7 +302,7 @@ def _one_plan(device: torch.device) -> Iterator[None]:
         cudnn.deterministic, cudnn.benchmark = before
 
 
-def _to_bytes(pictures: Tensor) -> Tensor:
+def to_bytes(pictures: Tensor) -> Tensor:
     """[-1, 1] -> 0..255; what lies outside (I' can) is cut off."""
     pixels = ((pictures.clamp(-1, 1) + 1) * 127.5).round_().to(torch.uint8)
     return pixels.contiguous()

@@ -15,7 +15,6 @@ import argparse
 import importlib
 import io
 import os
-import platform
 import statistics
 import sys
 import time
@@ -37,6 +36,7 @@ from PIL import Image
 from ecgan.data.transforms import canny_edges
 from ecgan.demo import toy
 from ecgan.shards import codecs
+from tests.benchmarks.common import machine
 
 QUALITY = 95
 SIZES = [(192, 256), (256, 512), (512, 1024)]  # height, width
@@ -310,16 +310,6 @@ def rows(what, pixels, encoders, repeats):
             f"{chroma(encoded[0]):<6} {scaling:5.2f} "
             f"{'released' if releases_gil(encoder, pixels[0]) else 'held'}"
         )
-
-
-def machine():
-    model = platform.processor() or platform.machine()
-    information = Path("/proc/cpuinfo")
-    if information.is_file():
-        lines = information.read_text().splitlines()
-        model = next((li.partition(": ")[2] for li in lines if li.startswith("model name")), model)
-    load = f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
-    return f"{model}, {os.cpu_count()} cores, load {load}, Python {platform.python_version()}"
 
 
 def main():

@@ -49,7 +49,7 @@ from ecgan.data.transforms import Sample
 from ecgan.demo import toy
 from ecgan.recipe import label_space, load_recipe
 from ecgan.training import run as train
-from tests.benchmarks.bench_losses import machine
+from tests.benchmarks.common import machine
 
 SCENES = 40  # of a toy set
 PREFETCHED = 4  # batches that a loader process makes ahead

@@ -16,12 +16,10 @@ Without CUDA, sizes are those of training on a CPU; --large takes those of a GPU
 
 import argparse
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +28,7 @@ from torch import Tensor
 from ecgan.ops.class_conv import class_specific_heads
 from ecgan.ops.pair_similarity import BOUND, pair_similarity
 from ecgan.ops.pixel_contrast import pixel_contrast
+from tests.benchmarks.common import machine, versions
 
 IGNORE = 255
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -211,27 +210,6 @@ def rows(case, repeats):
             f"{case.operation:<13} {case.scale:<26} {name:<9} {milliseconds:9.2f} "
             f"{first / milliseconds:6.2f} {error:>6} {memory:>6}"
         )
-
-
-def machine():
-    information = Path("/proc/cpuinfo")
-    model = platform.processor() or platform.machine()
-    if information.is_file():
-        lines = information.read_text().splitlines()
-        model = next((li.partition(": ")[2] for li in lines if li.startswith("model name")), model)
-    if DEVICE.type == "cuda":
-        model = f"{torch.cuda.get_device_name()}, {model}"
-    load = f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
-    return f"{model}, {os.cpu_count()} cores, load {load}, Python {platform.python_version()}"
-
-
-def versions():
-    found = [f"torch {torch.__version__}"]
-    if DEVICE.type == "cuda":
-        import triton
-
-        found += [f"Triton {triton.__version__}", f"CUDA {torch.version.cuda}"]
-    return ", ".join(found)
 
 
 def main():

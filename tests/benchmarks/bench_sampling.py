@@ -19,16 +19,13 @@ program's load does little harm. Layouts are CamVid's where ECGAN_CAMVID names i
 
 import argparse
 import os
-import platform
 import statistics
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.flop_counter import FlopCounterMode
 
 from ecgan.data import transforms
 from ecgan.demo import toy
@@ -38,8 +35,8 @@ from ecgan.models.layers import channels_last
 from ecgan.ops.onehot_conv import one_hot
 from ecgan.runtime.device import compiled
 from ecgan.sampling.cuda_graphs import RecordedPass
-from ecgan.sampling.sampler import _to_bytes
-from tests.benchmarks.common import device_name, matrix_ceiling
+from ecgan.sampling.sampler import to_bytes
+from tests.benchmarks.common import ceilings, device_name, flops, machine, seconds
 
 
 @dataclass(frozen=True)
@@ -95,7 +92,7 @@ def forms(case, device, *, compile):  # noqa: A002
     def baseline():
         for k in range(case.styles):
             made = plain(S, labels, case.classes, z[:, k])
-            to_bytes(made.image[:, None], made.edge[:, None])
+            bytes_of(made.image[:, None], made.edge[:, None])
 
     yield "baseline", torch.float32, baseline
     for name, lookups in (("inference", False), ("lookups", True)):
@@ -103,13 +100,13 @@ def forms(case, device, *, compile):  # noqa: A002
         yield (
             name,
             dtype,
-            lambda own=own: to_bytes(*own.sample(own.prepare(labels, None), z)),
+            lambda own=own: bytes_of(*own.sample(own.prepare(labels, None), z)),
         )
     if compile and device.type == "cuda":
         own = InferenceGenerator(plain, boundary=False, lookups=False).to(device, dtype)
 
         def draw(what, styles):
-            return to_bytes(*own.sample(what, styles))
+            return bytes_of(*own.sample(what, styles))
 
         pool = torch.cuda.graph_pool_handle()
         recorded = RecordedPass(compiled(own.prepare), compiled(draw), labels, None, z, pool)
@@ -121,20 +118,8 @@ def forms(case, device, *, compile):  # noqa: A002
         yield "recorded", dtype, replay
 
 
-def to_bytes(images, edges):
-    return _to_bytes(images.permute(0, 1, 3, 4, 2)), _to_bytes(edges.mean(dim=2))
-
-
-def seconds(call, device):
-    """Of the device, or of this thread's CPU time."""
-    clock = time.perf_counter if device.type == "cuda" else time.thread_time
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = clock()
-    call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return clock() - start
+def bytes_of(images, edges):
+    return to_bytes(images.permute(0, 1, 3, 4, 2)), to_bytes(edges.mean(dim=2))
 
 
 def measure(case, device, repeats, *, compile=False):  # noqa: A002
@@ -155,13 +140,7 @@ def measure(case, device, repeats, *, compile=False):  # noqa: A002
     }
 
 
-def flops(call):
-    with FlopCounterMode(display=False) as counter:
-        call()
-    return counter.get_total_flops()
-
-
-def print_table(case, measured, ceilings):
+def print_table(case, measured, limits):
     height, width = case.size
     print(
         f"\nwidth {case.width}, {width}x{height}, {case.classes} classes, {case.layouts} layouts x "
@@ -175,7 +154,7 @@ def print_table(case, measured, ceilings):
         print(
             f"  {name:<10} {spent / case.samples * 1e3:10.2f} {case.samples / spent:10.2f} "
             f"{reference / spent:6.2f} {operations / case.samples / 1e9:13.2f} {rate / 1e9:9.1f} "
-            f"{rate / ceilings[dtype]:10.0%}",
+            f"{rate / limits[dtype]:10.0%}",
             flush=True,
         )
 
@@ -227,21 +206,14 @@ def main():
     torch.manual_seed(0)
     device = torch.device(arguments.device)
     layouts = "CamVid" if "ECGAN_CAMVID" in os.environ else "toy scenes"
-    ceilings = {t: matrix_ceiling(device, t) for t in (torch.float32, torch.bfloat16)}
-    print(
-        f"{device_name(device)}, {platform.machine()}, {os.cpu_count()} cores, Python "
-        f"{platform.python_version()}, torch {torch.__version__}; {layouts}; median of "
-        f"{arguments.repeats}; a large matrix product: "
-        + ", ".join(
-            f"{ceiling / 1e9:.1f} GFLOP/s ({str(dtype).removeprefix('torch.')})"
-            for dtype, ceiling in ceilings.items()
-        )
-    )
+    limits, ceiling = ceilings(device)
+    print(f"{machine()}, torch {torch.__version__}, on {device_name(device)}")
+    print(f"{layouts}; median of {arguments.repeats}; {ceiling}")
     base = Case(arguments.width, tuple(arguments.size), arguments.classes, arguments.layouts, 1)
     for styles in arguments.styles:
         case = replace(base, styles=styles)
         measured = measure(case, device, arguments.repeats, compile=arguments.compile)
-        print_table(case, measured, ceilings)
+        print_table(case, measured, limits)
     if arguments.scaling:
         print_scaling(base, device, arguments.repeats)
 

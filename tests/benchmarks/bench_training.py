@@ -35,35 +35,28 @@ import argparse
 import os
 import statistics
 from collections.abc import Callable
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 
-from ecgan import losses
 from ecgan.data import transforms
 from ecgan.data.loader import collate, to_device, to_images
 from ecgan.data.transforms import Sample
 from ecgan.demo import toy
-from ecgan.models import class_specific
 from ecgan.models.layers import condition
-from ecgan.ops.class_conv import SLOPE
-from ecgan.ops.pair_similarity import BOUND
 from ecgan.recipe import label_space, load_recipe
 from ecgan.runtime.timing import span_seconds
 from ecgan.runtime.torch_private import TorchSpectralNorm
 from ecgan.training import networks
 from ecgan.training import step as players
 from ecgan.training.objective import Inputs, Objective
-from tests.benchmarks.bench_losses import machine, versions
-from tests.benchmarks.bench_sampling import flops, seconds
-from tests.benchmarks.common import device_name, matrix_ceiling
+from tests.benchmarks.common import ceilings, device_name, flops, machine, seconds, versions
+from tests.benchmarks.naive_training import make_plain, naive_bytes, naive_step
 
 
 @dataclass(frozen=True)
@@ -94,107 +87,6 @@ class Case:
             ],
         )  # fmt: skip
         return found.resolved(device.type)
-
-
-# The straightforward way
-
-
-def naive_similarity(probabilities, labels, ignore):
-    """Eq. 3 from the M x M matrices; the gradient passes straight through the bound."""
-    total = torch.zeros((), device=labels.device)
-    for p, y in zip(probabilities.float().flatten(2), labels.flatten(1), strict=True):
-        labelled = y != ignore
-        classes, A = y[labelled], p[:, labelled].T @ p[:, labelled]
-        A = torch.where(classes[:, None] == classes, A, 1 - A)
-        A = A + (A.clamp(min=BOUND) - A).detach()
-        total = total - A.log().sum() / max(1, len(classes) ** 2)
-    return total / len(labels)
-
-
-def naive_contrast(embeddings, classes, temperature, *, ignore=None, **unused):
-    """Eq. 5 from the M x M matrices."""
-    if ignore is not None:
-        embeddings, classes = embeddings[classes != ignore], classes[classes != ignore]
-    s = embeddings @ embeddings.T / temperature
-    same = classes[:, None] == classes
-    positive = same & ~torch.eye(len(classes), dtype=torch.bool, device=classes.device)
-    l = s.masked_fill(same, -torch.inf).logsumexp(dim=1, keepdim=True)
-    loss = (torch.logaddexp(s, l) - s).masked_fill(~positive, 0).sum(dim=1)
-    counts = positive.sum(dim=1)
-    return (loss / counts.clamp(min=1)).sum() / (counts > 0).sum().clamp(min=1)
-
-
-def naive_heads(features, labels, ignore, w1, b1, w2, b2):
-    """Eqs. 6 and 7, a branch for each class, on the full map."""
-    image = torch.zeros_like(features[:, :3])
-    for c in range(len(w1)):
-        mask = (labels == c)[:, None]
-        hidden = F.leaky_relu(F.conv2d(features * mask, w1[c], b1[c], padding=1), SLOPE)
-        image = image + F.conv2d(hidden * mask, w2[c], b2[c], padding=1).tanh() * mask
-    return image
-
-
-@contextmanager
-def naive_losses():
-    with ExitStack() as stack:
-        for place, name, f in (
-            (losses, "similarity_loss", naive_similarity),
-            (losses, "pixel_contrastive_loss", naive_contrast),
-            (class_specific, "class_specific_heads", naive_heads),
-        ):
-            stack.enter_context(mock.patch.object(place, name, f))
-        yield
-
-
-def naive_step(both, objective, parts, factor):
-    """D's turn, then G's, each with its own pass of G."""
-    (inputs,) = parts
-    generator, opponent = both.generator, both.discriminator
-    D = opponent.network
-    noise = objective.noise(inputs.positions)
-    with naive_losses():
-        opponent.optimizer.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            made = generator.network(inputs.S, inputs.labels, inputs.image, noise)
-        loss, _ = objective.discriminator_loss(D, inputs, made)
-        loss.backward()
-        opponent.move(factor)
-
-        D.requires_grad_(False)
-        generator.optimizer.zero_grad(set_to_none=True)
-        made = generator.network(inputs.S, inputs.labels, inputs.image, noise)
-        real = objective._real(inputs)
-        with torch.no_grad():
-            real_maps = dict(zip(real, objective._judge(D, inputs, [*real.items()]), strict=True))
-        values = objective.generator_terms(D, inputs, made, real_maps)
-        objective.weighted(values).backward()
-        generator.move(factor)
-        D.requires_grad_(True)
-    return {"discriminator": loss.detach()} | {n: v.detach() for n, v in values.items()}
-
-
-def make_plain(both, objective):
-    """As torch lays out weights and makes Adam, unless it is told otherwise."""
-    for network in (objective.label_generator, objective.perceptual_network):
-        if network is not None:
-            contiguous(network)
-    for player in (both.generator, both.discriminator):
-        contiguous(player.network)
-        player.optimizer = torch.optim.Adam(player.network.parameters(), player.rate, players.BETAS)
-
-
-def contiguous(network):
-    for parameter in network.parameters():
-        parameter.data = parameter.data.contiguous()
-
-
-def naive_bytes(case, recipe):
-    """What the matrices of Eqs. 3 and 5 take at most: those kept for gradients, and three more."""
-    losses_ = recipe.losses
-    pixels = case.size[0] * case.size[1]
-    M = pixels // losses_.similarity_stride**2 if "similarity" in recipe.parts().terms else 0
-    K = case.batch * pixels // losses_.contrastive_stride**2
-    return M * M * (2 * case.batch * 5 + 16) + K * K * 24
 
 
 # What there is to measure
@@ -427,7 +319,7 @@ def print_spans(form, device):
     print(f"  of ours: {', '.join(f'{name} {spent / total:.0%}' for name, spent in spans)}")
 
 
-def print_table(case, found, measured, ceilings):
+def print_table(case, found, measured, limits):
     height, width = case.size
     recipe = found["ours"].objective.recipe
     parts = recipe.parts()
@@ -447,7 +339,7 @@ def print_table(case, found, measured, ceilings):
             f"  {name:<10} {one.seconds * 1e3:9.1f} {case.batch / one.seconds:9.2f} "
             f"{reference.seconds / one.seconds:6.2f} {one.peak / 1e6:8.0f} "
             f"{one.peak / reference.peak:7.2f} {one.operations / case.batch / 1e9:12.2f} "
-            f"{rate / 1e9:9.1f} {rate / ceilings[one.dtype]:10.0%}",
+            f"{rate / 1e9:9.1f} {rate / limits[one.dtype]:10.0%}",
             flush=True,
         )
     if found["baseline"] is None:
@@ -524,16 +416,12 @@ def main():
     torch.set_num_threads(1)
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler greets on stderr
     device = torch.device(arguments.device)
-    ceilings = {t: matrix_ceiling(device, t) for t in (torch.float32, torch.bfloat16)}
+    limits, ceiling = ceilings(device)
     layouts = "CamVid" if "ECGAN_CAMVID" in os.environ else "toy scenes"
     print(machine())
     print(
-        f"{versions()}; on {device_name(device)}; {layouts}; median of {arguments.repeats}; a "
-        "large matrix product: "
-        + ", ".join(
-            f"{ceiling / 1e9:.1f} GFLOP/s ({str(dtype).removeprefix('torch.')})"
-            for dtype, ceiling in ceilings.items()
-        )
+        f"{versions()}; on {device_name(device)}; {layouts}; median of {arguments.repeats}; "
+        f"{ceiling}"
     )
     case = Case(
         arguments.width, tuple(arguments.size), arguments.classes, arguments.batch,
@@ -542,7 +430,7 @@ def main():
     found = forms(case, device, compile=arguments.compile)
     compared = differences(found)
     measured = measure(found, device, arguments.repeats)
-    print_table(case, found, measured, ceilings)
+    print_table(case, found, measured, limits)
     print_spans(found["ours"], device)
     print_differences(compared)
     if arguments.scaling:

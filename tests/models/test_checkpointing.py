@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ecgan.errors import UserError
-from ecgan.models.encoder import Trunk, _again
+from ecgan.models.encoder import Trunk, second_pass
 from ecgan.recipe import label_space, load_recipe, parse_recipe
 from ecgan.runtime.torch_private import TorchSpectralNorm
 from ecgan.training import estimate
@@ -60,7 +60,7 @@ def test_a_second_pass_counts_no_batch_whatever_the_norm_is():
     block = torch.nn.SyncBatchNorm.convert_sync_batchnorm(trunk(1, style=False).blocks[0])
     norms = [m for m in block.modules() if isinstance(m, torch.nn.SyncBatchNorm)]
     assert norms
-    with _again(block):
+    with second_pass(block):
         for norm in norms:
             norm.running_mean.add_(1)
             norm.num_batches_tracked.add_(1)

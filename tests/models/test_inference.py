@@ -257,7 +257,7 @@ def test_windows_have_one_number_exactly_where_they_are_the_same(shape, seed):
 def test_numbers_are_those_of_what_several_maps_say(count, step):
     """Of the second, keys would be the same but for multiples of 2 to the power of 64."""
     parts = [torch.randint(4, (1, 9, 9)) * step for _ in range(3)]
-    numbers, bound = ops._numbered(parts, count)
+    numbers, bound = ops.numbered(parts, count)
     said = list(zip(*(part.flatten().tolist() for part in parts), strict=True))
     ranks = {one: rank for rank, one in enumerate(sorted(set(said)))}
     assert numbers.flatten().tolist() == [ranks[one] for one in said]
@@ -266,7 +266,7 @@ def test_numbers_are_those_of_what_several_maps_say(count, step):
 
 def test_a_table_and_sorting_rank_alike():
     key = torch.randint(50, (4, 30))
-    by_table, by_sorting = ops._ranked(key, 51), ops._ranked(key, 10**12)
+    by_table, by_sorting = ops.ranked(key, 51), ops.ranked(key, 10**12)
     assert torch.equal(by_table[0], by_sorting[0])
     assert by_table[1] == by_sorting[1] == len(key.unique())
 

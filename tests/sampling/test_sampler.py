@@ -176,8 +176,8 @@ def test_photos_need_a_style_encoder(tmp_path):
 def test_pixels_are_rounded_and_cut_off():
     levels = torch.tensor([-1.7, -1.0, -0.5, 0.0, 0.5 / 127.5, 0.99, 1.0, 1.7])
     expected = [0, 0, 64, 128, 128, 254, 255, 255]  # halves go to the even number
-    assert sampling._to_bytes(levels).tolist() == expected
-    assert sampling._to_bytes(torch.rand(2, 3, 4).permute(2, 0, 1)).is_contiguous()
+    assert sampling.to_bytes(levels).tolist() == expected
+    assert sampling.to_bytes(torch.rand(2, 3, 4).permute(2, 0, 1)).is_contiguous()
 
 
 def test_a_pass_is_begun_before_the_one_before_it_is_waited_for(sampler):

@@ -20,7 +20,8 @@ from ecgan_cli.options import (
     data_option,
     option,
     recipe_option,
-    require_folder,
+    require_root,
+    with_data,
     write_new,
 )
 
@@ -179,12 +180,10 @@ def cache(
     from ecgan.data.resized_copy import Source, write_resized_copy
     from ecgan.recipe import label_space, load_recipe
 
-    require_folder("--data", root)
-    if root is not None:
-        overrides = (*overrides, f"data.root={json.dumps(str(root))}")
-    found = load_recipe(recipe_name, overrides).data
+    found = load_recipe(recipe_name, with_data(overrides, root)).data
     if found.root is None:
         raise UsageError("the recipe has no data.root: give the data set with --data DIR")
+    require_root(found.root)
     if found.edges == "folder":
         raise UserError(
             "data.edges: folder: edge maps of a folder are not copied; use the original"

@@ -27,6 +27,7 @@ from ecgan_cli.options import (
     Decorator,
     option,
     recipe_option,
+    require_folder,
     terminable,
     under,
 )
@@ -267,6 +268,7 @@ def _run(
     from ecgan.evaluation import run as library
     from ecgan.evaluation.report import page as report
 
+    require_folder("--reference", options["reference"])
     name, overrides = options.pop("recipe_name"), options["overrides"]
     recipe = None if name is None else load_recipe(name, overrides)
     with terminable():

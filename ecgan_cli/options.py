@@ -1,5 +1,6 @@
 """Options that several commands share, and completion of their values."""
 
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -132,6 +133,26 @@ def require_folder(name: str, folder: Path | None) -> None:
     """
     if folder is not None and not folder.is_dir():
         raise UsageError(f"{name} {folder}: no such folder")
+
+
+def with_data(overrides: tuple[str, ...], folder: Path | None) -> tuple[str, ...]:
+    """The overrides of ``--set``, then that of ``--data``.
+
+    Raises:
+        UsageError: the folder does not exist.
+    """
+    require_folder("--data", folder)
+    return overrides if folder is None else (*overrides, f"data.root={json.dumps(str(folder))}")
+
+
+def require_root(root: str | None) -> None:
+    """Refuse a recipe's ``data.root`` that does not exist.
+
+    Raises:
+        UsageError: it does not.
+    """
+    if root is not None and not Path(root).is_dir():
+        raise UsageError(f"{root}: no such folder; give the data set with --data DIR")
 
 
 def write_new(path: Path, text: str) -> None:

@@ -1,6 +1,5 @@
 """``ecgan train``."""
 
-import json
 import logging
 import sys
 from pathlib import Path
@@ -20,7 +19,8 @@ from ecgan_cli.options import (
     data_option,
     option,
     recipe_option,
-    require_folder,
+    require_root,
+    with_data,
 )
 
 _MESSAGES = {
@@ -85,13 +85,13 @@ def train(
 
     Ctrl-C and SIGTERM write a checkpoint before the command exits with 130.
     """
-    overrides = _with_options(overrides, data, batch)
+    overrides = with_data(overrides, data)
+    overrides += () if batch is None else (f"train.batch={batch}",)
     recipe = load_recipe(recipe_name, overrides)
     run = out if out is not None else Path("runs") / recipe.name
     if init is not None and not init.is_file():
         raise UsageError(f"--init {init}: no such file; give a generator.safetensors of a run")
-    if data is None and recipe.data.root is not None and not Path(recipe.data.root).is_dir():
-        raise UsageError(f"{recipe.data.root}: no such folder; give the data set with --data DIR")
+    require_root(recipe.data.root)
 
     from ecgan.runtime import distributed
     from ecgan.training import estimate
@@ -119,16 +119,6 @@ def train(
             click.echo(_MESSAGES[outcome].format(run=run), err=outcome == "interrupted")
         if outcome == "interrupted":
             sys.exit(INTERRUPTED)
-
-
-def _with_options(
-    overrides: tuple[str, ...], data: Path | None, batch: int | None
-) -> tuple[str, ...]:
-    """The overrides of ``--set``, then those of options that set a key of the recipe."""
-    require_folder("--data", data)
-    if data is not None:
-        overrides = (*overrides, f"data.root={json.dumps(str(data))}")
-    return overrides if batch is None else (*overrides, f"train.batch={batch}")
 
 
 def _check_profile(profiled: int | None, ranks: int, *, dry_run: bool) -> None:

@@ -34,7 +34,7 @@ from ecgan.demo.street import (
     pick,
 )
 from ecgan.demo.traffic import traffic
-from ecgan.errors import UsageError, UserError
+from ecgan.errors import UsageError
 from ecgan.runtime.files import whole_folder, writing
 
 # Contrast of the fine texture of each class
@@ -74,7 +74,7 @@ def write_toy(out: Path, num: int, seed: int, height: int = 128, width: int = 25
     if num < 1:
         raise UsageError(f"--num {num}: at least one scene")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} is not empty; choose another folder, or remove it first")
+        raise UsageError(f"{out} is not empty; choose another folder, or remove it first")
     with writing(out), whole_folder(out) as folder:
         for index in range(num):
             split = {8: "val", 9: "test"}.get(index % 10, "train")

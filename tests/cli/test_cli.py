@@ -79,6 +79,7 @@ def test_the_list_of_recipes_has_two_columns():
         ),
         (["sample", "--num", "1", "--data", "nowhere"], "--data nowhere: no such folder"),
         (["augment", "--labels", "nowhere"], "--labels nowhere: no such folder"),
+        (["evaluate", "--samples", ".", "--reference", "no"], "--reference no: no such folder"),
         (["evaluate", "--fail-below", "miou"], "expected NAME=X, e.g. miou=0.5"),
         (["recipes", "show", "demoo"], "no recipe 'demoo'"),
         (["sample", "--num", "1", "--run", "nowhere"], "--run nowhere: no such folder"),

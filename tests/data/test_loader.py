@@ -1,9 +1,11 @@
 """What a position shows depends on the seed and the position alone."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -129,12 +131,16 @@ def test_keeping_samples_in_memory_changes_nothing(root):
         np.testing.assert_array_equal(a.boundary, b.boundary)
 
 
-def test_memory_keeps_small_sets_only(root, monkeypatch):
-    monkeypatch.setattr("ecgan.data.loader.CACHE_BYTES", 8 * 32 * 64 * 6 - 1)
-    dataset = _dataset(root)
+@pytest.mark.parametrize("is_small", [True, False])
+def test_memory_keeps_small_sets_only(root, tmp_path, monkeypatch, is_small):
+    monkeypatch.setattr("ecgan.data.loader.CACHE_BYTES", 8 * 32 * 64 * 6 - (not is_small))
+    copy = shutil.copytree(root, tmp_path / "copy")
+    dataset = _dataset(copy)
     dataset.keep_in_memory()
     dataset.load(0)
-    assert dataset._cache is None
+    shutil.rmtree(copy)
+    with nullcontext() if is_small else pytest.raises(UserError, match="no such file"):
+        dataset.load(0)
 
 
 def test_ordered_batches_are_whole_pictures_by_key(root):

@@ -75,7 +75,7 @@ def generator_adversarial(kind: AdversarialKind, scores: Sequence[Tensor]) -> Te
 
     Args:
         kind: ``hinge``: -score; ``log``: log(1 - D), which saturates, as the paper prints it.
-        scores: of the generated pairs, one patch map a scale.
+        scores: scores of the generated pairs, one patch map a scale.
     """
     match kind:
         case "hinge":
@@ -93,8 +93,8 @@ def feature_matching(
     side.
 
     Args:
-        real_maps: for each scale the inner maps, without the score, of the real pairs.
-        fake_maps: the same of the generated pairs.
+        real_maps: inner maps of the real pairs, without the score, for each scale.
+        fake_maps: those of the generated pairs.
     """
     scales = [
         torch.stack([_l1(fake, real) for real, fake in zip(reals, fakes, strict=True)]).sum()
@@ -202,7 +202,7 @@ def pixel_contrastive_loss(  # noqa: PLR0913  pixels, the bank and the ranks
         embeddings: L2-normalised pixel embeddings, (M, D).
         classes: class of each embedding, (M,).
         temperature: tau of Eq. 5, above 0.
-        anchors: which embeddings are anchors; None for all. A rank takes its own among those
+        anchors: embeddings that are anchors; None for all. A rank takes its own among those
             gathered from all ranks; the gradient reaches all of them.
         bank: embeddings of earlier steps, (Mb, D): positives and negatives, never anchors; they
             get no gradient.

@@ -196,13 +196,13 @@ def _modulated(block: nn.Module, x: Tensor, S: Tensor) -> Tensor:
 
 
 def _passes(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """What a checkpointed block runs in, the first time and again."""
+    """Contexts of a checkpointed block's first pass and of its recomputation."""
     return nullcontext(), second_pass(block)
 
 
 @contextmanager
 def second_pass(block: nn.Module) -> Iterator[None]:
-    """A second pass with the numbers of the first.
+    """Recomputation of a checkpointed block with the numbers of its first pass.
 
     Batch norms count a batch once, and spectral norms stay with the vectors of the first pass, one
     power iteration further: those that the first pass divided by.

@@ -34,7 +34,7 @@ NUM_LAYERS = 3  # n of Ge, Gi, Gt
 
 
 class Generated(NamedTuple):
-    """What the generator makes of one batch of layouts. Images are (B, 3, H, W)."""
+    """Output of the generator for one batch of layouts. Images are (B, 3, H, W)."""
 
     image: Tensor  # the output: I'', or its fusion with I_g, or I' if there is no Gs
     refined: Tensor | None  # I''
@@ -171,11 +171,11 @@ class Generator(nn.Module):
         num_classes: N.
         num_conditions: channels of S: N, and one for unlabelled pixels and one for instance
             boundaries where the data set has them.
-        height: of S and of every picture, pixels.
+        height: height of S and of every picture, pixels.
         width_px: width of S and of every picture, pixels.
         channels: C; the widths of all layers follow.
         upsamplings: x2 steps of the trunk, 5 or 6.
-        style: whether a style z takes the place of S at the trunk's start.
+        style: True where a style z takes the place of S at the trunk's start.
         output: "refined": I'' is the image; "fused": its per-pixel fusion with I_g.
         spectral_norm: "default": the trunk's blocks; "all": every layer of G.
         edge_generator: Ge.
@@ -247,7 +247,7 @@ class Generator(nn.Module):
         Args:
             S: condition, (B, channels of S, H, W).
             labels: class of each pixel, (B, H, W); only class-specific heads need it.
-            ignore: what unlabelled pixels have in ``labels``.
+            ignore: value of unlabelled pixels in ``labels``.
             z: style, (B, 256), if G has one.
         """
         F, taps = self.trunk(S, z)

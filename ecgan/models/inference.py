@@ -62,7 +62,7 @@ class InferenceGenerator(nn.Module):
 
     Args:
         generator: G, with the weights to keep; it is not changed.
-        boundary: whether the last channel of S is that of instance boundaries.
+        boundary: True where the last channel of S is that of instance boundaries.
         lookups: compute modulation maps once for each neighbourhood; see :class:`Conditions`.
     """
 
@@ -322,14 +322,14 @@ class InferenceFusion(nn.Module):
 
 
 def _modulating(spade: Spade) -> tuple[Kernel, Kernel]:
-    """What makes 1 + gamma and beta."""
+    """Kernels of 1 + gamma and beta."""
     gamma_weight, beta_weight = weight_of(spade.to_modulation).chunk(2)
     gamma_bias, beta_bias = bias_of(spade.to_modulation).chunk(2)
     return Kernel(gamma_weight, gamma_bias + 1), Kernel(beta_weight, beta_bias)
 
 
 def _normalising(spade: Spade) -> tuple[Kernel, Kernel]:
-    """What makes scale and shift of a map that is not normalised yet.
+    """Kernels of scale and shift of a map that is not normalised yet.
 
     (x - mean) / deviation * (1 + gamma) + beta = x * scale + shift
     """
@@ -408,5 +408,5 @@ def _leaky_(x: Tensor) -> Tensor:
 
 
 def _pixels(x: Tensor) -> Tensor:
-    """To [-1, 1], in float32: bfloat16 is coarser than 8-bit pixels."""
+    """tanh, in float32: bfloat16 is coarser than 8-bit pixels."""
     return x.float().tanh_()

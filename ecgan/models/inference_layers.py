@@ -45,7 +45,7 @@ Grid = LabelGrid | Neighbourhoods
 
 
 class Conditions(NamedTuple):
-    """What the channels of S are, and how it is convolved.
+    """Channels of S, and how it is convolved.
 
     With lookups, modulation maps are computed once for each neighbourhood. How many there are
     differs from layout to layout; without lookups all shapes are fixed, as a compiled network
@@ -59,7 +59,7 @@ class Conditions(NamedTuple):
 
     @property
     def num_codes(self) -> int:
-        """What a pixel can be: a class or unlabelled, on a boundary or not."""
+        """Number of values of a pixel: a class or unlabelled, on a boundary or not."""
         return (self.num_classes + 1) * (2 if self.boundary else 1)
 
     def grid(self, labels: Tensor, boundary: Tensor | None) -> Grid:

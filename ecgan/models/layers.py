@@ -1,4 +1,4 @@
-"""What the networks share: convolutions with their first weights and their spectral norm.
+"""Layers of all networks: convolutions with initial weights and spectral norm; the condition S.
 
 Glorot's initialisation with gain 1 for every convolution. (The family's 0.02 is for weights that a
 normalisation follows; Ge, Gi and Gs are chains of four plain convolutions, whose outputs and
@@ -17,7 +17,7 @@ from ecgan.ops.onehot_conv import one_hot
 from ecgan.runtime.torch_private import TorchSpectralNorm
 
 SpectralNorm = Literal["default", "all", "none"]
-"""Where spectral norm is: in the trunk's blocks and D's inner layers, everywhere, nowhere."""
+"""Layers with spectral norm: the trunk's blocks and D's inner layers, all, none."""
 
 
 def convolution(
@@ -33,13 +33,13 @@ def convolution(
     """A convolution, spectrally normalised if ``spectral``.
 
     Args:
-        in_channels: of the input.
-        out_channels: of the output.
+        in_channels: channels of the input.
+        out_channels: channels of the output.
         kernel: side of the kernel.
-        stride: of the kernel.
+        stride: stride of the kernel.
         padding: zeros around the input; None is half the kernel, which keeps the size.
         bias: False before a normalisation that would take the bias out again.
-        spectral: whether to divide the weight by its largest singular value.
+        spectral: divide the weight by its largest singular value.
     """
     padding = kernel // 2 if padding is None else padding
     layer = nn.Conv2d(in_channels, out_channels, kernel, stride, padding, bias=bias)
@@ -59,8 +59,8 @@ def initialised(layer: nn.Conv2d | nn.Linear, *, spectral: bool) -> nn.Module:
 class ExactSpectralNorm(TorchSpectralNorm):
     """torch's, in the weight's own precision.
 
-    Autocast would run the power iteration in bfloat16, but the kept generator, which is folded
-    without it, divides by the exact singular value.
+    Autocast would run the power iteration in bfloat16, but the generator that is saved divides by
+    the exact singular value.
     """
 
     def forward(self, weight: Tensor) -> Tensor:

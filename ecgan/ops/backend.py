@@ -1,4 +1,4 @@
-"""Which of two implementations of an operation runs: plain torch (any device) or Triton (CUDA).
+"""Choice of an operation's implementation: plain torch (any device) or Triton (CUDA).
 
 Both compute the same definition. ``ECGAN_KERNELS`` chooses: ``auto`` (default) takes Triton on
 NVIDIA GPUs from Ampere on and plain torch elsewhere; ``torch`` and ``triton`` force one of them.
@@ -34,7 +34,7 @@ inputs, far below what a mistake does."""
 
 
 def implementation(operation: str, x: torch.Tensor) -> Implementation:
-    """Which implementation of an operation takes x.
+    """Implementation of an operation for x.
 
     Float64 is for reference values: it always goes to plain torch.
     """
@@ -58,7 +58,7 @@ def run(
 
     Args:
         operation: its name, for the warning.
-        x: what decides: its device and its type.
+        x: input whose device and type decide.
         with_triton: may fail, and then must have changed nothing.
         with_torch: the same in plain torch.
     """
@@ -112,7 +112,7 @@ def _replace(operation: str, why: str) -> None:
 
 
 def _agree(result: object, expected: object) -> bool:
-    """Whether tensors, or tuples of tensors, are the same up to rounding."""
+    """True where tensors, or tuples of tensors, are the same up to rounding."""
     own, others = _tensors(result), _tensors(expected)
     return len(own) == len(others) and all(
         bool((x.double() - y.double()).norm() <= TOLERANCE * y.double().norm() + 1e-6)
@@ -126,7 +126,7 @@ def _tensors(result: object) -> list[torch.Tensor]:
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    """What a kernel raises that cannot be built or launched on this machine."""
+    """Exceptions of a kernel that cannot be built or launched on this machine."""
     found = (RuntimeError, OSError, ImportError, subprocess.SubprocessError)
     triton = sys.modules.get("triton")
     return found if triton is None else (*found, triton.errors.TritonError)

@@ -33,7 +33,7 @@ TAPS = 9  # of a 3 x 3 kernel
 SLOPE = 0.2  # of LeakyReLU
 
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
-"""Of features, w1, b1, w2 and b2."""
+"""Gradients of features, w1, b1, w2 and b2."""
 
 
 def class_specific_heads(
@@ -246,7 +246,7 @@ class SortedPixels:
         self.neighbours = _same_class_neighbours(labels, ignore, self.order)
 
     def conv(self, x: Tensor, kernels: Tensor, biases: Tensor) -> Tensor:
-        """See ``Pixels.conv``."""
+        """Each pixel's own kernel; see ``Pixels.conv``."""
         x = self._gather(x, kernels.dtype)
         y = x.new_empty(len(x), kernels.shape[1])
         for c, rows, neighbours in self._classes():
@@ -262,7 +262,7 @@ class SortedPixels:
     def conv_gradients(
         self, x: Tensor, kernels: Tensor, grad: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """See ``Pixels.conv_gradients``."""
+        """Gradients of :meth:`conv`; see ``Pixels.conv_gradients``."""
         x, grad = self._gather(x, kernels.dtype), self._gather(grad, kernels.dtype)
         grad_x = torch.empty_like(x)
         grad_kernels = torch.zeros_like(kernels)

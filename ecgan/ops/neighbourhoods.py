@@ -26,11 +26,11 @@ class Neighbourhoods:
     """The squares of L label maps.
 
     Attributes:
-        codes: what stands in each 3 x 3 square, row by row; V outside the picture, (T, 9).
-        numbers: which 3 x 3 square is around each pixel, (L, h, w).
+        codes: values in each 3 x 3 square, row by row; V outside the picture, (T, 9).
+        numbers: number of the 3 x 3 square around each pixel, (L, h, w).
         squares: the 3 x 3 squares around the 9 pixels of each 5 x 5 square; T where the pixel is
             outside the picture, (U, 9).
-        index: which 5 x 5 square is around each pixel, (L, h, w).
+        index: number of the 5 x 5 square around each pixel, (L, h, w).
     """
 
     codes: Tensor
@@ -43,7 +43,7 @@ def neighbourhoods(codes: Tensor, num_codes: int) -> Neighbourhoods:
     """The distinct squares of label maps.
 
     Args:
-        codes: of each pixel, int64, 0..V-1, (L, h, w).
+        codes: code of each pixel, int64, 0..V-1, (L, h, w).
         num_codes: V.
     """
     numbers, members = distinct_windows(codes, num_codes)
@@ -56,7 +56,7 @@ def distinct_windows(values: Tensor, outside: int) -> tuple[Tensor, Tensor]:
 
     Args:
         values: int64, 0..outside-1, (L, h, w).
-        outside: what stands around the maps.
+        outside: value around the maps.
 
     Returns:
         The number of the window around each pixel, (L, h, w), and the values in each distinct
@@ -79,7 +79,7 @@ def sum_over_codes(squares: Neighbourhoods, table: Tensor) -> Tensor:
     """A 3x3 convolution of one-hot codes, without bias: (T, out).
 
     Args:
-        squares: where.
+        squares: neighbourhoods to sum over.
         table: the kernel's row for each tap and code, the last one for outside, (9, V + 1, out).
     """
     steps = torch.arange(TAPS, device=table.device) * table.shape[1]
@@ -92,7 +92,7 @@ def sum_over_windows(squares: Neighbourhoods, x: Tensor, kernel: Tensor) -> Tens
     Multiplied first, gathered second: there are fewer squares of 3 x 3 than of 5 x 5.
 
     Args:
-        squares: where.
+        squares: neighbourhoods to sum over.
         x: value of the map for each 3 x 3 square, (T, in).
         kernel: (in, 9, out).
     """

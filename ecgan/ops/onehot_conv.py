@@ -32,9 +32,9 @@ def one_hot(
         labels: class of each pixel, any integer type, (B, H, W); 0..N-1 or ``ignore_index``.
         num_classes: N.
         ignore_index: value of unlabelled pixels. They are 0 in every class.
-        unknown: whether unlabelled pixels get a channel of their own.
+        unknown: give unlabelled pixels a channel of their own.
         boundary: instance boundaries, (B, 1, H, W), 0 where there is none; None for no channel.
-        dtype: of the result.
+        dtype: type of the result.
 
     Returns:
         S, (B, N + unknown + boundary, H, W).
@@ -73,7 +73,7 @@ def onehot_conv(
         bias: (O,), or None.
         num_classes: N.
         ignore_index: value of unlabelled pixels. They are 0 in every class.
-        unknown: whether unlabelled pixels have a channel of their own.
+        unknown: True where unlabelled pixels have a channel of their own.
         boundary: instance boundaries, (B, 1, H, W), 0 where there is none; None for no channel.
 
     Returns:

@@ -33,7 +33,7 @@ from ecgan.ops.tiles import (
 )
 
 EXPONENTS = {torch.float32: 60.0, torch.float64: 600.0}
-"""How far exponents may lie apart whose exponentials, and sums of them, a type still holds."""
+"""Largest range of exponents whose exponentials, and sums of them, a type still holds."""
 
 
 def pixel_contrast(
@@ -52,7 +52,7 @@ def pixel_contrast(
         embeddings: L2-normalised pixel embeddings, (M, D).
         classes: class of each, any integer type, (M,).
         temperature: tau of Eq. 5, above 0.
-        anchors: which embeddings are anchors; None for all. All are positives and negatives.
+        anchors: embeddings that are anchors; None for all. All are positives and negatives.
         bank: further embeddings, (Mb, D), positives and negatives but never anchors, without
             gradient.
         bank_classes: their classes, (Mb,).
@@ -178,7 +178,7 @@ class _PixelContrast(torch.autograd.Function):
 
 
 class _Sums(NamedTuple):
-    """What an implementation makes of Eq. 5."""
+    """Eq. 5 summed over the anchors."""
 
     total: Tensor  # the anchors' losses, float64
     num_anchors: Tensor  # that have a positive, int64
@@ -289,7 +289,7 @@ class _Pairs:
         return self.buffers[number, : r * c].view(r, c)
 
     def _mirrored(self, tile: Tile) -> bool:
-        """Whether the columns are anchors too, of which the rows are positives or negatives."""
+        """True where the columns are anchors too, with the rows as positives or negatives."""
         return not tile.diagonal and tile.columns.stop <= self.layout.num_anchors
 
     def _add_gradient(self, tile: Tile, w: Tensor, sign: int) -> None:

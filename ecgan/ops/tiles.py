@@ -49,7 +49,7 @@ def rectangle_tiles(rows: slice, columns: slice, elements: int) -> Iterator[Tile
 
 
 def class_bounds(counts: Sequence[int]) -> list[int]:
-    """Where each class starts among the sorted items, and where the last one stops."""
+    """Start of each class among the sorted items, and the end of the last one."""
     bounds = [0]
     for count in counts:
         bounds.append(bounds[-1] + count)

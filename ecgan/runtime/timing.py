@@ -82,7 +82,7 @@ class StageTimer:
 
 @dataclass
 class StageSeconds:
-    """Where the workers' time went.
+    """Seconds of each stage, summed over shards and workers.
 
     Attributes:
         encoders: threads of each worker that encode.

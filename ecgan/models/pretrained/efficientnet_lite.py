@@ -33,7 +33,7 @@ class LiteTrunk(nn.Module):
     """Stem and blocks of an EfficientNet-Lite, names as in the weights files.
 
     Args:
-        stages: as in ``LITE0_STAGES``.
+        stages: rows as in ``LITE0_STAGES``.
     """
 
     def __init__(self, stages: Sequence[tuple[int, int, int, int, int]]) -> None:
@@ -50,7 +50,7 @@ class LiteTrunk(nn.Module):
         self._blocks = nn.ModuleList(blocks)
 
     def fold(self) -> None:
-        """Put the norms, which are in evaluation mode for good, into the weights before them."""
+        """Fold the batch norms, in evaluation mode for good, into the weights before them."""
         self._conv_stem, self._bn0 = _fused(self._conv_stem, self._bn0)
         for block in self._blocks:
             cast(_LiteBlock, block).fold()
@@ -88,7 +88,7 @@ class EfficientNetLite0(PerceptualFeatures):
         self.freeze()
 
     def folded(self) -> Self:
-        """The same with its norms in the weights, for a training: a fifth faster on CPU."""
+        """This network with its batch norms folded into the weights: a fifth faster on CPU."""
         self.trunk.fold()
         self._conv_head, self._bn1 = _fused(self._conv_head, self._bn1)
         return self
@@ -124,7 +124,7 @@ class _LiteBlock(nn.Module):
         self.residual = stride == 1 and in_channels == channels
 
     def fold(self) -> None:
-        """See :meth:`LiteTrunk.fold`."""
+        """Fold the batch norms into the weights; see :meth:`LiteTrunk.fold`."""
         if self.expands:
             self._expand_conv, self._bn0 = _fused(self._expand_conv, self._bn0)
         self._depthwise_conv, self._bn1 = _fused(self._depthwise_conv, self._bn1)

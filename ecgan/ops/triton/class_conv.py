@@ -41,14 +41,14 @@ class ClassBlocks:
         self.pieces = groups.cut(classes, num_classes, PIECE)
 
     def conv(self, x: Tensor, kernels: Tensor, biases: Tensor) -> Tensor:
-        """See ``class_conv.Pixels.conv``."""
+        """Each pixel's own kernel; see ``class_conv.Pixels.conv``."""
         taps = kernels.permute(0, 3, 4, 2, 1).contiguous()  # (N, 3, 3, in, out)
         return self._convolve(x, taps, biases)
 
     def conv_gradients(
         self, x: Tensor, kernels: Tensor, grad: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """See ``class_conv.Pixels.conv_gradients``."""
+        """Gradients of :meth:`conv`; see ``class_conv.Pixels.conv_gradients``."""
         turned = kernels.flip(3, 4).permute(0, 3, 4, 1, 2).contiguous()  # (N, 3, 3, out, in)
         grad_x = self._convolve(grad, turned, None)
         N, out_channels, in_channels = kernels.shape[:3]

@@ -43,7 +43,7 @@ CLASS_OF_NONE = -1
 """Class of rows that are only padding."""
 
 WEIGHT_SCALE = 2.0**14
-"""What weights, at most 2, are multiplied by to be in float16's range."""
+"""Factor that brings weights, at most 2, into float16's range."""
 
 EXPONENTS = 62.0
 """Up to which power of two odds of unit vectors may go: float32 holds products of two of them."""
@@ -78,9 +78,9 @@ def lay_out(everything: Tensor, classes: Tensor, is_anchor: Tensor, takes_part: 
 
     Args:
         everything: embeddings, then the bank, (M + Mb, D).
-        classes: of each, (M + Mb,).
-        is_anchor: which are anchors, (M + Mb,).
-        takes_part: which are there at all, (M + Mb,).
+        classes: class of each, (M + Mb,).
+        is_anchor: mask of the anchors, (M + Mb,).
+        takes_part: mask of the embeddings that count at all, (M + Mb,).
     """
     size, n = everything.shape
     rows = pairs.padded(size)
@@ -125,7 +125,7 @@ def loss_and_gradient(
         keys: their ``lay_out``.
         temperature: tau of Eq. 5.
         num_embeddings: M. The bank gets no gradient.
-        with_gradient: whether it is wanted; None in its place if not.
+        with_gradient: make the gradient; None in its place if not.
     """
     n = everything.shape[1]
     width = pairs.widths(n)
@@ -209,7 +209,7 @@ def _log_negatives(
 
 @triton.jit
 def _negative(own, others):
-    """Which pairs are of different classes, and not padding."""
+    """Mask of the pairs of different classes that are not padding."""
     return (own[:, None] != others[None, :]) & (others >= 0)[None, :]
 
 
@@ -294,7 +294,7 @@ def _of_positives(s, level, DIRECT: tl.constexpr):
     Args:
         s: s, or 2^-s with DIRECT.
         level: l, or X with DIRECT.
-        DIRECT: whether float32 holds all exponentials as they are.
+        DIRECT: True where float32 holds all exponentials as they are.
 
     Returns:
         A part of log2(1 + r), 0 with DIRECT, and two to the power of the rest; r/(1 + r).

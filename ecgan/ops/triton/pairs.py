@@ -1,4 +1,4 @@
-"""What the kernels of Eqs. 3 and 5 share: dot products of all pairs, on tensor cores.
+"""Dot products of all pairs on tensor cores, for the kernels of Eqs. 3 and 5.
 
 Tensor cores multiply half-precision numbers of 11 bits and add in float32. One such product is not
 enough for Eq. 5, whose exponentials magnify what it rounds away. So x is split, x = hi + lo with 22
@@ -27,7 +27,7 @@ import triton.language as tl
 from torch import Tensor
 
 SCALE = 64.0
-"""What vectors are multiplied by before they are split; products by its square."""
+"""Factor of vectors before they are split; products have its square."""
 
 ROWS = 128
 """Items are padded to a multiple of this; blocks of rows and of columns divide it."""
@@ -42,7 +42,7 @@ class Widths(NamedTuple):
 
 
 class Blocks(NamedTuple):
-    """How a kernel over pairs is cut up."""
+    """Tile sizes and launch options of a kernel over pairs."""
 
     rows: int
     columns: int
@@ -74,10 +74,10 @@ def split(x: Tensor, order: Tensor, count: Tensor, strides: tuple[int, int], n: 
     """Rows [hi, lo, hi] of the items in an order, (K, k), float16; zeros from ``count`` on.
 
     Args:
-        x: where the vectors are.
+        x: tensor that holds the vectors.
         order: number of each item in x, int64, (M,).
-        count: how many of them are to be taken, a tensor of one int32: it stays on the device.
-        strides: from one item to the next in x, and from one number of a vector to the next.
+        count: number of them to take, a tensor of one int32: it stays on the device.
+        strides: steps from one item to the next in x, and from one number of a vector to the next.
         n: length of a vector.
     """
     width = widths(n)
@@ -180,7 +180,7 @@ def multiply(
 def multiply_two(
     mantissa, exponent, x, UNIT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):  # fmt: skip
-    """As ``multiply``, two columns at a time."""
+    """Dot products as of ``multiply``, two columns at a time."""
     product = mantissa * (_product_of_halves(x, ROWS, COLUMNS) * (1 / (UNIT * UNIT)))
     bits = product.to(tl.int32, bitcast=True)
     exponent += (bits >> 23) - 127

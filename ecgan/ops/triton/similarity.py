@@ -47,10 +47,10 @@ from torch import Tensor
 from ecgan.ops.triton import pairs
 
 SCALE = 2.0**14
-"""What p and 1 - p are multiplied by: numbers from 4e-9 on are normal in float16."""
+"""Factor of p and 1 - p: numbers from 4e-9 on are normal in float16."""
 
 WEIGHT_SCALE = 2.0**-6
-"""What w, 1 to 10^6, is multiplied by to be in float16's range."""
+"""Factor that brings w, 1 to 10^6, into float16's range."""
 
 BYTES_AT_ONCE = 64e6
 """Images are taken together as long as their stored rows are no larger: few launches."""
@@ -80,8 +80,8 @@ def losses_and_gradient(
         probabilities: float32, (B, N, H, W).
         labels: class of each pixel, any integer type, (B, H, W).
         ignore: label of pixels that take no part.
-        bound: on a'' and 1 - a'' from below.
-        with_gradient: whether it is wanted; None in its place if not.
+        bound: lower bound of a'' and 1 - a''.
+        with_gradient: make the gradient; None in its place if not.
     """
     p, flat_labels = probabilities.flatten(2), labels.flatten(1)
     gradient = torch.zeros_like(p, memory_format=torch.contiguous_format) if with_gradient else None

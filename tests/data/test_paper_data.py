@@ -46,7 +46,7 @@ def test_a_data_set_of_the_paper_is_trained_on_and_augmented(
     write(root)
     overrides = [word for text in TINY for word in ("--set", text)]
     invoke("train", "--recipe", recipe, "--data", root, "--out", run, "--quiet", *overrides)
-    assert checkpoint.load_generator(run / checkpoint.GENERATOR).images_seen == 4
+    assert checkpoint.load_generator(run / checkpoint.GENERATOR).metadata.images_seen == 4
     invoke(
         "augment", "--run", run, "--labels", root / labels, "--n-styles", 2, "--out", out,
         "--format", "folder", "--quiet",

@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import socket
+import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -157,6 +158,8 @@ def _join_ray(workers: Workers, tell: Callable[[str], None]) -> None:
         number = f"{workers.count} worker" + "s" * (workers.count > 1)
         tell(f"starting Ray with {number} on this machine")
         where = "Ray does not start here"
+        if len(tempfile.gettempdir()) > 40:  # a socket's path in it has at most 107 characters
+            os.environ.setdefault("RAY_TMPDIR", "/tmp")  # noqa: S108
         settings = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE}
     else:
         _require_reachable(address)

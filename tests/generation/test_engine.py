@@ -116,7 +116,7 @@ def test_workers_end_with_an_interrupted_driver_which_says_how_to_go_on(world, t
     driver.send_signal(how)
     said = driver.communicate(timeout=100)[1]
     assert driver.returncode == 130, said
-    assert "Interrupted; finished shards are kept, the same command goes on" in said
+    assert "Interrupted; finished shards are kept, the same command resumes" in said
     assert len(workers) == 2
     end = time.monotonic() + 20
     while any(pid in kills.processes() for pid in workers) and time.monotonic() < end:

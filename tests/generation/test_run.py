@@ -481,7 +481,7 @@ def test_a_shard_that_fails_is_named_and_the_others_are_kept(made, generator, la
     result = run_cli(*arguments)
     assert result.exit_code == 3, result.output
     assert "1 shards failed:\n  shard 1: " in result.output
-    assert "The others are kept; run the same command again" in result.output
+    assert "The others are kept; the same command makes the missing ones" in result.output
     (line,) = (out / ".ecgan/failures.jsonl").read_text().splitlines()
     assert json.loads(line)["shard"] == 1
     assert not (out / ".ecgan/shards/000001.json").exists()
@@ -586,7 +586,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(request_, generator, layouts, tm
     message = process.communicate()[1]
     assert process.returncode == (130 if how == signal.SIGTERM else -how)
     if how == signal.SIGTERM:
-        assert "the same command goes on" in message
+        assert "the same command resumes" in message
     assert not (out / "manifest.json").exists()
     assert 0 < generate.run(request_(out=out, **options)).made < 300
     assert contents(out) == undisturbed

@@ -1,6 +1,7 @@
 """Jobs on workers here and on Ray: answered once, whatever happens to the workers."""
 
 import itertools
+import logging
 import os
 import pickle
 import signal
@@ -307,8 +308,11 @@ def test_after_an_exception_another_worker_does_the_job(executor, tmp_path):
     assert (found[3].result != found[2].result) == replaced
 
 
-def test_a_job_that_always_fails_is_given_up_and_the_others_are_done(executor, tmp_path, caplog):
-    caplog.set_level("INFO")
+def test_a_job_that_always_fails_is_given_up_and_the_others_are_done(
+    executor, tmp_path, caplog, monkeypatch
+):
+    monkeypatch.setattr(logging.getLogger("ecgan"), "propagate", True)  # off in our command
+    caplog.set_level("INFO", "ecgan.runtime.executor")
     found = by_job(list(run_jobs(Make("raise_always", tmp_path), range(6), workers(executor))))
     failed = found.pop(3)
     assert isinstance(failed, Failed)
@@ -732,8 +736,9 @@ def test_one_worker_here_imports_no_ray(tmp_path):
 
 @pytest.mark.slow
 def test_a_ray_cluster_of_its_own_is_quiet_and_gone_at_the_end(tmp_path):
-    """Although a worker dies, which Ray likes to print."""
-    process = driver("ray", "talk", tmp_path)
+    """Although a worker dies, which Ray likes to print, and its sockets find a long TMPDIR."""
+    (deep := tmp_path / ("x" * 90)).mkdir()
+    process = driver("ray", "talk", tmp_path, TMPDIR=str(deep))
     while process.poll() is None and not list(tmp_path.glob("tried-1")):
         time.sleep(0.02)
     started = below(process.pid)

@@ -8,7 +8,6 @@ from typing import Any
 import click
 
 from ecgan.errors import UsageError, UserError
-from ecgan_cli.command import Group
 from ecgan_cli.options import (
     COUNT,
     FORMAT,
@@ -17,6 +16,7 @@ from ecgan_cli.options import (
     POSITIVE,
     QUIET,
     SET,
+    Group,
     data_option,
     option,
     recipe_option,

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import click
 
-from ecgan_cli.command import INTERRUPTED, Command
-from ecgan_cli.options import DEVICE, PATH, QUIET, SET, option
+from ecgan_cli.options import DEVICE, INTERRUPTED, PATH, QUIET, SET, Command, option
 
 
 @click.command(cls=Command)

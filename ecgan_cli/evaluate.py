@@ -12,10 +12,11 @@ import click
 
 from ecgan.errors import UsageError
 from ecgan.recipe import load_recipe
-from ecgan_cli.command import BELOW_LIMIT, INTERRUPTED, Command
 from ecgan_cli.options import (
+    BELOW_LIMIT,
     DEVICE,
     GPUS_PER_WORKER,
+    INTERRUPTED,
     JSON,
     MARKDOWN,
     PATH,
@@ -24,6 +25,7 @@ from ecgan_cli.options import (
     RAY_ADDRESS,
     SET,
     WORKERS,
+    Command,
     Decorator,
     option,
     recipe_option,

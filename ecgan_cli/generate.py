@@ -7,18 +7,20 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from ecgan.errors import UsageError, UserError
-from ecgan_cli.command import FAILED_SHARDS, INTERRUPTED, Command
 from ecgan_cli.options import (
     COUNT,
     DEVICE,
     DRY_RUN,
+    FAILED_SHARDS,
     FORMAT,
     GPUS_PER_WORKER,
+    INTERRUPTED,
     PATH,
     POSITIVE,
     QUIET,
     RAY_ADDRESS,
     WORKERS,
+    Command,
     Decorator,
     complete_run,
     data_option,

@@ -5,7 +5,7 @@ import importlib
 import click
 
 from ecgan import __version__
-from ecgan_cli.command import Group
+from ecgan_cli.options import Group
 
 _COMMANDS = {
     "train": ("ecgan_cli.train", "Train ECGAN on photos with label maps."),

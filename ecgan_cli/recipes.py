@@ -8,8 +8,7 @@ from typing import Any
 import click
 
 from ecgan.recipe import Recipe, load_recipe, recipe_names, recipe_text
-from ecgan_cli.command import Group
-from ecgan_cli.options import JSON, PATH, SET, option, recipe_argument, write_new
+from ecgan_cli.options import JSON, PATH, SET, Group, option, recipe_argument, write_new
 
 
 @click.group(cls=Group)

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import click
 
-from ecgan_cli.command import Group
-from ecgan_cli.options import COUNT, JSON, MARKDOWN, PATH, POSITIVE, option
+from ecgan_cli.options import COUNT, JSON, MARKDOWN, PATH, POSITIVE, Group, option
 
 
 @click.group(cls=Group)

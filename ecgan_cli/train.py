@@ -8,14 +8,15 @@ import click
 
 from ecgan.errors import UsageError
 from ecgan.recipe import load_recipe
-from ecgan_cli.command import INTERRUPTED, Command
 from ecgan_cli.options import (
     DEVICE,
     DRY_RUN,
+    INTERRUPTED,
     PATH,
     POSITIVE,
     QUIET,
     SET,
+    Command,
     data_option,
     option,
     recipe_option,

@@ -11,8 +11,8 @@ from click.testing import CliRunner
 from ecgan.errors import UserError
 from ecgan.evaluation import run as evaluate
 from ecgan.recipe import recipe_names
-from ecgan_cli.command import Command
 from ecgan_cli.main import cli
+from ecgan_cli.options import Command
 
 COMMANDS = [
     *("train", "sample", "augment", "evaluate", "downstream", "report", "data", "recipes", "demo"),

@@ -39,6 +39,8 @@ class Option(click.Option):
 
 
 class _Echo(logging.Handler):
+    """Log handler that writes to the standard error of the moment."""
+
     def emit(self, record: logging.LogRecord) -> None:
         click.echo(self.format(record), err=True)
 
@@ -112,7 +114,7 @@ class Command(click.Command):
 
 
 class Group(click.Group):
-    """Group of commands of the class above."""
+    """Group of commands that suggests a similar name for an unknown one."""
 
     command_class = Command
 
@@ -121,7 +123,8 @@ class Group(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find a command; suggest a similar one where there is none of that name."""
         close = difflib.get_close_matches(args[0], self.list_commands(ctx), n=1)
-        if close and self.get_command(ctx, args[0]) is None:
+        known = ctx.resilient_parsing or self.get_command(ctx, args[0]) is not None
+        if close and not known:
             ctx.fail(f"No such command {args[0]!r}. Did you mean {close[0]!r}?")
         return super().resolve_command(ctx, args)
 

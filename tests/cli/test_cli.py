@@ -170,6 +170,7 @@ def test_no_line_of_a_group_is_cut():
         ("ecgan sample --set", "train.acc", ""),
         ("ecgan sample --run", "runs/c", "plain,runs/city"),
         ("ecgan recipes show", "de", "plain,demo"),
+        ("ecgan trian", "--rec", ""),
     ],
 )
 def test_the_shell_completes(words, incomplete, expected, tmp_path, monkeypatch):

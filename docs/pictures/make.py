@@ -7,7 +7,7 @@
 The teaser calls the tool's own commands on toy scenes, which carry no licence; each step resumes.
 The generator is trained on crops of 64 x 128 of scenes of 128 x 256, which is four times as fast as
 whole scenes. All of it is convolutional but the layer at the trunk's start, which is repeated for
-the whole scene.
+the whole scene; then the statistics of its batch norms are estimated on whole scenes.
 """
 
 import argparse
@@ -16,16 +16,22 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
+from ecgan.checkpoint import GeneratorFile, load_generator
+from ecgan.data.loader import to_images
 from ecgan.labels import load_label_space
+from ecgan.models.layers import condition
+from ecgan.training.averaging import reestimate_statistics
 from ecgan.visualization import colorize, grid
 
 HERE = Path(__file__).parent
@@ -34,10 +40,10 @@ PROJECT = HERE.parents[1] / "pyproject.toml"
 # Scenes of `ecgan data toy --num 1500`, chosen by eye.
 _LAYOUTS = ("scene-00018", "scene-00298", "scene-00388")
 _STYLES = {  # in order of the names, which is that of the styles
-    "evening": "scene-00188",
+    "rain": "scene-00148",
     "sun": "scene-00198",
-    "night": "scene-00228",
-    "fog": "scene-00538",
+    "evening": "scene-00328",
+    "night": "scene-00458",
 }
 _CROP, _WHOLE = (64, 128), (128, 256)  # height, width
 _RECIPE = (
@@ -80,11 +86,13 @@ def make_teaser(work: Path, images: int) -> None:
     train = ("train", "--recipe", "demo", "--data", toy, "--out", run, *_RECIPE)
     ecgan(*train, "--set", f"train.images={images}")
     enlarge(run / "generator.safetensors", whole)
+    estimate_statistics(whole, toy)
     copy(toy / "labels" / "val", work / "layouts", _LAYOUTS)
     copy(toy / "images" / "val", work / "styles", list(_STYLES.values()))
     ecgan(
         *("augment", "--checkpoint", whole, "--labels", work / "layouts"),
-        *("--style-images", work / "styles", "--format", "folder", "--image-format", "png"),
+        *("--style-images", work / "styles", "--format", "folder"),
+        *("--set", "sampling.image_format=png"),
         *("--out", work / "samples", "--overwrite"),
     )
     sheet(work / "samples", toy).quantize(256).save(HERE / "teaser.png", optimize=True)
@@ -105,6 +113,38 @@ def enlarge(source: Path, target: Path) -> None:
             grid_of_old = grid_of_old.repeat_interleave(whole // crop, dim)
         tensors[name] = grid_of_old.reshape(-1, *old.shape[1:]).contiguous()
     save_file(tensors, target, metadata={"ecgan": json.dumps(document)})
+
+
+def estimate_statistics(file: Path, toy: Path, num: int = 256) -> None:
+    """Estimate the batch norms' statistics on whole scenes, each in the style of its own photo.
+
+    A run estimates them on styles from N(0, 1). With so small a weight of the KL divergence, styles
+    of photos spread wider.
+    """
+    made = load_generator(file)
+    assert made.style_encoder is not None
+    labels = sorted((toy / "labels" / "train").iterdir())[:num]
+    pairs = [(path, toy / "images" / "train" / f"{path.stem}.jpg") for path in labels]
+    reestimate_statistics(made.generator, _conditions(pairs, made))
+    with safe_open(file, "pt") as source:
+        metadata = source.metadata()
+        tensors = {name: source.get_tensor(name) for name in source.keys()}  # noqa: SIM118
+    state = made.generator.state_dict()
+    tensors |= {name: value for name, value in state.items() if "running_" in name}
+    save_file(tensors, file, metadata=metadata)
+
+
+@torch.no_grad()
+def _conditions(
+    pairs: Sequence[tuple[Path, Path]], made: GeneratorFile
+) -> Iterator[tuple[Tensor, Tensor]]:
+    assert made.style_encoder is not None
+    for batch in (pairs[i : i + 4] for i in range(0, len(pairs), 4)):
+        maps, photos = (
+            np.stack([np.array(Image.open(f)) for f in one]) for one in zip(*batch, strict=True)
+        )
+        z, _ = made.style_encoder(to_images(torch.from_numpy(photos).permute(0, 3, 1, 2)))
+        yield condition(torch.from_numpy(maps), None, made.space), z
 
 
 def ecgan(*arguments: object) -> None:

@@ -163,12 +163,23 @@ def _resolves(name):
 
 
 def test_the_page_of_recipe_keys_is_what_the_schema_says():
-    spec = importlib.util.spec_from_file_location("make_recipes", ROOT / "docs/make_recipes.py")
+    script = _script("docs/make_recipes.py")
+    assert script.TARGET.read_text() == script.render(), "python docs/make_recipes.py"
+
+
+def test_the_picture_of_the_packages_is_what_the_import_rules_say():
+    script = _script("docs/pictures/make.py")
+    drawn = (ROOT / "docs/pictures/packages.svg").read_text()
+    assert drawn == script.draw_packages(), "python docs/pictures/make.py diagrams"
+
+
+def _script(name):
+    spec = importlib.util.spec_from_file_location(Path(name).stem, ROOT / name)
     assert spec is not None
     assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    assert script.TARGET.read_text() == script.render(), "python docs/make_recipes.py"
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.mark.parametrize(

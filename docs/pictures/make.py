@@ -12,6 +12,7 @@ the whole scene; then the statistics of its batch norms are estimated on whole s
 
 import argparse
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -224,10 +225,11 @@ def draw_flow() -> str:
 def draw_packages() -> str:
     """The layers of `pyproject.toml`, from the command line down."""
     project = tomllib.loads(PROJECT.read_text(encoding="utf-8"))
-    (contract,) = project["tool"]["importlinter"]["contracts"][:1]
+    command_line, packages = project["tool"]["importlinter"]["contracts"]
+    layers = [command_line["layers"][0], *packages["layers"]]
     marks, top = [], 10
-    for layer in contract["layers"]:
-        names = [name.strip().removeprefix("ecgan.") for name in layer.split("|")]
+    for layer in layers:
+        names = [name.strip() for name in re.split("[|:]", layer)]
         width = (900 - 10 * (len(names) - 1)) / len(names)
         for index, name in enumerate(names):
             text = _ROLES.get(name, "")
@@ -246,7 +248,8 @@ _ROLES = {
     "sampling": "layouts + styles -> pixels",
     "segmentation": "label generator, judge, filter, student",
     "checkpoint": "run folder <-> networks",
-    "recipe": "the configuration, checked",
+    "recipe": "reads the configuration",
+    "recipe_schema": "its keys, defaults and checks",
     "data": "pairs in",
     "shards": "samples out",
     "models": "networks",

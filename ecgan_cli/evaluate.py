@@ -306,8 +306,8 @@ def _samples_of(place: str, n_styles: int, options: dict[str, Any]) -> str:
         return place  # refused where it is read
     from ecgan.checkpoint import load_generator, resolve_generator
     from ecgan.data import datasets
-    from ecgan.generation import planner
     from ecgan.generation import run as generate
+    from ecgan.generation.request import Request
 
     run, file = (path, None) if path.is_dir() else (None, path)
     source = resolve_generator(run, file)
@@ -321,7 +321,7 @@ def _samples_of(place: str, n_styles: int, options: dict[str, Any]) -> str:
     out = Path("datasets") / f"{source.parent.name or source.stem}-{split}{styles}"
     where = ("device", "workers", "gpus_per_worker", "ray_address", "quiet")
     generate.run(
-        planner.Request(
+        Request(
             generator=source,
             out=out,
             root=Path(root),

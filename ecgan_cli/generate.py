@@ -63,7 +63,8 @@ _VARIATION = (
         type=_Changes(),
         default=(),
         metavar="flip,crop,paste",
-        help="Add variants of each layout: mirrored, cropped, with objects pasted in.",
+        help="Add variants of each layout: mirrored, cropped, with objects pasted in "
+        "(experimental).",
     ),
     option(
         "--n-variants",
@@ -297,8 +298,8 @@ def _generate(
     if dry_run and profiled is not None:
         raise UsageError("--dry-run generates nothing and --profile does; give one of them")
     from ecgan.checkpoint import resolve_generator
-    from ecgan.generation import planner
     from ecgan.generation import run as generate
+    from ecgan.generation.request import Request
 
     require_folder("--data", options["root"])
     require_folder("--labels", options["labels"])
@@ -307,7 +308,7 @@ def _generate(
         click.echo(f"Using the newest run, {path.parent}", err=True)
     if out is None:
         out = str(Path("datasets") / f"{path.parent.name or path.stem}-{suffix}")
-    request = planner.Request(generator=path, out=out, **options)
+    request = Request(generator=path, out=out, **options)
     if dry_run:
         click.echo(generate.describe(request))
         return

@@ -25,9 +25,10 @@ from tqdm import tqdm
 from ecgan.errors import UserError
 from ecgan.generation import planner
 from ecgan.generation.plan import SPLIT, Job, Plan
-from ecgan.generation.planner import DatasetPlan, Request
-from ecgan.generation.state import FAILURES, LOG, Committed, Ledger
-from ecgan.generation.worker import MadeShard, ShardMaker
+from ecgan.generation.planner import DatasetPlan
+from ecgan.generation.request import Request
+from ecgan.generation.state import FAILURES, LOG, Committed, DatasetState
+from ecgan.generation.worker import MadeShard, ShardWorker
 from ecgan.runtime.executor import run_jobs
 from ecgan.runtime.jobs import Done, Failed, StopRun
 from ecgan.runtime.storage import Store, open_store
@@ -80,12 +81,12 @@ class Outcome:
 
 def describe(request: Request) -> str:
     """Samples, classes and bytes that :func:`run` would make; writes and trains nothing."""
-    ledger = Ledger(open_store(request.out))
-    ledger.check_place()
+    state = DatasetState(open_store(request.out))
+    state.check_place()
     prepared = planner.plan(request)
     plan = Plan((prepared.wanted.stage,))
     if not request.overwrite:
-        plan, _ = ledger.resolve(prepared.wanted, extend=request.extend, unknown=prepared.unknown)
+        plan, _ = state.resolve(prepared.wanted, extend=request.extend, unknown=prepared.unknown)
     height, width = prepared.size
     stage = prepared.wanted.stage
     size = plan.num_samples * _estimated_bytes(prepared)
@@ -123,22 +124,22 @@ def run(request: Request) -> Outcome:
         UserError: whatever the user can mend; what is committed stays.
     """
     store = open_store(request.out)
-    ledger = Ledger(store)
-    ledger.check_place()
+    state = DatasetState(store)
+    state.check_place()
     prepared = planner.plan(request)
-    if (version := ledger.begun_with()) is not None and not request.overwrite:
+    if (version := state.begun_with()) is not None and not request.overwrite:
         prepared = replace(prepared, begun_with=version)
     prepared = planner.train_filter(planner.encode_styles(prepared))
     start = time.monotonic()
-    with _writable(store, prepared, ledger), store.held():
-        if request.overwrite and ledger.is_ours():
-            ledger.remove()
-        plan, is_new = ledger.resolve(prepared.wanted, extend=request.extend)
+    with _writable(store, prepared, state), store.held():
+        if request.overwrite and state.is_ours():
+            state.remove()
+        plan, is_new = state.resolve(prepared.wanted, extend=request.extend)
         store.sweep()  # what dead writers left
         prepared.label_cache.save()
         if is_new:
-            ledger.record_stage(plan, prepared.wanted)
-        making = _Making(request, prepared, ledger, plan)
+            state.record_stage(plan, prepared.wanted)
+        making = _Generation(request, prepared, state, plan)
         making.run()
         if not making.failed and store.size(MANIFEST) is None:
             finish(store, _manifest(request, prepared, making))
@@ -171,7 +172,7 @@ def profile(request: Request, num_samples: int) -> str:
     stage = prepared.wanted.stage
     spent = StageSeconds(encoders)
     with tempfile.TemporaryDirectory(prefix="ecgan-") as folder:
-        maker = ShardMaker(replace(prepared.settings, out=folder))
+        maker = ShardWorker(replace(prepared.settings, out=folder))
         maker(stage.first(output.batch).job(0))
         made = maker(stage.first(num_samples).job(0))
     spent.add(made.seconds, made.elapsed, made.shard.samples)
@@ -185,12 +186,14 @@ def profile(request: Request, num_samples: int) -> str:
     )
 
 
-class _Making:
+class _Generation:
     """Makes the shards that are missing, and keeps count."""
 
-    def __init__(self, request: Request, prepared: DatasetPlan, ledger: Ledger, plan: Plan) -> None:
-        self.request, self.prepared, self.ledger, self.plan = request, prepared, ledger, plan
-        self.committed = ledger.committed(plan, verify=request.verify)
+    def __init__(
+        self, request: Request, prepared: DatasetPlan, state: DatasetState, plan: Plan
+    ) -> None:
+        self.request, self.prepared, self.state, self.plan = request, prepared, state, plan
+        self.committed = state.committed(plan, verify=request.verify)
         self.failed: list[str] = []
         self._failures: list[str] = []  # lines of failures.jsonl
         self.made, self.made_bytes = 0, 0
@@ -199,14 +202,14 @@ class _Making:
 
     def run(self) -> None:
         """Make them; failures are kept in mind and on the disk, and the others are made."""
-        store, plan = self.ledger.store, self.plan
+        store, plan = self.state.store, self.plan
         missing = [n for n in range(plan.num_shards) if n not in self.committed.shards]
         store.remove([FAILURES])
         if not missing:
             return
         # From here on the data set is not complete, whatever happens
         store.remove([MANIFEST, LOG])
-        self.ledger.uncommit(missing)
+        self.state.uncommit(missing)
         total = sum(map(plan.samples_in, missing))
         jobs = (plan.job(number) for number in missing)
         make_worker = partial(make_shards, self.prepared.settings)
@@ -231,7 +234,7 @@ class _Making:
         self.failed.append(f"{job}: {outcome.reason}")
         line = {"shard": job.number, "attempts": outcome.attempts, "reason": outcome.reason}
         self._failures.append(json.dumps(line) + "\n")
-        self.ledger.store.write(FAILURES, "".join(self._failures))
+        self.state.store.write(FAILURES, "".join(self._failures))
 
     def _log(self) -> None:
         line = {
@@ -242,12 +245,12 @@ class _Making:
             "elapsed": round(self.spent.elapsed, 3),
             "seconds": {name: round(self.spent.seconds[name], 3) for name in STAGES},
         }
-        self.ledger.store.write(LOG, json.dumps(line) + "\n")
+        self.state.store.write(LOG, json.dumps(line) + "\n")
 
 
-def make_shards(settings: planner.Settings, _: int) -> Callable[[Job], MadeShard]:
+def make_shards(settings: planner.GenerationConfig, _: int) -> Callable[[Job], MadeShard]:
     """Build a worker, whose full disk stops the whole run."""
-    maker = ShardMaker(settings)
+    maker = ShardWorker(settings)
 
     def make(job: Job) -> MadeShard:
         try:
@@ -261,7 +264,7 @@ def make_shards(settings: planner.Settings, _: int) -> Callable[[Job], MadeShard
 
 
 @contextmanager
-def _writable(store: Store, prepared: DatasetPlan, ledger: Ledger) -> Iterator[None]:
+def _writable(store: Store, prepared: DatasetPlan, state: DatasetState) -> Iterator[None]:
     """Turn what keeps us from writing into a sentence.
 
     A full disk says what was kept and how much room is needed.
@@ -275,9 +278,9 @@ def _writable(store: Store, prepared: DatasetPlan, ledger: Ledger) -> Iterator[N
                 raise
             raise UserError(f"--out {store}: cannot write: {error.strerror}") from error
         plan = Plan((prepared.wanted.stage,))
-        if ledger.is_ours():
-            plan, _ = ledger.resolve(prepared.wanted, extend=False)
-        committed = ledger.committed(plan)
+        if state.is_ours():
+            plan, _ = state.resolve(prepared.wanted, extend=False)
+        committed = state.committed(plan)
         kept, count = committed.samples, len(committed.shards)
         each = committed.bytes / kept if kept else _estimated_bytes(prepared)
         needed = (plan.num_samples - kept) * each / 1e6
@@ -311,7 +314,7 @@ def _filtered(prepared: DatasetPlan, committed: Committed) -> str:
 # The manifest
 
 
-def _manifest(request: Request, prepared: DatasetPlan, making: _Making) -> Manifest:
+def _manifest(request: Request, prepared: DatasetPlan, making: _Generation) -> Manifest:
     recipe, output, plan = prepared.recipe, prepared.settings.output, making.plan
     committed, file, space = making.committed, prepared.file, prepared.space
     keys = {stage.items[i].key for stage in plan.stages for i in np.unique(stage.rows.layouts)}
@@ -343,7 +346,7 @@ def _manifest(request: Request, prepared: DatasetPlan, making: _Making) -> Manif
         vary=request.changes,
         license=recipe.sampling.license,
         filter=_filter_summary(request, prepared, committed),
-        label_generator=None if generator is None else LabelGeneratorRecord(**generator),
+        label_generator=LabelGeneratorRecord(**generator) if generator else None,
         recipe=recipe.model_dump(mode="json"),
         fingerprint=prepared.wanted.fingerprint,
         classes=space.to_json(),

@@ -60,7 +60,7 @@ _SIDECARS = (
 
 
 @dataclass(frozen=True)
-class Wanted:
+class PlanRequest:
     """What a call asks for.
 
     Attributes:
@@ -137,7 +137,7 @@ class Committed:
         return [shard for _, shard in sorted(self.shards.items())]
 
 
-class Ledger:
+class DatasetState:
     """The book of one data set."""
 
     def __init__(self, store: Store) -> None:
@@ -178,7 +178,7 @@ class Ledger:
         store.remove([PLAN])
 
     def resolve(
-        self, wanted: Wanted, *, extend: bool, unknown: Collection[str] = ()
+        self, wanted: PlanRequest, *, extend: bool, unknown: Collection[str] = ()
     ) -> tuple[Plan, bool]:
         """What is there and what is asked for, as one plan.
 
@@ -222,7 +222,7 @@ class Ledger:
         )
         return Plan((*kept, added)), True
 
-    def record_stage(self, plan: Plan, wanted: Wanted) -> None:
+    def record_stage(self, plan: Plan, wanted: PlanRequest) -> None:
         """Keep the last stage of a plan; plan.json is what makes it count."""
         store, number, stage = self.store, len(plan.stages) - 1, plan.stages[-1]
         store.write(
@@ -292,7 +292,7 @@ class Ledger:
             ) from None
 
     def _kept_stages(
-        self, book: _PlanDocument, wanted: Wanted
+        self, book: _PlanDocument, wanted: PlanRequest
     ) -> tuple[tuple[Stage, ...], dict[str, str]]:
         items = wanted.stage.items
         numbers = {item.key: number for number, item in enumerate(items)}
@@ -309,7 +309,7 @@ class Ledger:
             digests |= zip(record.keys, record.digests, strict=True)
         return tuple(stages), digests
 
-    def _check_extension(self, wanted: Wanted, digests: Mapping[str, str]) -> None:
+    def _check_extension(self, wanted: PlanRequest, digests: Mapping[str, str]) -> None:
         items: Sequence[Item] = wanted.stage.items
         now = {item.key: digest for item, digest in zip(items, wanted.digests, strict=True)}
         changed = [key for key, digest in digests.items() if now[key] != digest]

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar, cast
+from typing import NamedTuple, TypeVar, cast
 
 import cv2
 import numpy as np
@@ -22,11 +22,12 @@ import torch
 from ecgan.errors import UserError
 from ecgan.generation import layout_augmentation
 from ecgan.generation.plan import SPLIT, Group, Job, commit_name, passes
+from ecgan.generation.request import OnInconsistent
 from ecgan.labels import Labels
 from ecgan.runtime.executor import prefetch
 from ecgan.runtime.storage import open_store
 from ecgan.runtime.timing import StageTimer
-from ecgan.sampling.sampler import Layout, Made, Pending, Sampler
+from ecgan.sampling.sampler import GeneratedPair, Layout, Pending, Sampler
 from ecgan.sampling.styles import Styles
 from ecgan.seeds import variant_seed
 from ecgan.segmentation.label_filter import Filter, FilterSpec, Judgement
@@ -37,7 +38,6 @@ from ecgan.shards.manifest import CommitRecord, FilterTotals, Format
 from ecgan.shards.records import Encoded, Record, count_classes, sample_key
 
 T = TypeVar("T")
-OnInconsistent = Literal["ignore", "drop", "retry"]
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Output:
 
 
 @dataclass(frozen=True)
-class Variation:
+class VariantOptions:
     """How varied forms of layouts are made.
 
     Attributes:
@@ -81,7 +81,7 @@ class Variation:
 
 
 @dataclass(frozen=True)
-class Settings:
+class GenerationConfig:
     """What is the same for all shards; small, and it can be sent to another machine.
 
     Attributes:
@@ -103,7 +103,7 @@ class Settings:
     out: str
     output: Output
     styles: Styles
-    variation: Variation = Variation()
+    variation: VariantOptions = VariantOptions()
     filter: FilterSpec | None = None
     on_inconsistent: OnInconsistent = "ignore"
     retries: int = 3
@@ -128,11 +128,11 @@ class Sample(NamedTuple):
     retries: int  # how many there were
     layout: Layout
     variation: str
-    made: Made
+    made: GeneratedPair
     judgement: Judgement | None
 
 
-class ShardMaker:
+class ShardWorker:
     """Makes shards, one after the other, on one device.
 
     Args:
@@ -140,7 +140,7 @@ class ShardMaker:
         sampler: in place of the one that the settings name, for benchmarks.
     """
 
-    def __init__(self, settings: Settings, sampler: Sampler | None = None) -> None:
+    def __init__(self, settings: GenerationConfig, sampler: Sampler | None = None) -> None:
         cv2.setNumThreads(1)  # encoding has threads of its own
         device = torch.device(settings.device)
         self.settings = settings

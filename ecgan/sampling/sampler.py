@@ -52,7 +52,7 @@ class Layout(NamedTuple):
     boundary: Pixels | None  # (H, W), 0 or 1; None where the generator takes none
 
 
-class Made(NamedTuple):
+class GeneratedPair(NamedTuple):
     """One generated pair."""
 
     image: Pixels  # (H, W, 3)
@@ -276,16 +276,16 @@ class Pending:
         """Bytes that are on their way: (L, k, H, W, 3) and (L, k, H, W)."""
         self._parts.append((images, edges))
 
-    def result(self) -> list[list[Made]]:
+    def result(self) -> list[list[GeneratedPair]]:
         """Wait for them: K for each layout."""
-        made: list[list[Made]] = [[] for _ in range(self._num_layouts)]
+        made: list[list[GeneratedPair]] = [[] for _ in range(self._num_layouts)]
         for images, edges in self._parts:
             pixels = images.wait().numpy()
             maps = None if edges is None else edges.wait().numpy()
             for layout, of_layout in enumerate(made):
                 for k, image in enumerate(pixels[layout]):
                     edge = canny_edges(image) if maps is None else maps[layout, k]
-                    of_layout.append(Made(image, edge))
+                    of_layout.append(GeneratedPair(image, edge))
         return made
 
 

@@ -35,9 +35,6 @@ class Document(BaseModel):
     model_config = ConfigDict(frozen=True, populate_by_name=True)
 
 
-# Layouts
-
-
 def layout_digest(label: str, instances: str | None = None) -> str:
     """Digest of a layout's files, from their SHA-256 in hexadecimal."""
     return label[:_DIGITS] + ("" if instances is None else instances[:_DIGITS])
@@ -142,9 +139,6 @@ class CommitRecord(ShardEntry):
 
     def entry(self) -> ShardEntry:
         return ShardEntry(**{name: getattr(self, name) for name in ShardEntry.model_fields})
-
-
-# Fingerprint
 
 
 class Fingerprint(Document):
@@ -254,17 +248,13 @@ _KEYS_2 = {wording: key for key, wording in WORDING.items()} | {
 
 def fingerprint_of_2(value: Mapping[str, Any]) -> dict[str, Any]:
     """Fingerprint of schema 2, whose keys were the words of refusals, with today's keys."""
-    versions = {
-        name.removeprefix("version of "): version
-        for name, version in value.items()
-        if name.startswith("version of ")
-    }
-    others = {
-        _KEYS_2.get(name, name): own
-        for name, own in value.items()
-        if not name.startswith("version of ")
-    }
-    return others | {"versions": versions}
+    translated: dict[str, Any] = {"versions": {}}
+    for name, own in value.items():
+        if name.startswith("version of "):
+            translated["versions"][name.removeprefix("version of ")] = own
+        else:
+            translated[_KEYS_2.get(name, name)] = own
+    return translated
 
 
 # The manifest
@@ -288,10 +278,9 @@ class StyleSource(StrEnum):
     @classmethod
     def of_2(cls, text: str) -> "StyleSource":
         """Source that a sentence of schema 2 names."""
-        return next(
-            (source for source in reversed(cls) if text.startswith(source.value)),
-            cls.INTERPOLATION if text.startswith("between") else cls.NONE,
-        )
+        if text.startswith("between"):
+            return cls.INTERPOLATION
+        return next((source for source in reversed(cls) if text.startswith(source)), cls.NONE)
 
 
 class EdgeSource(StrEnum):
@@ -354,7 +343,7 @@ class Provenance(Document):
 
 
 class LabelGeneratorRecord(Document):
-    """Segmenter that trained the generator; other keys are kept as they are."""
+    """Segmenter that trained the generator; other keys stay as they are."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 

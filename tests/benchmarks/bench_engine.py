@@ -34,11 +34,11 @@ from PIL import Image
 
 from ecgan.generation import planner
 from ecgan.generation.plan import Plan, Stage, commit_name, passes, whole_rows
-from ecgan.generation.planner import Request
-from ecgan.generation.state import Ledger
-from ecgan.generation.worker import ShardMaker
+from ecgan.generation.request import Request
+from ecgan.generation.state import DatasetState
+from ecgan.generation.worker import ShardWorker
 from ecgan.runtime.storage import open_store
-from ecgan.sampling.sampler import Made, Sampler
+from ecgan.sampling.sampler import GeneratedPair, Sampler
 from ecgan.shards import codecs
 from ecgan.shards.manifest import CommitRecord
 from tests.helpers.tiny import make_generator
@@ -52,7 +52,7 @@ class NullSampler(Sampler):
     def __init__(self, path, device):
         super().__init__(path, device)
         rng = np.random.default_rng(0)
-        self._made = [Made(scene(rng, self.size), edges(rng, self.size)) for _ in range(4)]
+        self._made = [GeneratedPair(scene(rng, self.size), edges(rng, self.size)) for _ in range(4)]
 
     def start(self, layouts, z, batch):
         return Ready([[self._made[k % 4] for k in range(z.shape[1])] for _ in layouts])
@@ -115,10 +115,10 @@ def plan_in_a_process(path, layouts, styles):
         start = time.perf_counter()
         request = request_of(path, layouts, Path(folder) / "out", n_styles=styles)
         wanted = planner.plan(request).wanted
-        ledger = Ledger(open_store(request.out))
-        ledger.check_place()
-        plan, _ = ledger.resolve(wanted, extend=False)
-        ledger.record_stage(plan, wanted)
+        state = DatasetState(open_store(request.out))
+        state.check_place()
+        plan, _ = state.resolve(wanted, extend=False)
+        state.record_stage(plan, wanted)
         seconds = time.perf_counter() - start
         start = time.perf_counter()
         for number in range(0, plan.num_shards, 100):
@@ -161,7 +161,7 @@ def measure_resume(folder, count):
         (base / commit_name(number)).write_text(shard.model_dump_json())
         (base / name).write_bytes(b"x")
     start = time.perf_counter()
-    found = Ledger(store).committed(Plan((stage,)))
+    found = DatasetState(store).committed(Plan((stage,)))
     seconds = time.perf_counter() - start
     assert len(found.shards) == count
     print(f"resume: {count:,} committed shards scanned in {seconds:.1f} s", flush=True)
@@ -213,7 +213,7 @@ def measure_engine(
     prepared = planner.plan(request)
     settings = replace(prepared.settings, encoders=threads or prepared.settings.encoders)
     job = prepared.wanted.stage.job(0)
-    maker = ShardMaker(settings, sampler=NullSampler(path, torch.device("cpu")))
+    maker = ShardWorker(settings, sampler=NullSampler(path, torch.device("cpu")))
     seconds = {}
 
     def engine():
@@ -255,7 +255,7 @@ def measure_end_to_end(folder, repeats):
         model={"width": 16},
     )
     prepared = planner.plan(request_of(path, layouts, folder / "whole", samples_per_shard=60))
-    maker = ShardMaker(prepared.settings)
+    maker = ShardWorker(prepared.settings)
     job = prepared.wanted.stage.job(0)
     sampler = maker.sampler
     read = [sampler.layout(group.key, *sampler.read_maps(group.item)) for group in job.groups]

@@ -24,8 +24,8 @@ from ecgan.errors import UserError
 from ecgan.generation import planner
 from ecgan.generation import run as generate
 from ecgan.generation.plan import Stage, whole_rows
-from ecgan.generation.planner import Request
-from ecgan.generation.worker import ShardMaker
+from ecgan.generation.request import Request
+from ecgan.generation.worker import ShardWorker
 from ecgan.runtime.storage import open_store
 from ecgan.runtime.timing import STAGES, StageSeconds
 from ecgan.segmentation import label_filter
@@ -226,7 +226,7 @@ def test_a_data_set_in_memory_has_the_bytes_of_one_in_a_folder(request_, tmp_pat
 
 def test_where_the_time_went_is_counted(request_):
     prepared = planner.plan(request_())
-    made = ShardMaker(prepared.settings)(prepared.wanted.stage.job(0))
+    made = ShardWorker(prepared.settings)(prepared.wanted.stage.job(0))
     assert tuple(made.seconds) == STAGES
     assert made.seconds["judge"] == 0
     assert all(made.seconds[name] > 0 for name in STAGES if name != "judge")

@@ -28,8 +28,8 @@ from ecgan.errors import UserError
 from ecgan.generation import planner
 from ecgan.generation import run as generate
 from ecgan.generation.plan import Plan, Stage, passes, whole_rows
-from ecgan.generation.planner import Request
-from ecgan.generation.state import Ledger
+from ecgan.generation.request import Request
+from ecgan.generation.state import DatasetState
 from ecgan.runtime import files
 from ecgan.runtime.storage import open_store
 from ecgan.seeds import sample_seed
@@ -422,9 +422,9 @@ def test_the_folder_of_a_data_set_does_not_show_in_its_bytes(request_, finished,
     ],
 )
 def test_other_settings_are_refused_by_name(request_, tmp_path, changes, message):
-    ledger = Ledger(open_store(tmp_path / "out"))
+    state = DatasetState(open_store(tmp_path / "out"))
     wanted = planner.plan(request_()).wanted
-    ledger.record_stage(Plan((wanted.stage,)), wanted)
+    state.record_stage(Plan((wanted.stage,)), wanted)
     with pytest.raises(UserError, match=message):
         generate.run(request_(**changes))
 

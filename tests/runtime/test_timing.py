@@ -12,10 +12,11 @@ from click.testing import CliRunner
 from PIL import Image
 
 from ecgan.generation import planner
-from ecgan.generation.worker import ShardMaker
+from ecgan.generation.request import Request
+from ecgan.generation.worker import ShardWorker
 from ecgan.recipe import load_recipe
 from ecgan.runtime.timing import STAGES, StageTimer, span, span_seconds, table
-from ecgan.sampling.sampler import Made
+from ecgan.sampling.sampler import GeneratedPair
 from ecgan.segmentation.label_filter import Judgement
 from ecgan_cli.main import cli
 from tests.helpers.tiny import make_generator, write_pairs
@@ -122,19 +123,17 @@ def test_the_bottleneck_is_named_after_every_call(augment):
 def test_the_time_of_retries_is_counted(tmp_path, monkeypatch):
     path = make_generator(tmp_path / "g.safetensors")
     Image.fromarray(np.zeros((32, 64), np.uint8)).save(tmp_path / "a.png")
-    request = planner.Request(
-        path, tmp_path / "out", labels=tmp_path, n_styles=2, device="cpu", quiet=True
-    )
+    request = Request(path, tmp_path / "out", labels=tmp_path, n_styles=2, device="cpu", quiet=True)
     prepared = planner.plan(request)
     settings = replace(prepared.settings, on_inconsistent="retry", retries=3)
-    maker = ShardMaker(settings)
+    maker = ShardWorker(settings)
     maker.filter = SimpleNamespace(
         judge_batch=lambda images, labels, _: [
             Judgement(label, 0.0, 0.0, is_consistent=False, kept_pixels=0, labelled_pixels=1)
             for label in labels
         ]
     )
-    made = Made(np.zeros((32, 64, 3), np.uint8), np.zeros((32, 64), np.uint8))
+    made = GeneratedPair(np.zeros((32, 64, 3), np.uint8), np.zeros((32, 64), np.uint8))
 
     def result():
         time.sleep(0.02)

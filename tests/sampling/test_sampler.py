@@ -13,7 +13,8 @@ from ecgan.data.transforms import canny_edges
 from ecgan.errors import UserError
 from ecgan.generation import planner
 from ecgan.generation.plan import Plan
-from ecgan.generation.state import Ledger
+from ecgan.generation.request import Request
+from ecgan.generation.state import DatasetState
 from ecgan.models.layers import condition
 from ecgan.runtime.storage import open_store
 from ecgan.sampling import sampler as sampling
@@ -230,13 +231,11 @@ def test_when_the_network_is_compiled(wanted, output, num_samples, on_cuda, expe
 def test_the_order_of_sums_and_compiling_are_part_of_the_plan(tmp_path, monkeypatch):
     path = make_generator(tmp_path / "g.safetensors")
     Image.fromarray(layout(0).label).save(tmp_path / "a.png")
-    request = planner.Request(
-        path, tmp_path / "out", labels=tmp_path, device="cpu", quiet=True, n_styles=1
-    )
+    request = Request(path, tmp_path / "out", labels=tmp_path, device="cpu", quiet=True, n_styles=1)
     wanted = planner.plan(request).wanted
-    ledger = Ledger(open_store(request.out))
-    ledger.record_stage(Plan((wanted.stage,)), wanted)
-    ledger.resolve(planner.plan(request).wanted, extend=False)
+    state = DatasetState(open_store(request.out))
+    state.record_stage(Plan((wanted.stage,)), wanted)
+    state.resolve(planner.plan(request).wanted, extend=False)
     monkeypatch.setattr(planner, "ARITHMETIC", sampling.ARITHMETIC + 1)
     monkeypatch.setattr(planner, "compiles", lambda *_, **__: True)
     other = planner.plan(request)
@@ -244,7 +243,7 @@ def test_the_order_of_sums_and_compiling_are_part_of_the_plan(tmp_path, monkeypa
     with pytest.raises(
         UserError, match=r"differ in order of sums \(2, now 3\), sampling.compile \(False, now True"
     ):
-        ledger.resolve(other.wanted, extend=False)
+        state.resolve(other.wanted, extend=False)
 
 
 def test_a_network_that_cannot_be_compiled_is_told_with_the_way_out(sampler, monkeypatch):

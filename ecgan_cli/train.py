@@ -95,6 +95,7 @@ def train(
     require_root(recipe.data.root)
 
     from ecgan.runtime import distributed
+    from ecgan.runtime.device import choose_device
     from ecgan.training import estimate
     from ecgan.training import run as library
 
@@ -107,7 +108,13 @@ def train(
         click.echo(estimate.profile(recipe, steps=profiled, device=device, init=init))
     elif nproc_per_node is not None:
         # what can be refused at once is refused once, not by every rank
-        library.check(recipe, run, num_processes=nproc_per_node, read_files=False)
+        library.check(
+            recipe,
+            run,
+            device=choose_device(device),
+            num_processes=nproc_per_node,
+            read_files=False,
+        )
         arguments = ["train", "--recipe", recipe_name, "--out", str(run), "--device", device]
         arguments += [word for override in overrides for word in ("--set", override)]
         arguments += ["--init", str(init)] if init is not None else []

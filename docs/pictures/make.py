@@ -32,7 +32,7 @@ from ecgan.checkpoint import GeneratorFile, load_generator
 from ecgan.data.loader import to_images
 from ecgan.labels import load_label_space
 from ecgan.models.layers import condition
-from ecgan.training.averaging import reestimate_statistics
+from ecgan.training.ema import reestimate_statistics
 from ecgan.visualization import colorize, grid
 
 HERE = Path(__file__).parent

@@ -155,6 +155,13 @@ def parallel(network: nn.Module, device: torch.device, *, find_unused: bool = Fa
     )
 
 
+def without_parallel(network: nn.Module) -> nn.Module:
+    """The network itself, out of :func:`parallel`."""
+    if isinstance(network, DistributedDataParallel):
+        return cast("nn.Module", getattr(network, "module"))  # noqa: B009  torch does not type it
+    return network
+
+
 def without_averaging(network: nn.Module) -> AbstractContextManager[Any]:
     """Add gradients up on each rank, to be averaged by a later pass outside of this."""
     return network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()
@@ -204,6 +211,33 @@ class BatchNormOverRanks(nn.BatchNorm2d):
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), weight)
         unbiased = variance * (count / max(1, count - 1))
         self.running_var.lerp_(unbiased.to(self.running_var.dtype), weight)
+
+
+class DeferredSignals:
+    """Ctrl-C and SIGTERM: at once during the set-up, at the end of a step afterwards."""
+
+    def __init__(self) -> None:
+        self.came = False
+        self._deferred = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "DeferredSignals":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def defer(self) -> None:
+        """From now on only note the first signal."""
+        self._deferred = True
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        if not self._deferred or self.came:  # a second one does not wait
+            raise KeyboardInterrupt
+        self.came = True
 
 
 def launch(num_processes: int, arguments: Sequence[str], *, device: str) -> int:

@@ -19,8 +19,8 @@ from ecgan.recipe import Recipe
 from ecgan.runtime.device import choose_device
 from ecgan.runtime.timing import span, span_seconds, table
 from ecgan.training import run
-from ecgan.training.objective import GeneratorSide, build_discriminator
-from ecgan.training.warm_start import transfer
+from ecgan.training.networks import build_networks, untrained_label_generator, warm_start
+from ecgan.training.objective import GeneratorSide, Objective, build_bank, build_discriminator
 
 ADAM_COPIES = 4  # the weight, its gradient, Adam's two moments; float32
 
@@ -100,22 +100,20 @@ def dry_run(
         UserError: what :func:`run.run` would refuse, but for faults inside files.
     """
     own_device = choose_device(device)
-    recipe = recipe.resolved(own_device.type)
-    space, (train_set, validation_set) = run.check(
-        recipe, out, num_processes=num_processes, read_files=False
-    )
+    job = run.check(recipe, out, device=own_device, num_processes=num_processes, read_files=False)
+    recipe, space = job.recipe, job.space
     text = describe(
         recipe,
         space,
         device=own_device,
         world=num_processes,
-        sizes={"train": len(train_set), "validation": len(validation_set)},
+        sizes={"train": len(job.train_set), "validation": len(job.validation_set)},
     )
     if init is None:
         return text
     side = GeneratorSide(recipe, space)
     source = checkpoint.load_generator(init)
-    taken = transfer(side.generator, side.style_encoder, recipe, space, source)
+    taken = warm_start(side.generator, side.style_encoder, recipe, space, source)
     return "\n".join([text, f"{'init:':<12}{init}", *(f"{'':12}{x}" for x in taken.lines())])
 
 
@@ -195,28 +193,31 @@ def profile(recipe: Recipe, *, steps: int, device: str = "auto", init: Path | No
         UserError: what :func:`run.run` would refuse.
     """
     own_device = choose_device(device, current=True)
-    recipe = recipe.resolved(own_device.type)
     with tempfile.TemporaryDirectory(prefix="ecgan-") as folder:
-        place = run.Place(Path(folder) / "run", own_device, init, quiet=True)
-        space, sets = run.check(recipe, place.out, read_files=False)
-        training = run.Training(recipe, space, sets, place, for_profile=True)
-        return _profiled(training, steps)
+        out = Path(folder) / "run"
+        job = run.check(recipe, out, device=own_device, init=init, quiet=True, read_files=False)
+    recipe, space = job.recipe, job.space
+    networks = build_networks(recipe, space, own_device, init)
+    segmenter = untrained_label_generator(recipe, space, own_device)
+    bank = build_bank(recipe, space, own_device)
+    objective = Objective(recipe, space, own_device, segmenter, networks.perceptual_network, bank)
+    return _profiled(run.start(job, networks, objective), steps)
 
 
-def _profiled(training: run.Training, steps: int) -> str:
-    device, batch = training.place.device, training.recipe.train.batch
+def _profiled(state: run.TrainingState, steps: int) -> str:
+    device, batch = state.job.device, state.job.recipe.train.batch
     activities = [ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler greets on stderr
-    with closing(training.batches()) as found:
+    with closing(run.batches_of(state)) as found:
         for _ in range(_WARM_UP_STEPS):
-            _one_step(training, found)
+            _one_step(state, found)
         with torch.profiler.profile(activities=activities) as profiler:
             _synchronise(device)
             start = time.perf_counter()
             for _ in range(steps):
-                _one_step(training, found)
+                _one_step(state, found)
             _synchronise(device)
             elapsed = time.perf_counter() - start
     seconds = span_seconds(profiler.events())
@@ -230,13 +231,10 @@ def _profiled(training: run.Training, steps: int) -> str:
     )
 
 
-def _one_step(training: run.Training, found: Iterator[Batch]) -> None:
+def _one_step(state: run.TrainingState, found: Iterator[Batch]) -> None:
     with span("load"):
         batch = next(found)
-    training.step(batch)
-    training.progress.images_seen += training.recipe.train.batch
-    with span("averaging"):
-        training.averaged.update(training.players.side, training.progress.images_seen)
+    run.train_step(state, batch)
 
 
 def _synchronise(device: torch.device) -> None:

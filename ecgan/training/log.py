@@ -1,4 +1,4 @@
-"""What a training tells: metrics.jsonl, TensorBoard, preview files, the progress bar."""
+"""Training logs: metrics.jsonl, TensorBoard, preview files and the progress bar."""
 
 import json
 import sys
@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from ecgan.checkpoint import InheritedTraining
 from ecgan.errors import UserError
 from ecgan.runtime import distributed
 from ecgan.runtime.files import write_whole
@@ -22,32 +23,70 @@ from ecgan.runtime.files import write_whole
 
 @dataclass
 class Means:
-    """Running means of named values since the last line of the log; goes into checkpoints."""
+    """Running means of loss terms since the last line of the log; saved in checkpoints."""
 
     sums: dict[str, float] = field(default_factory=dict[str, float])
     count: int = 0
 
     def add(self, values: Mapping[str, float]) -> None:
-        """Count one step."""
+        """Add the values of one step."""
         for name, number in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + number
         self.count += 1
 
     def take(self) -> dict[str, float]:
-        """The means, and start anew."""
+        """Return the means and reset."""
         means = {name: total / self.count for name, total in self.sums.items()}
         self.sums, self.count = {}, 0
         return means
 
 
-class Journal:
-    """Writes into a run folder; on all ranks but the first, nothing.
+@dataclass
+class Progress:
+    """Progress of a training, saved in checkpoints beside the networks.
+
+    Attributes:
+        images_seen: length of the training so far.
+        means: means since the last line of the log.
+        best: images and value of the best validation score.
+        init: SHA-256 of the generator that the training started from; empty without.
+        inherited: layouts that earlier trainings saw.
+    """
+
+    images_seen: int = 0
+    means: Means = field(default_factory=Means)
+    best: dict[str, float] | None = None
+    init: str = ""
+    inherited: list[InheritedTraining] = field(default_factory=list[InheritedTraining])
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but images_seen, which names the checkpoint."""
+        return {
+            "means": {"sums": self.means.sums, "count": self.means.count},
+            "best": self.best,
+            "init": self.init,
+            "inherited": [one.model_dump() for one in self.inherited],
+        }
+
+    @classmethod
+    def from_json(cls, state: dict[str, Any]) -> "Progress":
+        """Read the ``state`` of a training checkpoint."""
+        init = state["init"]
+        # A checkpoint of an earlier version does not name the layouts of the other training
+        unknown = [{"sha256": init, "classes": [], "keys": []}] if init else []
+        means = Means(**state["means"])
+        inherited = [InheritedTraining(**one) for one in state.get("inherited", unknown)]
+        return cls(state["images_seen"], means, state["best"], init, inherited)
+
+
+class RunLogger:
+    """Logger of a run; on all ranks but the first it does nothing.
 
     Args:
-        run: the folder.
-        images_seen: where the training goes on; what an interrupted run wrote beyond is dropped.
+        run: the run folder.
+        images_seen: length of the training so far; later lines of an interrupted run are dropped.
         length: images of the whole run.
-        quiet: no progress bar. There is none either where the output is no terminal.
+        quiet: no progress bar. There is none either if stderr is not a terminal.
     """
 
     def __init__(self, run: Path, images_seen: int, length: int, *, quiet: bool) -> None:
@@ -59,7 +98,7 @@ class Journal:
         self._last_images = images_seen
         self._board: SummaryWriter | None = None
         if self._writes:
-            self._forget_beyond(images_seen)
+            self._drop_later_lines(images_seen)
             self._board = SummaryWriter(str(run / "tensorboard"), purge_step=images_seen + 1)
         self._bar = tqdm(
             total=length,
@@ -83,23 +122,23 @@ class Journal:
             self._board.close()
 
     def advance(self, images: int) -> None:
-        """Move the bar."""
+        """Move the progress bar."""
         self._bar.update(images)
 
-    def say(self, text: str) -> None:
-        """A line for the user, above the bar where there is one."""
+    def message(self, text: str) -> None:
+        """Print a line above the progress bar."""
         if self._writes and not self._quiet:
             self._bar.write(text, file=sys.stderr)
 
-    def speed(self, images_seen: int) -> float:
-        """Images a second since the last call."""
+    def images_per_second(self, images_seen: int) -> float:
+        """Images per second since the last call."""
         now = time.monotonic()
         speed = (images_seen - self._last_images) / max(1e-9, now - self._last)
         self._last, self._last_images = now, images_seen
         return speed
 
     def log(self, images_seen: int, values: Mapping[str, float]) -> None:
-        """One line of metrics.jsonl, and the same in TensorBoard."""
+        """Write a line of metrics.jsonl, and the same to TensorBoard."""
         if not self._writes or self._board is None:
             return
         record = {"images": images_seen, **values}
@@ -112,8 +151,8 @@ class Journal:
             if name != "images":
                 self._board.add_scalar(name, value, images_seen)
 
-    def picture(self, images_seen: int, picture: Image.Image) -> None:
-        """A preview grid, ``samples-<images seen>.png``."""
+    def preview(self, images_seen: int, picture: Image.Image) -> None:
+        """Write a preview grid, ``samples-<images seen>.png``."""
         if self._board is None:
             return
         buffer = BytesIO()
@@ -121,7 +160,7 @@ class Journal:
         write_whole(self._run / f"samples-{images_seen:09d}.png", buffer.getvalue())
         self._board.add_image("samples", np.asarray(picture), images_seen, dataformats="HWC")
 
-    def _forget_beyond(self, images_seen: int) -> None:
+    def _drop_later_lines(self, images_seen: int) -> None:
         if not self._path.is_file():
             return
         lines = self._path.read_text(encoding="utf-8").splitlines()

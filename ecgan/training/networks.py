@@ -1,13 +1,16 @@
-"""Networks that a training needs beside G and D: label generator, HED and perceptual network."""
+"""Networks of a training: G and D, frozen networks, and the warm start from another generator."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
+from ecgan.checkpoint import GeneratorFile, build_generator, load_generator
 from ecgan.data.loader import TripleDataset
 from ecgan.errors import UserError
-from ecgan.labels import LabelSpace
+from ecgan.labels import LabelClass, LabelSpace
 from ecgan.models.pretrained import perceptual_features
 from ecgan.models.pretrained.frozen import PerceptualFeatures
 from ecgan.models.pretrained.hed import Hed
@@ -16,6 +19,51 @@ from ecgan.runtime import distributed
 from ecgan.segmentation.loading import load_segmenter
 from ecgan.segmentation.segmenter import Normalisation, Provenance, Segmenter
 from ecgan.segmentation.training import new_network, train_segmenter
+from ecgan.training import step
+from ecgan.training.step import TrainedNetworks
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Networks of a training, before it starts.
+
+    Attributes:
+        trained: G and D.
+        perceptual_network: frozen network of the perceptual term, if any.
+        hed: HED, if real edges come from it.
+        warm_start: weights that came from ``--init``, if any.
+        init_sha256: SHA-256 of that file; empty without.
+    """
+
+    trained: TrainedNetworks
+    perceptual_network: PerceptualFeatures | None
+    hed: Hed | None
+    warm_start: "WarmStart | None" = None
+    init_sha256: str = ""
+
+
+def build_networks(
+    recipe: Recipe, space: LabelSpace, device: torch.device, init: Path | None = None
+) -> Networks:
+    """Build G and D and read the frozen networks; nothing is trained or written.
+
+    Args:
+        recipe: the recipe.
+        space: the class list.
+        device: device of the networks.
+        init: a generator to start from.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    perceptual, edges = perceptual_network(recipe, device), hed(recipe, device)
+    source = load_generator(init) if init is not None else None
+    trained = step.build(recipe, space, device)
+    if source is None:
+        return Networks(trained, perceptual, edges)
+    side = trained.side
+    taken = warm_start(side.generator, side.style_encoder, recipe, space, source)
+    return Networks(trained, perceptual, edges, taken, source.sha256)
 
 
 def label_generator(
@@ -25,11 +73,11 @@ def label_generator(
     *,
     cache: Path,
     device: torch.device,
-    progress: bool,
+    quiet: bool,
 ) -> Segmenter | None:
-    """The label generator Gl: loaded, or trained on the real pairs and kept in ``cache``.
+    """Label generator Gl: loaded, or trained on the real pairs and kept in ``cache``.
 
-    Rank 0 trains it, the others read what it wrote.
+    Rank 0 trains it, the other ranks read it from the cache.
     """
     model = recipe.model
     if not recipe.parts().label_generator:
@@ -43,7 +91,7 @@ def label_generator(
             model.label_generator_training,
             cache,
             device,
-            role="label generator" if progress else None,
+            role=None if quiet else "label generator",
             workers=recipe.data.workers,
         )
     )
@@ -52,7 +100,7 @@ def label_generator(
 def untrained_label_generator(
     recipe: Recipe, space: LabelSpace, device: torch.device
 ) -> Segmenter | None:
-    """The label generator for a profile: where it would be trained, with random weights."""
+    """Label generator for a profile; one that would be trained has random weights."""
     model = recipe.model
     if not recipe.parts().label_generator:
         return None
@@ -70,7 +118,7 @@ def untrained_label_generator(
 
 
 def perceptual_network(recipe: Recipe, device: torch.device) -> PerceptualFeatures | None:
-    """The frozen network of the perceptual term, if the recipe has that term."""
+    """Frozen network of the perceptual term, if the recipe has that term."""
     name = recipe.losses.perceptual_network
     if name == "none" or not recipe.parts().perceptual_network:
         return None
@@ -82,7 +130,7 @@ def perceptual_network(recipe: Recipe, device: torch.device) -> PerceptualFeatur
 
 
 def hed(recipe: Recipe, device: torch.device) -> Hed | None:
-    """The edge detector HED, if the recipe takes its real edges from it."""
+    """Edge detector HED, if the recipe takes its real edges from it."""
     if recipe.data.edges != "hed" or not recipe.model.edge_generator:
         return None
     if recipe.data.hed_weights is None:
@@ -94,7 +142,174 @@ def hed(recipe: Recipe, device: torch.device) -> Hed | None:
 
 
 def _first_rank_first(make: Callable[[], Segmenter]) -> Segmenter:
-    """The segmenter that rank 0 trains and keeps in a file, which the other ranks read."""
+    """Segmenter that rank 0 trains and keeps in a file, and the other ranks read."""
     made = make() if distributed.is_first() else None
     distributed.barrier()
     return made if made is not None else make()
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Names of the channels of the condition S."""
+
+    classes: tuple[str, ...]
+    extra: tuple[str, ...]  # unlabelled pixels, instance boundaries
+
+    @classmethod
+    def of(cls, recipe: Recipe, space: LabelSpace) -> "Conditions":
+        """Channels of a run's condition."""
+        extra = [" unlabelled"] * (space.ignore is not None) + [" boundary"] * recipe.data.instances
+        return cls(space.names, tuple(extra))
+
+    def axis(self, size: int) -> list[str]:
+        """Names along a weight's axis: all classes, or S after some other channels."""
+        if size == len(self.classes):
+            return list(self.classes)
+        channels = [*self.classes, *self.extra]
+        return [f" {i}" for i in range(size - len(channels))] + channels
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """Weights copied from another generator (``--init``), of the same or of another class list.
+
+    Attributes:
+        taken: names of our weights that got values.
+        left: names of our weights that did not, with the reason.
+        classes: names of our classes that were matched.
+        new_classes: names of our classes that the other generator does not have.
+    """
+
+    taken: tuple[str, ...]
+    left: tuple[str, ...]
+    classes: tuple[str, ...]
+    new_classes: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """Summary for the user."""
+        lines = [
+            f"{len(self.taken)} of {len(self.taken) + len(self.left)} weights taken, "
+            f"{len(self.classes)} classes matched by name"
+        ]
+        if self.new_classes:
+            lines.append(f"classes that start anew: {', '.join(self.new_classes)}")
+        shown = self.left[:8]
+        lines += [f"not taken: {reason}" for reason in shown]
+        if len(self.left) > len(shown):
+            lines.append(f"not taken: {len(self.left) - len(shown)} more, listed in init.txt")
+        return lines
+
+    def listing(self) -> str:
+        """List of all weights, for a file in the run folder."""
+        lines = [
+            *(f"taken: {name}" for name in self.taken),
+            *(f"not taken: {r}" for r in self.left),
+        ]
+        return "\n".join(lines) + "\n"
+
+
+def warm_start(
+    generator: nn.Module,
+    style_encoder: nn.Module | None,
+    recipe: Recipe,
+    space: LabelSpace,
+    source: GeneratorFile,
+) -> WarmStart:
+    """Copy what fits from another generator.
+
+    Channels that stand for classes are matched by the classes' names, so a generator of 35 classes
+    can start one of 11. Which axes of which weights are such channels is not written down anywhere:
+    it shows when the same generator is built with one class more.
+
+    Args:
+        generator: generator to change in place.
+        style_encoder: style encoder to change in place, if any.
+        recipe: recipe of the generator.
+        space: class list of the generator.
+        source: the other generator.
+    """
+    ours, theirs = Conditions.of(recipe, space), Conditions.of(source.recipe, source.space)
+    axes = _class_axes(recipe, space)
+    taken: list[str] = []
+    left: list[str] = []
+    named = [
+        ("", generator, source.generator),
+        ("style_encoder.", style_encoder, source.style_encoder),
+    ]
+    for prefix, own, other in named:
+        if own is None:
+            continue
+        state = dict(own.state_dict())
+        available = {} if other is None else other.state_dict()
+        for name, value in state.items():
+            if name not in available:
+                left.append(f"{prefix}{name}: not in the file")
+                continue
+            merged = _merge(
+                value, available[name].to(value.device), axes.get(name, ()) if not prefix else (),
+                ours, theirs,
+            )  # fmt: skip
+            if merged is None:
+                shapes = f"{tuple(available[name].shape)} in the file, {tuple(value.shape)} here"
+                left.append(f"{prefix}{name}: {shapes}")
+                continue
+            state[name] = merged
+            taken.append(prefix + name)
+        own.load_state_dict(state)
+    common = set(theirs.classes)
+    return WarmStart(
+        tuple(taken),
+        tuple(left),
+        tuple(name for name in ours.classes if name in common),
+        tuple(name for name in ours.classes if name not in common),
+    )
+
+
+def _class_axes(recipe: Recipe, space: LabelSpace) -> Mapping[str, Sequence[int]]:
+    """Axes of each weight of G that are longer with one class more."""
+    extra = LabelClass(space.num_classes, " one more", (0, 0, 0))
+    larger = replace(space, classes=(*space.classes, extra), evaluation=None, evaluation_names=())
+    with torch.device("meta"):
+        before = build_generator(recipe, space).state_dict()
+        after = build_generator(recipe, larger).state_dict()
+    return {
+        name: [
+            axis
+            for axis, (size, size_after) in enumerate(
+                zip(value.shape, after[name].shape, strict=True)
+            )
+            if size != size_after
+        ]
+        for name, value in before.items()
+    }
+
+
+def _merge(
+    own: Tensor, other: Tensor, axes: Sequence[int], ours: Conditions, theirs: Conditions
+) -> Tensor | None:
+    """``own`` with the other's values where both have a channel of that name; None if none fits."""
+    if own.ndim != other.ndim:
+        return None
+    pairs: dict[int, tuple[Tensor, Tensor]] = {}
+    for axis, (size, size_there) in enumerate(zip(own.shape, other.shape, strict=True)):
+        if axis not in axes:
+            if size != size_there:
+                return None
+            continue
+        there = {name: index for index, name in enumerate(theirs.axis(size_there))}
+        matched = [(i, there[name]) for i, name in enumerate(ours.axis(size)) if name in there]
+        if not matched:
+            return None
+        here, where = torch.tensor(matched, device=own.device).T
+        pairs[axis] = here, where
+        other = other.index_select(axis, where)
+    return _put(own, other.to(own.dtype), [(axis, here) for axis, (here, _) in pairs.items()])
+
+
+def _put(own: Tensor, values: Tensor, places: Sequence[tuple[int, Tensor]]) -> Tensor:
+    """A copy of ``own`` with values at these places along several axes."""
+    if not places:
+        return values.clone()
+    (axis, here), *rest = places
+    inner = _put(own.index_select(axis, here), values, rest) if rest else values
+    return own.index_copy(axis, here, inner)

@@ -1,11 +1,11 @@
-"""Eq. 10: which parts a recipe builds, which terms it sums, and what each term is of one batch.
+"""Training objective, Eq. 10: each loss term of one batch, unweighted, and their weighted sum.
 
-A term is one named summand. ``terms`` says which there are and what they weigh; ``Objective``
-computes them, unweighted. A weight of 0 leaves a term out, and the network that only it needs.
+``Recipe.parts`` lists the terms with their weights; a weight of 0 removes a term, and the network
+that only this term needs.
 
-Of one batch of layouts there are up to five pictures: the real image and edge, and of the
-generated ones, with the weights of Eqs. 9 and 10, the edge I'_e (1), the coarse I' (1) and the
-image (lambda), which is I'' or its fusion with I_g. Without Gs there is none: I' is the output.
+A batch has up to five pictures: the real image and edge and, with the weights of Eqs. 9 and 10, the
+generated edge I'_e (1), the coarse I' (1) and the image (lambda), which is I'' or its fusion with
+I_g. Without Gs there is no third one: I' is the output.
 
 Shape legend:
     B  images in the batch      N  classes      H, W  height and width      R  pictures
@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from ecgan import losses
 from ecgan.checkpoint import build_generator, build_style_encoder
 from ecgan.labels import LabelSpace
-from ecgan.models.contrastive import ContrastiveHead
+from ecgan.models.contrastive import EMBEDDING_DIM, ContrastiveHead
 from ecgan.models.discriminator import Discriminator
 from ecgan.models.generator import STYLE_DIM, Generated, Generator
 from ecgan.models.layers import channels_last
@@ -40,7 +40,7 @@ from ecgan.training.diffaugment import diffaugment, draw
 
 
 class Inputs(NamedTuple):
-    """A batch of real triples on the device."""
+    """A batch of real images, edges and labels on the device."""
 
     keys: tuple[str, ...]
     positions: Tensor  # (B,), int64, on the CPU: where in the run's row of images
@@ -50,8 +50,8 @@ class Inputs(NamedTuple):
     edge: Tensor | None  # (B, 3, H, W), in [-1, 1]; None without Ge
 
 
-class Made(NamedTuple):
-    """What G and the networks trained with it make of a batch."""
+class GeneratorOutput(NamedTuple):
+    """Output of G and of the networks trained with it."""
 
     generated: Generated
     mu: Tensor | None  # of the style, (B, 256)
@@ -60,10 +60,10 @@ class Made(NamedTuple):
 
 
 class GeneratorSide(nn.Module):
-    """All that G's optimiser trains, in one module and one forward pass, as DDP wants it.
+    """All networks of G's optimiser, in one module with one forward pass, as DDP needs it.
 
     Args:
-        recipe: which parts there are.
+        recipe: recipe, which says which parts there are.
         space: the class list.
     """
 
@@ -78,8 +78,10 @@ class GeneratorSide(nn.Module):
         channels = self.generator.tap_channels
         self.heads = nn.ModuleList(ContrastiveHead(channels[tap][0]) for tap in self.taps)
 
-    def forward(self, S: Tensor, labels: Tensor, image: Tensor, noise: Tensor | None) -> Made:
-        """Condition, labels, real image and noise, (B, 256), for its style, to pictures."""
+    def forward(
+        self, S: Tensor, labels: Tensor, image: Tensor, noise: Tensor | None
+    ) -> GeneratorOutput:
+        """Generate pictures; noise, (B, 256), draws the real image's style."""
         mu = log_var = z = None
         if self.style_encoder is not None:
             assert noise is not None
@@ -92,11 +94,11 @@ class GeneratorSide(nn.Module):
             # a tap of the trunk is smaller than S already
             stride = max(1, self.stride // self.generator.tap_channels[tap][1])
             embeddings.append(head(generated.taps[tap], stride))
-        return Made(generated, mu, log_var, embeddings)
+        return GeneratorOutput(generated, mu, log_var, embeddings)
 
 
 def build_discriminator(recipe: Recipe, space: LabelSpace) -> Discriminator | None:
-    """D with freshly initialised weights, if a term needs it."""
+    """Freshly initialised D, if a term needs it."""
     if not recipe.parts().discriminator:
         return None
     num_conditions = space.num_conditions(boundary=recipe.data.instances)
@@ -104,17 +106,17 @@ def build_discriminator(recipe: Recipe, space: LabelSpace) -> Discriminator | No
 
 
 class MemoryBank(nn.Module):
-    """Detached embeddings of earlier steps: for each tap and class a ring of the newest.
+    """Memory bank of Eq. 5: a ring buffer of detached embeddings for each tap and class.
 
-    Each image gives one embedding of each class that it shows, the pixel drawn by the image's
-    position. Every rank holds the same bank.
+    Each image adds one embedding per class, of a pixel drawn by the image's position. Every rank
+    holds the same bank.
 
     Args:
-        num_taps: taps that Eq. 5 looks at.
+        num_taps: number of taps of Eq. 5.
         num_classes: N.
-        size: embeddings kept of each class.
-        dim: of an embedding.
-        seed: of the draws.
+        size: embeddings per class.
+        dim: length of an embedding.
+        seed: seed of the draws.
     """
 
     embeddings: Tensor  # (taps, N, size, dim)
@@ -127,7 +129,7 @@ class MemoryBank(nn.Module):
         self.seed = seed
 
     def read(self, tap: int, empty: int) -> tuple[Tensor, Tensor]:
-        """Embeddings, (M, dim), and their classes, (M,); ``empty`` where there is none yet."""
+        """Embeddings, (M, dim), and their classes, (M,), which are ``empty`` in unused slots."""
         _, num_classes, size, _ = self.embeddings.shape
         filled = torch.arange(size, device=self.count.device) < self.count[tap, :, None]
         classes = torch.arange(num_classes, device=self.count.device)[:, None]
@@ -135,7 +137,7 @@ class MemoryBank(nn.Module):
 
     @torch.no_grad()
     def add(self, tap: int, embeddings: Tensor, labels: Tensor, positions: Tensor) -> None:
-        """Embeddings, (B, dim, h, w), their labels, (B, h, w), and positions, (B,), on the CPU."""
+        """Add embeddings, (B, dim, h, w), with labels, (B, h, w), and CPU positions, (B,)."""
         _, num_classes, size, _ = self.embeddings.shape
         classes = torch.arange(num_classes, device=self.count.device)
         for embedding, label, position in zip(embeddings, labels, positions.tolist(), strict=True):
@@ -155,17 +157,32 @@ class MemoryBank(nn.Module):
             self.count[tap] += present
 
 
+def build_bank(recipe: Recipe, space: LabelSpace, device: torch.device) -> MemoryBank | None:
+    """Empty memory bank of Eq. 5, if the recipe has one."""
+    losses = recipe.losses
+    if losses.contrastive_bank == 0 or not recipe.parts().contrastive:
+        return None
+    bank = MemoryBank(
+        len(losses.contrastive_taps),
+        space.num_classes,
+        losses.contrastive_bank,
+        EMBEDDING_DIM,
+        recipe.train.seed,
+    )
+    return bank.to(device)
+
+
 @dataclass
 class Objective:
-    """The terms of one run.
+    """Loss terms of a training.
 
     Attributes:
         recipe: weights and settings.
         space: the class list.
-        device: where it all happens.
-        label_generator: Gl, frozen, if the similarity term is there.
-        perceptual_network: frozen, if the perceptual term is there.
-        bank: of Eq. 5, if there is one.
+        device: device of the networks.
+        label_generator: frozen Gl of the similarity term, if any.
+        perceptual_network: frozen network of the perceptual term, if any.
+        bank: memory bank of Eq. 5, if any.
     """
 
     recipe: Recipe
@@ -184,13 +201,13 @@ class Objective:
         self.weights, self.pictures = self.parts.terms, self.parts.pictures
 
     def autocast(self) -> AbstractContextManager[object]:
-        """What networks run in; losses run outside of it."""
+        """Autocast context of the networks; losses run outside of it."""
         if self.recipe.train.precision != "bfloat16":
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
 
     def noise(self, positions: Tensor) -> Tensor:
-        """What the styles of a batch are drawn from, (B, 256)."""
+        """Noise for the styles of a batch, (B, 256)."""
         seed = self.recipe.train.seed
         draws = [
             torch.randn(STYLE_DIM, generator=torch_generator(seed, TorchStream.STYLE, position))
@@ -199,7 +216,7 @@ class Objective:
         return uploaded(torch.stack(draws), self.device)
 
     def discriminator_loss(
-        self, discriminator: nn.Module, inputs: Inputs, made: Made
+        self, discriminator: nn.Module, inputs: Inputs, made: GeneratorOutput
     ) -> tuple[Tensor, dict[str, list[list[Tensor]]]]:
         """D's loss, Eqs. 8 and 9, on the detached pictures of G.
 
@@ -209,7 +226,7 @@ class Objective:
         """
         real = self._real(inputs)
         fake = {name: picture.detach() for name, picture in self._fake(made).items()}
-        maps = self._judge(discriminator, inputs, [*real.items(), *fake.items()])
+        maps = self._discriminate(discriminator, inputs, [*real.items(), *fake.items()])
         real_maps, fake_maps = maps[: len(real)], maps[len(real) :]
         by_name = dict(zip(fake, fake_maps, strict=True))
         total = torch.zeros((), device=self.device)
@@ -232,22 +249,22 @@ class Objective:
         self,
         discriminator: nn.Module | None,
         inputs: Inputs,
-        made: Made,
+        made: GeneratorOutput,
         real_maps: dict[str, list[list[Tensor]]],
     ) -> dict[str, Tensor]:
-        """Every term of Eq. 10 that the recipe sums for G, unweighted.
+        """Terms of Eq. 10 for G, unweighted.
 
         Args:
             discriminator: D, whose parameters need no gradient here.
             inputs: the batch.
-            made: what G made of it, with gradient.
-            real_maps: as ``discriminator_loss`` gave them.
+            made: G's output, with gradient.
+            real_maps: second output of ``discriminator_loss``.
         """
         values: dict[str, Tensor] = {}
         if discriminator is not None:
             with span("adversarial, matching"):
                 values |= self._judged(discriminator, inputs, made, real_maps)
-        measures: dict[str, Callable[[Inputs, Made], Tensor]] = {
+        measures: dict[str, Callable[[Inputs, GeneratorOutput], Tensor]] = {
             "perceptual": self._perceptual,
             "similarity": self._similarity,
             "contrastive": self._contrastive,
@@ -261,19 +278,19 @@ class Objective:
         return {name: values[name] for name in self.weights}
 
     def weighted(self, values: dict[str, Tensor]) -> Tensor:
-        """Eq. 10."""
+        """Weighted sum of the terms, Eq. 10."""
         return torch.stack([self.weights[name] * value for name, value in values.items()]).sum()
 
     def _judged(
         self,
         discriminator: nn.Module,
         inputs: Inputs,
-        made: Made,
+        made: GeneratorOutput,
         real_maps: dict[str, list[list[Tensor]]],
     ) -> dict[str, Tensor]:
         """Adversarial and feature matching terms, from one pass through D."""
         fake = self._fake(made)
-        maps = self._judge(discriminator, inputs, list(fake.items()))
+        maps = self._discriminate(discriminator, inputs, list(fake.items()))
         adversarial = matching = torch.zeros((), device=self.device)
         for name, of_fake in zip(fake, maps, strict=True):
             weight = self.pictures[name]
@@ -285,7 +302,7 @@ class Objective:
         values = {"adversarial": adversarial, "feature_matching": matching}
         return {name: value for name, value in values.items() if name in self.weights}
 
-    def _perceptual(self, inputs: Inputs, made: Made) -> Tensor:
+    def _perceptual(self, inputs: Inputs, made: GeneratorOutput) -> Tensor:
         network = self.perceptual_network
         assert network is not None
         real, fake = self._real(inputs), self._fake(made)
@@ -300,7 +317,7 @@ class Objective:
             total = total + self.pictures[name] * term
         return total
 
-    def _similarity(self, inputs: Inputs, made: Made) -> Tensor:
+    def _similarity(self, inputs: Inputs, made: GeneratorOutput) -> Tensor:
         """Eq. 3 for S' and S'', on every s-th pixel in each direction."""
         network = self.label_generator
         assert network is not None
@@ -321,7 +338,7 @@ class Objective:
         parts = probabilities.chunk(len(images))
         return torch.stack([losses.similarity_loss(p, labels, ignore) for p in parts]).sum()
 
-    def _contrastive(self, inputs: Inputs, made: Made) -> Tensor:
+    def _contrastive(self, inputs: Inputs, made: GeneratorOutput) -> Tensor:
         """Eq. 5, averaged over the taps: this rank's anchors among the pixels of all ranks."""
         ignore, rank = self.space.ignore_index, distributed.rank()
         total = torch.zeros((), device=self.device)
@@ -348,12 +365,12 @@ class Objective:
                 self.bank.add(tap, embeddings, labels, positions)
         return total / len(made.embeddings)
 
-    def _kl(self, _: Inputs, made: Made) -> Tensor:
+    def _kl(self, _: Inputs, made: GeneratorOutput) -> Tensor:
         assert made.mu is not None
         assert made.log_var is not None
         return losses.kl_divergence(made.mu, made.log_var)
 
-    def _class_l1(self, inputs: Inputs, made: Made) -> Tensor:
+    def _class_l1(self, inputs: Inputs, made: GeneratorOutput) -> Tensor:
         assert made.generated.class_image is not None
         return losses.class_specific_l1(
             made.generated.class_image,
@@ -371,7 +388,7 @@ class Objective:
             real["edge"] = inputs.edge
         return real
 
-    def _fake(self, made: Made) -> dict[str, Tensor]:
+    def _fake(self, made: GeneratorOutput) -> dict[str, Tensor]:
         fake: dict[str, Tensor] = {}
         for name in self.pictures:
             picture: Tensor | None = getattr(made.generated, name)
@@ -379,7 +396,7 @@ class Objective:
             fake[name] = picture
         return fake
 
-    def _judge(
+    def _discriminate(
         self, discriminator: nn.Module, inputs: Inputs, named: Sequence[tuple[str, Tensor]]
     ) -> list[list[list[Tensor]]]:
         """D's maps, for each picture a list of scales of lists of maps; one pass for all."""
@@ -411,7 +428,7 @@ def _inner(maps: list[list[Tensor]]) -> list[list[Tensor]]:
 
 
 def _nearest(labels: Tensor, size: Sequence[int]) -> Tensor:
-    """Labels, (B, H, W), at another size, the pixel in the middle of each new one."""
+    """Labels, (B, H, W), resized to the nearest pixel."""
     if tuple(labels.shape[1:]) == tuple(size):
         return labels
     resized = F.interpolate(labels[:, None].float(), size=tuple(size), mode="nearest-exact")

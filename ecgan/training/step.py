@@ -1,33 +1,38 @@
-"""G and D with their optimisers, and one step of both (Eqs. 8-10).
+"""Training step of G and D (Eqs. 8-10), and both networks with their optimisers.
 
-One pass of G a step: its pictures go, detached, into D's loss, and with their gradient into G's
-terms, through the same D. Both players move at the end of the step, so the real pictures' features
-are computed once, and a batch in parts (``train.accumulate``) adds up to the same step, but for
-what looks at a whole batch: batch norm, Eq. 5 and the class means of Eq. 6 look at a part.
+G runs once per step: its pictures go, detached, into D's loss and, with their gradient, through the
+same D into G's terms. Both networks are updated at the end of the step, so D's features of real
+pictures are computed once. Gradients of micro-batches (``train.accumulate``) add up to the same
+step, except for batch norm, Eq. 5 and the class means of Eq. 6, which see one micro-batch.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ecgan.data.loader import Batch, to_device, to_images
+from ecgan.errors import UserError, first_line
 from ecgan.labels import LabelSpace
-from ecgan.models.contrastive import EMBEDDING_DIM
 from ecgan.models.discriminator import Discriminator
-from ecgan.models.layers import channels_last
+from ecgan.models.encoder import BLOCK_WIDTHS
+from ecgan.models.layers import channels_last, condition
+from ecgan.models.pretrained.hed import Hed
 from ecgan.recipe import Recipe
+from ecgan.recipe_schema import Train
 from ecgan.runtime import distributed
 from ecgan.runtime.device import Download
 from ecgan.runtime.timing import span
+from ecgan.runtime.torch_private import compile_failures
 from ecgan.training.objective import (
+    GeneratorOutput,
     GeneratorSide,
     Inputs,
-    Made,
-    MemoryBank,
     Objective,
     build_discriminator,
 )
@@ -36,12 +41,12 @@ BETAS = (0.0, 0.999)  # of Adam, as in the paper
 
 
 class NonFiniteError(Exception):
-    """A term is inf or NaN.
+    """A loss term or the norm of a gradient is inf or NaN.
 
     Attributes:
-        term: its name.
+        term: name of the term.
         value: its value.
-        keys: of the samples of the batch, or of the part of it.
+        keys: keys of the images of the batch, or of the micro-batch.
     """
 
     def __init__(self, term: str, value: float, keys: Sequence[str]) -> None:
@@ -50,10 +55,15 @@ class NonFiniteError(Exception):
 
 
 @dataclass
-class Player:
-    """A network, the same in DDP, and its optimiser."""
+class TrainedNetwork:
+    """A network with its optimiser.
 
-    network: nn.Module
+    Attributes:
+        parallel: the network, in DDP where there are several ranks.
+        optimizer: Adam.
+        rate: initial learning rate.
+    """
+
     parallel: nn.Module
     optimizer: torch.optim.Adam
     rate: float
@@ -61,35 +71,39 @@ class Player:
     @classmethod
     def build(
         cls, network: nn.Module, rate: float, device: torch.device, *, find_unused: bool = False
-    ) -> "Player":
+    ) -> "TrainedNetwork":
         """Put a network on the device and, with several ranks, in DDP."""
         network = network.to(device).train()
         channels_last(network)
         network = distributed.synchronised(network, device)
         fused = device.type in {"cpu", "cuda"}  # one pass over all weights: 3 times as fast
         optimizer = torch.optim.Adam(network.parameters(), rate, BETAS, fused=fused)
-        parallel = distributed.parallel(network, device, find_unused=find_unused)
-        return cls(network, parallel, optimizer, rate)
+        return cls(distributed.parallel(network, device, find_unused=find_unused), optimizer, rate)
+
+    @property
+    def network(self) -> nn.Module:
+        """The network itself."""
+        return distributed.without_parallel(self.parallel)
 
     def load_optimizer(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state, whatever form of Adam it is of."""
+        """Load a saved state, of a fused Adam or not."""
         fused = self.optimizer.defaults["fused"]
         groups = [group | {"fused": fused} for group in state["param_groups"]]
         self.optimizer.load_state_dict(state | {"param_groups": groups})
 
     def move(self, rate_factor: float) -> None:
-        """One step of the optimiser."""
+        """Take one step of the optimiser."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate * rate_factor
         self.optimizer.step()
 
 
 @dataclass
-class Players:
-    """Both sides; D only where a term needs it."""
+class TrainedNetworks:
+    """G and D; D only where a term needs it."""
 
-    generator: Player  # of a GeneratorSide
-    discriminator: Player | None
+    generator: TrainedNetwork  # a GeneratorSide
+    discriminator: TrainedNetwork | None
 
     @property
     def side(self) -> GeneratorSide:
@@ -98,8 +112,8 @@ class Players:
         return self.generator.network
 
 
-def build(recipe: Recipe, space: LabelSpace, device: torch.device) -> Players:
-    """Networks with the weights that the seed gives, the same on every rank."""
+def build(recipe: Recipe, space: LabelSpace, device: torch.device) -> TrainedNetworks:
+    """Freshly initialised networks, the same on every rank."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.train.seed)
         side, discriminator = GeneratorSide(recipe, space), build_discriminator(recipe, space)
@@ -108,8 +122,8 @@ def build(recipe: Recipe, space: LabelSpace, device: torch.device) -> Players:
 
 def join(
     recipe: Recipe, side: GeneratorSide, discriminator: Discriminator | None, device: torch.device
-) -> Players:
-    """Networks with their optimisers, on the device."""
+) -> TrainedNetworks:
+    """Put G and D on the device, with their optimisers; compile them if the recipe says so."""
     if recipe.train.compile:
         # G sees one size, D two: real and generated pictures, and generated ones alone
         side.generator.compile(dynamic=False)
@@ -123,39 +137,99 @@ def join(
         "perceptual",
     } & recipe.parts().terms.keys()
     find_unused = not pictures_judged or recipe.losses.refined == 0
-    return Players(
-        Player.build(side, train.lr_generator, device, find_unused=find_unused),
-        Player.build(discriminator, train.lr_discriminator, device) if discriminator else None,
+    return TrainedNetworks(
+        TrainedNetwork.build(side, train.lr_generator, device, find_unused=find_unused),
+        TrainedNetwork.build(discriminator, train.lr_discriminator, device)
+        if discriminator
+        else None,
     )
 
 
-def build_bank(recipe: Recipe, space: LabelSpace, device: torch.device) -> MemoryBank | None:
-    """The memory bank of Eq. 5, if the recipe has one."""
-    losses = recipe.losses
-    if losses.contrastive_bank == 0 or not recipe.parts().contrastive:
-        return None
-    bank = MemoryBank(
-        len(losses.contrastive_taps),
-        space.num_classes,
-        losses.contrastive_bank,
-        EMBEDDING_DIM,
-        recipe.train.seed,
+def micro_batches(
+    batch: Batch, num: int, space: LabelSpace, device: torch.device, hed: Hed | None
+) -> list[Inputs]:
+    """Cut a batch into equal micro-batches on the device.
+
+    Args:
+        batch: the batch.
+        num: number of micro-batches.
+        space: the class list.
+        device: device of the networks.
+        hed: detector of the real edges, if they come from it.
+    """
+    size = len(batch.keys) // num
+    parts: list[Inputs] = []
+    for start in range(0, len(batch.keys), size):
+        part = slice(start, start + size)
+        optional = (batch.images, batch.edges, batch.boundary)
+        found = Batch(
+            batch.keys[part],
+            batch.positions[part],
+            batch.labels[part],
+            *(None if x is None else x[part] for x in optional),
+        )
+        parts.append(_inputs(found, space, device, hed))
+    return parts
+
+
+def _inputs(batch: Batch, space: LabelSpace, device: torch.device, hed: Hed | None) -> Inputs:
+    moved = to_device(batch, device)
+    assert moved.images is not None
+    image = to_images(moved.images)
+    edge = None
+    if hed is not None:
+        with torch.no_grad():
+            edge = hed(image) * 2 - 1
+    elif moved.edges is not None:
+        edge = to_images(moved.edges)
+    return Inputs(
+        keys=batch.keys,
+        positions=batch.positions,
+        labels=moved.labels.long(),
+        S=condition(moved.labels, moved.boundary, space),
+        image=image,
+        edge=None if edge is None else edge.expand(-1, 3, -1, -1),
     )
-    return bank.to(device)
+
+
+@contextmanager
+def explained_failures(train: Train, out: Path) -> Iterator[None]:
+    """Say which settings help where a step runs out of memory or cannot be compiled."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        at_once = train.batch // distributed.world_size() // train.accumulate
+        blocks = min(len(BLOCK_WIDTHS), train.checkpointing + 3)
+        remedy = f"--set train.checkpointing={blocks}"
+        if train.compile:  # not together
+            remedy = f"--set train.compile=false {remedy}"
+        raise UserError(
+            f"{out}: the GPU's memory does not suffice for {at_once} images at "
+            f"once ({first_line(error)}). The checkpoint before is untouched. "
+            f"{remedy} takes less, here too; in a new run also a lower train.batch or a higher "
+            "train.accumulate"
+        ) from error
+    except Exception as error:
+        if not train.compile or not isinstance(error, compile_failures()):
+            raise
+        raise UserError(
+            f"{out}: train.compile: the networks cannot be compiled here "
+            f"({first_line(error)}); add --set train.compile=false"
+        ) from error
 
 
 def rate_factor(recipe: Recipe, images_seen: int) -> float:
-    """Adam's rate against its start: constant, then linear to zero over the last ``lr_decay``."""
+    """Learning rate schedule: 1, then linear to 0 over the last ``lr_decay`` of the training."""
     train = recipe.train
     decay = train.lr_decay * train.images
     return 1.0 if decay == 0 else min(1.0, max(0.0, (train.images - images_seen) / decay))
 
 
 class StepValues:
-    """What a step measured, on its way to the host: who reads it waits for it, nobody else.
+    """Loss values of a step, on their way to the host; only ``read`` waits for them.
 
     Attributes:
-        means: every term of G, unweighted, and D's loss; means over the parts.
+        means: every term of G, unweighted, and D's loss; means over the micro-batches.
     """
 
     def __init__(
@@ -176,7 +250,7 @@ class StepValues:
         self._numbers = Download(torch.cat([of_ranks, *map(_stacked, parts), _stacked(norms)]))
 
     def read(self) -> dict[str, float]:
-        """The terms, means over the parts and over the ranks.
+        """Terms, means over the micro-batches and over the ranks.
 
         Raises:
             NonFiniteError: a term of this rank, or the norm of a gradient, is inf or NaN.
@@ -194,52 +268,52 @@ def _stacked(values: Mapping[str, Tensor]) -> Tensor:
 
 
 def step(
-    players: Players, objective: Objective, parts: Sequence[Inputs], factor: float
+    trained: TrainedNetworks, objective: Objective, parts: Sequence[Inputs], factor: float
 ) -> StepValues:
-    """One step of both players, which nothing here waits for: what it returns must be read.
+    """Update G and D by one step, without waiting for the device.
 
     Args:
-        players: moved in place. Where a value is not finite they are no good any more.
-        objective: the terms.
-        parts: this rank's batch, in one or more parts.
-        factor: of both rates.
+        trained: networks to update. They are unusable once a value of the result is not finite.
+        objective: loss terms.
+        parts: this rank's batch, in one or more micro-batches.
+        factor: factor of both learning rates.
     """
-    sides = [p for p in (players.generator, players.discriminator) if p is not None]
-    for player in sides:
-        player.optimizer.zero_grad(set_to_none=True)
+    sides = [p for p in (trained.generator, trained.discriminator) if p is not None]
+    for one in sides:
+        one.optimizer.zero_grad(set_to_none=True)
     values: list[dict[str, Tensor]] = []
     for index, inputs in enumerate(parts):
         with ExitStack() as stack:
             if index < len(parts) - 1:
-                for player in sides:
-                    stack.enter_context(distributed.without_averaging(player.parallel))
-            values.append(_add_gradients(players, objective, inputs, 1 / len(parts)))
+                for one in sides:
+                    stack.enter_context(distributed.without_averaging(one.parallel))
+            values.append(_add_gradients(trained, objective, inputs, 1 / len(parts)))
     with span("norms"):
-        norms = _norms_of_gradients(players)
+        norms = _norms_of_gradients(trained)
     with span("optimizers"):
-        for player in sides:
-            player.move(factor)
+        for one in sides:
+            one.move(factor)
     return StepValues([inputs.keys for inputs in parts], values, norms)
 
 
-def _norms_of_gradients(players: Players) -> dict[str, Tensor]:
+def _norms_of_gradients(trained: TrainedNetworks) -> dict[str, Tensor]:
     """Finite terms can have gradients that are not, and weights once moved stay so."""
     return {
         f"gradient of {name}": nn.utils.get_total_norm(
-            [p.grad for p in player.network.parameters() if p.grad is not None]
+            [p.grad for p in one.network.parameters() if p.grad is not None]
         )
-        for name, player in (("G", players.generator), ("D", players.discriminator))
-        if player is not None
+        for name, one in (("G", trained.generator), ("D", trained.discriminator))
+        if one is not None
     }
 
 
 def _add_gradients(
-    players: Players, objective: Objective, inputs: Inputs, share: float
+    trained: TrainedNetworks, objective: Objective, inputs: Inputs, share: float
 ) -> dict[str, Tensor]:
-    side, opponent = players.generator, players.discriminator
-    noise = objective.noise(inputs.positions) if players.side.style_encoder is not None else None
+    side, opponent = trained.generator, trained.discriminator
+    noise = objective.noise(inputs.positions) if trained.side.style_encoder is not None else None
     with span("G forward"), objective.autocast():
-        made: Made = side.parallel(inputs.S, inputs.labels, inputs.image, noise)
+        made: GeneratorOutput = side.parallel(inputs.S, inputs.labels, inputs.image, noise)
     values: dict[str, Tensor] = {}
     real_maps: dict[str, list[list[Tensor]]] = {}
     if opponent is not None:

@@ -1,11 +1,13 @@
-"""Validation scores during training: a judge's mIoU and the Frechet distance to real photos."""
+"""Validation during training: previews, a judge's mIoU and the Frechet distance to real photos."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ecgan.data.loader import TripleDataset, ordered_batches, to_device, to_images
@@ -15,8 +17,92 @@ from ecgan.metrics.segmentation import PerImageConfusion, agreement
 from ecgan.models.generator import Generator
 from ecgan.models.layers import condition
 from ecgan.models.pretrained.efficientnet_lite import EfficientNetLite0
-from ecgan.seeds import sample_seed
+from ecgan.models.pretrained.hed import Hed
+from ecgan.seeds import TorchStream, sample_seed
+from ecgan.segmentation.loading import load_segmenter
 from ecgan.segmentation.segmenter import Segmenter
+from ecgan.segmentation.training import train_segmenter
+from ecgan.training.ema import AveragedGenerator
+from ecgan.visualization import colorize, grid
+
+PREVIEW_ROWS = 6
+
+
+class Validation:
+    """Previews and scores of the averaged generator on the validation split.
+
+    Args:
+        averaged: the generator.
+        dataset: layouts with their photos.
+        cache: folder of trained segmenters, for a judge that is trained here.
+        quiet: no progress bar.
+    """
+
+    def __init__(
+        self, averaged: AveragedGenerator, dataset: TripleDataset, cache: Path, *, quiet: bool
+    ) -> None:
+        self.averaged, self.dataset, self.cache, self.quiet = averaged, dataset, cache, quiet
+        self._previewed = _spread(dataset, PREVIEW_ROWS)
+        self._judge: Segmenter | None = None
+
+    @torch.no_grad()
+    def preview(self, hed: Hed | None) -> Image.Image:
+        """Grid of validation layouts, always the same, each with its own style."""
+        space, rows = self.dataset.space, []
+        generator = self.averaged.generator
+        for index, batch in enumerate(ordered_batches(self._previewed, 1)):
+            moved = to_device(batch, self.averaged.device)
+            assert moved.images is not None
+            made = generator(
+                condition(moved.labels, moved.boundary, space),
+                moved.labels.long(),
+                space.ignore_index,
+                self.averaged.styles(TorchStream.PREVIEW, [index]),
+            )
+            edges = moved.edges
+            if hed is not None:
+                edges = (hed(to_images(moved.images)) * 255).round().to(torch.uint8)
+            blank = np.full((*batch.labels.shape[1:], 3), 255, np.uint8)
+            rows.append(
+                [
+                    colorize(batch.labels[0].numpy(), space.palette),
+                    blank if made.edge is None else _pixels(made.edge.mean(1, keepdim=True)),
+                    blank if edges is None else edges[0, 0].cpu().numpy(),
+                    _pixels(made.coarse),
+                    _pixels(made.image),
+                    moved.images[0].permute(1, 2, 0).cpu().numpy(),
+                ]
+            )
+        return grid(rows, ("label", "edge", "real edge", "coarse", "image", "real"))
+
+    def score(self) -> dict[str, float]:
+        """Agreement with a judge, and distance to the photos."""
+        if self._judge is None:
+            self._judge = self._load_judge()
+        evaluate = self.averaged.recipe.evaluate
+        return validate(
+            self.averaged.generator,
+            self.dataset,
+            self._judge,
+            features=evaluate.features,
+            seed=evaluate.judge_training.seed,
+        )
+
+    def _load_judge(self) -> Segmenter:
+        averaged, space = self.averaged, self.dataset.space
+        evaluate = averaged.recipe.evaluate
+        if evaluate.judge != "train":
+            return load_segmenter(evaluate.judge, space, device=averaged.device, evaluation=True)
+        return train_segmenter(
+            averaged.train_set,
+            space,
+            evaluate.judge_training,
+            self.cache,
+            averaged.device,
+            role=None if self.quiet else "judge",
+            evaluation=True,
+            workers=averaged.recipe.data.workers,
+        )
 
 
 @torch.no_grad()
@@ -83,3 +169,25 @@ def validate(
 def _noise(seed: int, number: int, dim: int) -> Tensor:
     generator = torch.Generator().manual_seed(sample_seed(seed, "validation", number))
     return torch.randn(dim, generator=generator)
+
+
+def _spread(data: TripleDataset, num: int) -> TripleDataset:
+    """Items from all over a data set, plain: neighbours in a video look alike."""
+    indices = sorted({index * len(data) // num for index in range(num)})
+    return TripleDataset(
+        [data.items[index] for index in indices],
+        data.space,
+        data.dataset,
+        height=data.size[0],
+        width=data.size[1],
+        train=False,
+        edges=data.edges,
+        boundary=data.boundary,
+    )
+
+
+def _pixels(picture: Tensor) -> npt.NDArray[np.uint8]:
+    """(1, C, H, W) in [-1, 1] -> (H, W, 3) or, of one channel, (H, W)."""
+    pixels = ((picture[0].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    pixels = pixels.permute(1, 2, 0).cpu().numpy()
+    return pixels[:, :, 0] if pixels.shape[2] == 1 else pixels

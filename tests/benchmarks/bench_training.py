@@ -53,7 +53,7 @@ from ecgan.recipe import label_space, load_recipe
 from ecgan.runtime.timing import span_seconds
 from ecgan.runtime.torch_private import TorchSpectralNorm
 from ecgan.training import networks
-from ecgan.training import step as players
+from ecgan.training import step as steps
 from ecgan.training.objective import Inputs, Objective
 from tests.benchmarks.common import ceilings, device_name, flops, machine, seconds, versions
 from tests.benchmarks.naive_training import make_plain, naive_bytes, naive_step
@@ -97,7 +97,7 @@ class Form:
     """One way to take a step."""
 
     dtype: torch.dtype
-    players: players.Players
+    trained: steps.TrainedNetworks
     objective: Objective
     inputs: Inputs
     step: Callable[..., Any]
@@ -113,21 +113,21 @@ class Form:
             networks.untrained_label_generator(recipe, space, device),
             networks.perceptual_network(recipe, device),
         )
-        both = players.build(recipe, space, device)
+        both = steps.build(recipe, space, device)
         inputs = to_inputs(pairs, space, device)
         if naive:
             make_plain(both, objective)
             inputs = inputs._replace(S=inputs.S.contiguous())
         bfloat16 = recipe.train.precision == "bfloat16"
         dtype = torch.bfloat16 if bfloat16 else torch.float32
-        return cls(dtype, both, objective, inputs, naive_step if naive else players.step)
+        return cls(dtype, both, objective, inputs, naive_step if naive else steps.step)
 
     def __call__(self, factor=1.0):
-        return self.step(self.players, self.objective, [self.inputs], factor)
+        return self.step(self.trained, self.objective, [self.inputs], factor)
 
     @property
     def sides(self):
-        return self.players.generator, self.players.discriminator
+        return self.trained.generator, self.trained.discriminator
 
     def held(self):
         """Bytes of networks and of Adam's moments."""

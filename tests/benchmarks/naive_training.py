@@ -10,7 +10,7 @@ from ecgan import losses
 from ecgan.models import class_specific
 from ecgan.ops.class_conv import SLOPE
 from ecgan.ops.pair_similarity import BOUND
-from ecgan.training import step as players
+from ecgan.training import step as steps
 
 
 def naive_similarity(probabilities, labels, ignore):
@@ -79,7 +79,9 @@ def naive_step(both, objective, parts, factor):
         made = generator.network(inputs.S, inputs.labels, inputs.image, noise)
         real = objective._real(inputs)
         with torch.no_grad():
-            real_maps = dict(zip(real, objective._judge(D, inputs, [*real.items()]), strict=True))
+            real_maps = dict(
+                zip(real, objective._discriminate(D, inputs, [*real.items()]), strict=True)
+            )
         values = objective.generator_terms(D, inputs, made, real_maps)
         objective.weighted(values).backward()
         generator.move(factor)
@@ -94,7 +96,7 @@ def make_plain(both, objective):
             contiguous(network)
     for player in (both.generator, both.discriminator):
         contiguous(player.network)
-        player.optimizer = torch.optim.Adam(player.network.parameters(), player.rate, players.BETAS)
+        player.optimizer = torch.optim.Adam(player.network.parameters(), player.rate, steps.BETAS)
 
 
 def contiguous(network):

@@ -21,7 +21,7 @@ from ecgan.recipe import label_space, load_recipe, recipe_keys
 from ecgan.shards import dataset as sets
 from ecgan.training import estimate
 from ecgan.training import run as train
-from ecgan.training import step as players
+from ecgan.training import step as steps
 from tests.helpers.tiny import NAMES, write_pairs
 from tests.training.test_run import LIGHT, Setting
 
@@ -40,7 +40,7 @@ def root(tmp_path_factory):
 
 def built(recipe, _):
     """Networks, by the shapes of their weights; parts; terms; pictures."""
-    made = players.build(recipe, label_space(recipe.data), CPU)
+    made = steps.build(recipe, label_space(recipe.data), CPU)
     sides = [made.generator, made.discriminator]
     shapes = [
         (name, tuple(value.shape))
@@ -111,7 +111,7 @@ def remembered(recipe, _):
 
 def compiled(recipe, _):
     """Whether G is compiled."""
-    generator = players.build(recipe, label_space(recipe.data), CPU).side.generator
+    generator = steps.build(recipe, label_space(recipe.data), CPU).side.generator
     return generator._compiled_call_impl is not None
 
 

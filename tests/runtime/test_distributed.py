@@ -17,8 +17,8 @@ from ecgan.recipe import label_space, load_recipe
 from ecgan.runtime import distributed
 from ecgan.runtime.device import choose_device
 from ecgan.segmentation.segmenter import Normalisation, Provenance, Segmenter, segformer
-from ecgan.training import step as players
-from ecgan.training.objective import Inputs, Objective
+from ecgan.training import step as steps
+from ecgan.training.objective import Inputs, Objective, build_bank
 from tests.helpers.tiny import write_pairs
 
 STEPS = 3
@@ -172,12 +172,12 @@ def _train(rank, world, root, out):
 
     device = torch.device("cpu")
     torch.set_default_dtype(torch.float64)
-    bank = players.build_bank(recipe, space, device)
+    bank = build_bank(recipe, space, device)
     terms = Objective(
         recipe, space, device, label_generator,
         perceptual_features("efficientnet_lite0").double(), bank,
     )  # fmt: skip
-    both = players.build(recipe, space, device)
+    both = steps.build(recipe, space, device)
     logged = []
     found = loader.batches(dataset, 0, recipe.train.batch, rank=rank, world=world)
     for _, batch in zip(range(STEPS), found, strict=False):
@@ -187,7 +187,7 @@ def _train(rank, world, root, out):
             to_images(batch.images).double(),
             to_images(batch.edges).double().expand(-1, 3, -1, -1),
         )  # fmt: skip
-        values = players.step(both, terms, [inputs], 1.0).means
+        values = steps.step(both, terms, [inputs], 1.0).means
         stacked = torch.stack([value.double() for value in values.values()])
         logged.append(dict(zip(values, distributed.mean_(stacked).tolist(), strict=True)))
     weights = {

@@ -23,12 +23,12 @@ from ecgan.labels import LabelClass, LabelSpace
 from ecgan.models.layers import condition
 from ecgan.recipe import label_space, load_recipe
 from ecgan.runtime import files
-from ecgan.training import ema
+from ecgan.training import ema, networks
 from ecgan.training import run as train
-from ecgan.training import step as players
+from ecgan.training import step as steps
+from ecgan.training.networks import warm_start
 from ecgan.training.objective import Inputs, MemoryBank, Objective
 from ecgan.training.step import NonFiniteError
-from ecgan.training.warm_start import transfer
 from ecgan_cli.main import cli
 from tests.helpers.tiny import write_pairs
 
@@ -148,7 +148,7 @@ class Setting:
         self.recipe, self.space = recipe, label_space(recipe.data)
         self.train_set, _ = train.build_sets(recipe, self.space)
         self.objective = Objective(recipe, self.space, CPU, **networks)
-        self.players = players.build(recipe, self.space, CPU)
+        self.trained = steps.build(recipe, self.space, CPU)
         batch = next(batches(self.train_set, 0, recipe.train.batch))
         self.inputs = Inputs(
             batch.keys, batch.positions, batch.labels.long(),
@@ -158,12 +158,12 @@ class Setting:
 
     def made(self):
         noise = self.objective.noise(self.inputs.positions)
-        side = self.players.side.eval()
+        side = self.trained.side.eval()
         return side(self.inputs.S, self.inputs.labels, self.inputs.image, noise)
 
     def values(self):
         """D's loss and G's terms, nothing moved; power iterations stand still."""
-        discriminator = self.players.discriminator
+        discriminator = self.trained.discriminator
         network = None if discriminator is None else discriminator.network.eval()
         made, maps, values = self.made(), {}, {}
         if network is not None:
@@ -240,16 +240,16 @@ def test_a_setting_changes_what_is_computed(recipe, override):
 
 def test_every_part_of_g_is_reached_by_a_term(recipe):
     setting = Setting(recipe())
-    players.step(setting.players, setting.objective, [setting.inputs], 1.0)
-    side = setting.players.side
+    steps.step(setting.trained, setting.objective, [setting.inputs], 1.0)
+    side = setting.trained.side
     assert [name for name, p in side.named_parameters() if p.grad is None] == []
 
 
 def test_d_learns_from_its_own_loss_alone(recipe):
     setting = Setting(recipe())
-    network = setting.players.discriminator.network.eval()
-    setting.players.side.eval()
-    players.step(setting.players, setting.objective, [setting.inputs], 0.0)
+    network = setting.trained.discriminator.network.eval()
+    setting.trained.side.eval()
+    steps.step(setting.trained, setting.objective, [setting.inputs], 0.0)
     after_step = [p.grad.clone() for p in network.parameters()]
     network.zero_grad()
     loss, _ = setting.objective.discriminator_loss(network, setting.inputs, setting.made())
@@ -264,14 +264,14 @@ def test_a_batch_in_parts_takes_one_step_of_their_mean(recipe):
     gradients = []
     for num_parts in (1, 2):
         setting = Setting(recipe(*plain, "losses.class_l1=0"))
-        setting.players.side.eval()
-        setting.players.discriminator.network.eval()
+        setting.trained.side.eval()
+        setting.trained.discriminator.network.eval()
         size = 4 // num_parts
         parts = [
             Inputs(*(value[i : i + size] for value in setting.inputs)) for i in range(0, 4, size)
         ]
-        players.step(setting.players, setting.objective, parts, 0.0)
-        networks = (setting.players.side, setting.players.discriminator.network)
+        steps.step(setting.trained, setting.objective, parts, 0.0)
+        networks = (setting.trained.side, setting.trained.discriminator.network)
         gradients.append([p.grad for n in networks for p in n.parameters() if p.grad is not None])
     for whole, added in zip(*gradients, strict=True):
         assert (added - whole).norm() <= 1e-2 * whole.norm() + 1e-4
@@ -279,10 +279,10 @@ def test_a_batch_in_parts_takes_one_step_of_their_mean(recipe):
 
 def test_rates_are_constant_then_fall_to_zero():
     recipe = load_recipe("demo", ["train.images=100", "train.lr_decay=0.5"])
-    factors = [players.rate_factor(recipe, seen) for seen in (0, 50, 75, 100, 104)]
+    factors = [steps.rate_factor(recipe, seen) for seen in (0, 50, 75, 100, 104)]
     assert factors == [1, 1, 0.5, 0, 0]
     constant = load_recipe("demo", ["train.lr_decay=0"])
-    assert players.rate_factor(constant, constant.train.images) == 1
+    assert steps.rate_factor(constant, constant.train.images) == 1
 
 
 def test_draws_are_keyed_by_position_alone(recipe):
@@ -353,7 +353,7 @@ def test_a_finished_run_is_left_alone_and_a_longer_one_goes_on(recipe, tmp_path)
     assert checkpoint.sha256(out / checkpoint.GENERATOR) == before
     run(recipe("train.images=6"), out)
     assert [line["images"] for line in metrics(out)] == [2, 4, 6]
-    assert checkpoint.load_generator(out / checkpoint.GENERATOR).images_seen == 6
+    assert checkpoint.load_generator(out / checkpoint.GENERATOR).metadata.images_seen == 6
 
 
 def test_a_run_folder_has_all_that_others_need(recipe, tmp_path):
@@ -401,7 +401,7 @@ def test_another_recipe_or_folder_is_refused_before_anything_is_written(recipe, 
     with pytest.raises(UserError, match="a file; give a folder"):
         run(recipe(), foreign / "holiday.jpg")
     with pytest.raises(UserError, match=r"train.batch \(6\) must divide by ranks x accumulate"):
-        train.check(recipe("train.batch=6", "train.accumulate=2"), tmp_path / "new",
+        train.check(recipe("train.batch=6", "train.accumulate=2"), tmp_path / "new", device=CPU,
                     num_processes=2)  # fmt: skip
     assert not (tmp_path / "new").exists()
 
@@ -428,9 +428,9 @@ def test_a_recipe_without_terms_is_refused(recipe, tmp_path):
 
 def test_gradients_that_are_not_finite_are_seen(recipe):
     setting = Setting(recipe())
-    side = setting.players.side
+    side = setting.trained.side
     side.generator.branches.image_branch.to_picture.weight.register_hook(lambda g: g * torch.inf)
-    values = players.step(setting.players, setting.objective, [setting.inputs], 1.0)
+    values = steps.step(setting.trained, setting.objective, [setting.inputs], 1.0)
     with pytest.raises(NonFiniteError, match="gradient of G"):
         values.read()
 
@@ -500,7 +500,7 @@ def test_the_best_generator_is_kept(recipe, tmp_path):
     scored = [line for line in metrics(out) if "miou" in line]
     assert [line["images"] for line in scored] == [4, 8]
     best = max(scored, key=lambda line: line["miou"])["images"]
-    assert checkpoint.load_generator(out / checkpoint.BEST).images_seen == best
+    assert checkpoint.load_generator(out / checkpoint.BEST).metadata.images_seen == best
     assert f"{best:09d}" in {p.name for p in (out / "checkpoints").iterdir()}
 
 
@@ -522,7 +522,7 @@ def test_another_generator_of_other_classes_gives_what_fits(recipe, tmp_path):
     source = checkpoint.load_generator(path)
     target = checkpoint.build_generator(same, ours)
     before = {k: v.clone() for k, v in target.state_dict().items()}
-    taken = transfer(target, None, same, ours, source)
+    taken = warm_start(target, None, same, ours, source)
     after, given = target.state_dict(), source.generator.state_dict()
 
     assert taken.classes == ("tree", "road")
@@ -553,7 +553,7 @@ def test_a_generator_of_another_width_is_named_as_not_fitting(recipe, tmp_path):
     checkpoint.save_generator(path, checkpoint.build_generator(wide, space), wide, space)
     narrow = recipe()
     encoder = checkpoint.build_style_encoder(narrow)
-    taken = transfer(
+    taken = warm_start(
         checkpoint.build_generator(narrow, space), encoder, narrow, space,
         checkpoint.load_generator(path),
     )  # fmt: skip
@@ -651,7 +651,7 @@ def test_a_profile_starts_from_the_generator_of_init(scenes, recipe, tmp_path, m
     init = untrained_generator(recipe("model.width=8"), tmp_path)
     started = []
     monkeypatch.setattr(
-        train, "transfer", lambda *args: started.append(args[-1].sha256) or transfer(*args)
+        networks, "warm_start", lambda *args: started.append(args[-1].sha256) or warm_start(*args)
     )
     result = ecgan_train(
         *("--recipe", "demo", "--data", str(scenes), "--profile", "1", "--device", "cpu"),
@@ -699,7 +699,7 @@ def test_what_a_step_fails_of_is_told_with_the_way_out(
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(players, "step", fail)
+    monkeypatch.setattr(steps, "step", fail)
     with pytest.raises(UserError, match=sentence):
         run(recipe("train.batch=2", *overrides), tmp_path / "run")
 
@@ -785,12 +785,12 @@ def test_the_command_starts_two_ranks_that_leave_one_run(scenes, tmp_path):
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output
     assert [line["images"] for line in metrics(out)] == [2, 4, 6, 8]
-    assert checkpoint.load_generator(out / checkpoint.GENERATOR).images_seen == 8
+    assert checkpoint.load_generator(out / checkpoint.GENERATOR).metadata.images_seen == 8
 
 
 def test_a_checkpoint_of_an_unfused_adam_goes_on_as_the_fused_one(recipe):
-    one, other = (Setting(recipe()).players.generator for _ in range(2))
-    plain = torch.optim.Adam(one.network.parameters(), 1e-4, players.BETAS)
+    one, other = (Setting(recipe()).trained.generator for _ in range(2))
+    plain = torch.optim.Adam(one.network.parameters(), 1e-4, steps.BETAS)
     for parameter in one.network.parameters():
         parameter.grad = torch.ones_like(parameter)
     plain.step()

@@ -15,8 +15,8 @@ from ecgan.models.layers import condition
 from ecgan.models.pretrained import perceptual_features
 from ecgan.recipe import label_space, load_recipe
 from ecgan.segmentation import segmenter
-from ecgan.training import step as players
-from ecgan.training.objective import Inputs, Objective
+from ecgan.training import step as steps
+from ecgan.training.objective import Inputs, Objective, build_bank
 
 META = torch.device("meta")
 TINY = (
@@ -42,7 +42,7 @@ def setting(device, *overrides):
     objective = Objective(
         recipe, space, device, label_generator.to(device),
         perceptual_features("efficientnet_lite0").to(device),
-        players.build_bank(recipe, space, device),
+        build_bank(recipe, space, device),
     )  # fmt: skip
     parts = []
     for first in (0, 2):
@@ -54,7 +54,7 @@ def setting(device, *overrides):
         positions = torch.tensor([first, first + 1])  # stays on the host
         keys = tuple(f"scene-{position}" for position in positions.tolist())
         parts.append(Inputs(keys, positions, labels, S, picture, picture))
-    return players.build(recipe, space, device), objective, parts
+    return steps.build(recipe, space, device), objective, parts
 
 
 class OnTheWay:
@@ -70,14 +70,14 @@ def test_a_step_never_waits_for_the_device(monkeypatch):
     triton = pytest.importorskip("triton")
     launched = []
     monkeypatch.setenv("ECGAN_KERNELS", "triton")
-    monkeypatch.setattr(players, "Download", OnTheWay)
+    monkeypatch.setattr(steps, "Download", OnTheWay)
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # has no meta
     kernel = triton.runtime.jit.KernelInterface
     monkeypatch.setattr(
         kernel, "__getitem__", lambda own, _: lambda *_, **__: launched.append(own.__name__)
     )
     both, objective, parts = setting(META)
-    values = players.step(both, objective, parts, 1.0)
+    values = steps.step(both, objective, parts, 1.0)
     assert set(values.means) == {"discriminator", *objective.weights}
     assert {"similarity", "contrastive", "class_l1", "perceptual", "kl"} <= set(values.means)
     assert {"_rows", "_log_negatives", "_convolve", "_kernel_gradients"} <= set(launched)
@@ -85,17 +85,17 @@ def test_a_step_never_waits_for_the_device(monkeypatch):
 
 def test_the_setting_is_one_that_can_be_trained():
     """Meta tensors have no values that could be wrong; a GPU has."""
-    values = players.step(*setting(torch.device("cpu")), 1.0).read()
+    values = steps.step(*setting(torch.device("cpu")), 1.0).read()
     assert all(math.isfinite(value) for value in values.values())
 
 
 @pytest.mark.gpu
 def test_a_step_never_waits_for_the_gpu():
     both, objective, parts = setting(torch.device("cuda"), "train.precision=bfloat16")
-    players.step(both, objective, parts, 1.0).read()  # kernels are built, and compared once
+    steps.step(both, objective, parts, 1.0).read()  # kernels are built, and compared once
     torch.cuda.set_sync_debug_mode("error")
     try:
-        values = players.step(both, objective, parts, 1.0)
+        values = steps.step(both, objective, parts, 1.0)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert set(values.read()) == {"discriminator", *objective.weights}

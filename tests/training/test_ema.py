@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ecgan.models.layers import channels_last
-from ecgan.training.averaging import Average, decay, reestimate_statistics
+from ecgan.training.ema import EMA, decay, reestimate_statistics
 from tests.models.test_models import IGNORE, make_generator, make_layouts
 
 
@@ -28,7 +28,7 @@ def test_decay_halves_a_weight_over_its_half_life():
 def test_an_average_is_laid_out_as_what_it_follows():
     """So that all weights are followed in one go, not each by itself."""
     network = make_generator()
-    kept = Average(network, half_life=10).module
+    kept = EMA(network, half_life=10).module
     channels_last(network)
     for own, trained in zip(kept.parameters(), network.parameters(), strict=True):
         assert own.stride() == trained.stride()
@@ -53,7 +53,7 @@ def test_decay_is_ramped_and_can_be_off():
 
 def test_average_is_the_formula():
     network = make_generator()
-    average = Average(network, half_life=100)
+    average = EMA(network, half_life=100)
     expected = {name: p.detach().clone() for name, p in network.named_parameters()}
     for step in range(1, 5):
         train(network)
@@ -72,10 +72,10 @@ def test_average_is_the_formula():
 
 def test_average_is_restored_from_its_state():
     network = make_generator()
-    average, other = Average(network, half_life=100), Average(make_generator(), half_life=100)
+    average, other = EMA(network, half_life=100), EMA(make_generator(), half_life=100)
     train(network)
     average.update(network, batch=4, images_seen=400)
-    other.load_state_dict(average.state_dict())
+    other.module.load_state_dict(average.module.state_dict())
     for a, b in zip(average.module.parameters(), other.module.parameters(), strict=True):
         assert torch.equal(a, b)
 

@@ -1,3 +1,3 @@
 """ECGAN: edge guided GAN with contrastive learning, as a tool that makes labelled data."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

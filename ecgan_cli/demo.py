@@ -20,14 +20,14 @@ def demo(out: Path, overrides: tuple[str, ...], device: str, *, quiet: bool) -> 
     validation layout, evaluates them and writes the report. The same command again resumes.
     """
     from ecgan.demo import run as library
-    from ecgan.evaluation.report import page
+    from ecgan.evaluation.report import tables
 
     outcome = library.run(out, device=device, overrides=overrides, quiet=quiet, say=click.echo)
-    if outcome.state == "interrupted":
+    if outcome.numbers is None:
         click.echo(f"Interrupted; the same command resumes ({out})", err=True)
         sys.exit(INTERRUPTED)
     click.echo()
-    click.echo(page.table(outcome.numbers))
+    click.echo(tables.table(outcome.numbers))
     spent = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in outcome.seconds.items())
     click.echo(f"{spent}. A few minutes' training: expect recognisable streets, no photos.\n")
     click.echo("Where to look:")

@@ -3,10 +3,8 @@
 import json
 import math
 import sys
-from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -33,6 +31,10 @@ from ecgan_cli.options import (
     terminable,
     under,
 )
+
+if TYPE_CHECKING:
+    from ecgan.evaluation.report.document import Report
+    from ecgan.evaluation.request import DownstreamOptions
 
 
 class _Numbers(click.ParamType):  # pyright: ignore[reportMissingTypeArgument]
@@ -182,9 +184,7 @@ def _experiment(*, hidden: bool = False) -> tuple[Decorator, ...]:
 @under("Workers", *_WORKERS)
 @QUIET
 def evaluate(
-    samples: tuple[str, ...],
     fail_below: tuple[str, ...],
-    n_styles: int,
     *,
     downstream: bool,
     as_json: bool,
@@ -202,10 +202,9 @@ def evaluate(
     limits = [_limit(text) for text in fail_below]
     if downstream:
         click.echo("--downstream is now a command: ecgan downstream", err=True)
-    options["worth"] = _worth(options, wanted=downstream)
-    made = partial(_samples_of, n_styles=n_styles, options=options)
-    document = _run(lambda: tuple(map(made, samples)), options, as_json=as_json, markdown=markdown)
-    failed = [text for name, limit in limits for text in _below(document, name, limit)]
+    options["downstream"] = _downstream_options(options, wanted=downstream)
+    report = _run(options, as_json=as_json, markdown=markdown)
+    failed = [text for name, limit in limits for text in _below(report, name, limit)]
     for text in failed:
         click.echo(text, err=True)
     if failed:
@@ -229,7 +228,6 @@ def evaluate(
 @under("Workers", *_WORKERS)
 @QUIET
 def downstream(
-    samples: tuple[str, ...],
     *,
     as_json: bool,
     markdown: bool,
@@ -244,11 +242,11 @@ def downstream(
     Samples of layouts of the tested split are not trained with; they are judged, as ecgan evaluate
     does. The same command again resumes.
     """
-    options["worth"] = _worth(options, wanted=True)
-    _run(lambda: samples, options, as_json=as_json, markdown=markdown)
+    options["downstream"] = _downstream_options(options, wanted=True)
+    _run(options, as_json=as_json, markdown=markdown)
 
 
-def _worth(options: dict[str, Any], *, wanted: bool) -> Any:  # noqa: ANN401  evaluation.run.Worth
+def _downstream_options(options: dict[str, Any], *, wanted: bool) -> "DownstreamOptions | None":
     """Options of the downstream experiment, taken out of the command's; None if not wanted."""
     names = ("mix", "real_fraction", "seeds", "segmenter", "unknown_generator")
     given = [options.pop(name) for name in names]
@@ -256,27 +254,20 @@ def _worth(options: dict[str, Any], *, wanted: bool) -> Any:  # noqa: ANN401  ev
         return None
     from ecgan.evaluation import run as library
 
-    return library.Worth(*given)
+    return library.DownstreamOptions(*given)
 
 
-def _run(
-    samples: Callable[[], tuple[str, ...]],
-    options: dict[str, Any],
-    *,
-    as_json: bool,
-    markdown: bool,
-) -> dict[str, Any]:
+def _run(options: dict[str, Any], *, as_json: bool, markdown: bool) -> "Report":
     """Evaluate and print; the report."""
     from ecgan.evaluation import run as library
-    from ecgan.evaluation.report import page as report
+    from ecgan.evaluation.report import tables
 
     require_folder("--reference", options["reference"])
     name, overrides = options.pop("recipe_name"), options["overrides"]
     recipe = None if name is None else load_recipe(name, overrides)
     with terminable():
         try:
-            request = library.Request(samples=samples(), recipe=recipe, **options)
-            document, out = library.run(request)
+            report, out = library.run(library.Request(recipe=recipe, **options))
         except KeyboardInterrupt:
             click.echo(
                 "Interrupted; finished measurements and trainings are kept, the same command "
@@ -284,58 +275,15 @@ def _run(
                 err=True,
             )
             sys.exit(INTERRUPTED)
-    text = json.dumps(document, indent=2) if as_json else report.table(document, markdown=markdown)
+    table = partial(tables.table, markdown=markdown)
+    text = json.dumps(report.to_json(), indent=2) if as_json else table(report)
     click.echo(text, nl=as_json)
     click.echo(f"{out}/report.html", err=as_json or markdown)
-    return document
-
-
-def _samples_of(place: str, n_styles: int, options: dict[str, Any]) -> str:
-    """A data set as it is; of a run, samples of the layouts of the split, generated here."""
-    if "://" in place:
-        return place
-    path = Path(place)
-    if path.is_dir() and not (path / "generator.safetensors").is_file():
-        if (path / "recipe.yaml").is_file() and (path / "classes.json").is_file():
-            raise UsageError(
-                f"--samples {place}: a run without generator.safetensors: its training is not "
-                "finished; the same ecgan train again resumes it"
-            )
-        return place
-    if path.suffix != ".safetensors" and not path.is_dir():
-        return place  # refused where it is read
-    from ecgan.checkpoint import load_generator, resolve_generator
-    from ecgan.data import datasets
-    from ecgan.generation import run as generate
-    from ecgan.generation.request import Request
-
-    run, file = (path, None) if path.is_dir() else (None, path)
-    source = resolve_generator(run, file)
-    data = load_generator(source).recipe.data
-    root = options["reference"] or data.root
-    if root is None:
-        raise UsageError(f"--samples {place}: its recipe has no data.root; give --reference DIR")
-    there = datasets.splits(data.dataset, Path(root))
-    split = options["split"] or ("test" if "test" in there else "val")
-    styles = "" if n_styles == 1 else f"-{n_styles}-styles"
-    out = Path("datasets") / f"{source.parent.name or source.stem}-{split}{styles}"
-    where = ("device", "workers", "gpus_per_worker", "ray_address", "quiet")
-    generate.run(
-        Request(
-            generator=source,
-            out=out,
-            root=Path(root),
-            split=split,
-            n_styles=n_styles,
-            overrides=tuple(text for text in options["overrides"] if text.startswith("sampling.")),
-            **{name: options[name] for name in where},
-        )
-    )
-    return str(out)
+    return report
 
 
 def _limit(text: str) -> tuple[str, float]:
-    from ecgan.evaluation.report.page import MEANINGS
+    from ecgan.evaluation.report.tables import MEANINGS
 
     name, _, number = text.partition("=")
     higher = [n for n, meaning in MEANINGS.items() if meaning.better == "higher"]
@@ -351,15 +299,15 @@ def _limit(text: str) -> tuple[str, float]:
     return name, limit
 
 
-def _below(document: dict[str, Any], name: str, limit: float) -> list[str]:
-    from ecgan.evaluation.report import page as report
+def _below(report: "Report", name: str, limit: float) -> list[str]:
+    from ecgan.evaluation.report.tables import number
 
     found = [
-        (one["samples"], one["metrics"].get(name, {"value": None})["value"])
-        for one in report.sets(document)
+        (one.samples, one.metrics[name].value if name in one.metrics else None)
+        for one in report.sets
     ]
     return [
-        f"{samples}: {name} is {report.number(value)}, below {limit:g}"
+        f"{samples}: {name} is {number(value)}, below {limit:g}"
         for samples, value in found
         if value is None or value < limit
     ]

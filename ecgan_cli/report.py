@@ -17,9 +17,9 @@ def report() -> None:
 @MARKDOWN
 def show(path: Path, *, markdown: bool) -> None:
     """Print the numbers of the report in PATH, a folder or a report.json."""
-    from ecgan.evaluation.report import page as library
+    from ecgan.evaluation.report import document, tables
 
-    click.echo(library.table(library.load(path), markdown=markdown), nl=False)
+    click.echo(tables.table(document.load(path), markdown=markdown), nl=False)
 
 
 @report.command(short_help="Compare runs as the paper's Table 3.")

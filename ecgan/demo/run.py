@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from ecgan.checkpoint import GENERATOR
 from ecgan.demo import toy
 from ecgan.errors import UsageError
 from ecgan.evaluation import run as evaluate
+from ecgan.evaluation.report.document import Report
 from ecgan.generation import run as generate
 from ecgan.recipe import load_recipe
 from ecgan.training import run as train
@@ -29,7 +30,7 @@ class DemoResult:
         run: run folder of the training.
         samples: folder of the generated data set.
         report: folder of the report.
-        numbers: content of the report.
+        numbers: the report; None where the training was interrupted.
         seconds: duration of each step, by name.
     """
 
@@ -38,7 +39,7 @@ class DemoResult:
     run: Path
     samples: Path
     report: Path
-    numbers: dict[str, Any]
+    numbers: Report | None
     seconds: dict[str, float]
 
 
@@ -82,7 +83,7 @@ def run(
         say(f"2/4  Training the demo recipe, {recipe.train.images} images, into {folder}")
         state = train.run(recipe, folder, device=device, quiet=quiet)
     if state == "interrupted":
-        return DemoResult(state, data, folder, samples, report, {}, seconds)
+        return DemoResult(state, data, folder, samples, report, None, seconds)
 
     with _timed(seconds, "augment"):
         say(f"3/4  Generating {NUM_STYLES} styles of each validation layout, into {samples}")

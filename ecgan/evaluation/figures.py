@@ -1,4 +1,4 @@
-"""What a report shows beside the numbers: layouts with their pictures, curves of the training."""
+"""Pictures of a report: layouts with their images, and training curves."""
 
 import json
 from collections.abc import Collection, Sequence
@@ -10,7 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ecgan.checkpoint import read_metadata
 from ecgan.data.loader import TripleDataset
+from ecgan.errors import UserError
 from ecgan.evaluation.judge import Judge
 from ecgan.evaluation.measure import images_of
 from ecgan.evaluation.report import page
@@ -22,7 +24,7 @@ from ecgan.shards.records import ShardSample
 from ecgan.visualization import colorize
 
 _ROWS, _EXTREMES = 6, 4
-_COLUMNS = ("layout", "edge", "image", "real photo", "judge's reading")
+_COLUMNS = ("layout", "edge", "image", "real photo", "judge's prediction")
 _CURVES = (
     "discriminator",
     "adversarial",
@@ -53,14 +55,14 @@ def _first_of_layouts(confusion: PerImageConfusion, order: npt.NDArray[np.intp])
 
 @dataclass(frozen=True)
 class Rows:
-    """What the rows of a gallery are from.
+    """Sources of the rows of a gallery.
 
     Attributes:
         samples: the set.
-        confusion: what the judge read in it.
+        confusion: the judge's predictions.
         judge: the judge.
         reference: the photos.
-        photos: layouts of the set that have one there.
+        photos: layouts of the set that have a photo there.
         device: where the judge is.
     """
 
@@ -80,23 +82,23 @@ class Rows:
         return self.confusion.consistencies()
 
     def row(self, index: int) -> page.Row:
-        """A sample with its layout, its photo and the judge's reading."""
+        """A sample with its layout, its photo and the judge's prediction."""
         sample = self.samples.dataset.sample(index)
         label, key = self.samples.label_of(sample), sample.key
         palette = self.samples.space.evaluation_palette
         scene = Scene(key, sample.source, sample.image, label)
         images = images_of([scene], self.device)
-        reading = self.judge.segmenter.predict(images)[0].cpu().numpy()
+        prediction = self.judge.segmenter.predict(images)[0].cpu().numpy()
         cells = [
             page.Picture(colorize(label, palette), f"layout of {key}", exact=True),
             None if sample.edge is None else page.Picture(sample.edge, f"edges of {key}"),
             page.Picture(sample.image, f"image {key}"),
             self._photo(sample),
-            page.Picture(colorize(reading, palette), f"judge's reading of {key}", exact=True),
+            page.Picture(colorize(prediction, palette), f"judge's prediction of {key}", exact=True),
         ]
         text = (
-            f"{self._accuracies[index]:.1%} of the labelled pixels read as meant, consistency "
-            f"{self._consistencies[index]:.3f}"
+            f"{self._accuracies[index]:.1%} of the labelled pixels predicted as in the layout, "
+            f"consistency {self._consistencies[index]:.3f}"
         )
         return page.Row(key, text, cells)
 
@@ -128,19 +130,28 @@ def curves(manifest: Manifest | None, near: Path) -> list[page.Curve]:
     """Training curves of the run whose generator made a set, where it is still at hand.
 
     Args:
-        manifest: of the set.
-        near: folder beside which runs may lie, as below ``runs/``.
+        manifest: manifest of the set; None for a set of others.
+        near: folder in which runs may lie, as in ``runs/``.
     """
-    made_by = None if manifest is None else manifest.fingerprint.checkpoint
+    if manifest is None or manifest.fingerprint.checkpoint is None:
+        return []
+    made_by, images = manifest.fingerprint.checkpoint, None
+    if manifest.provenance is not None:
+        images = manifest.provenance.checkpoint.images_seen
     for folder in [*Path("runs").glob("*"), *near.glob("*")]:
         log = folder / "metrics.jsonl"
         try:
             generators = sorted(folder.glob("generator*.safetensors")) if log.is_file() else []
-            if made_by in {sha256(path) for path in generators}:
+            if any(_is_generator(path, made_by, images) for path in generators):
                 return _curves(log.read_text(encoding="utf-8").splitlines())
-        except OSError:  # a neighbour that is not ours to read
+        except (OSError, UserError):  # a neighbour that is not ours to read
             continue
     return []
+
+
+def _is_generator(path: Path, digest: str, images: int | None) -> bool:
+    """Whether a file has this SHA-256; one of another length of training is not read for it."""
+    return images in {None, read_metadata(path).images_seen} and sha256(path) == digest
 
 
 def _curves(lines: Sequence[str]) -> list[page.Curve]:

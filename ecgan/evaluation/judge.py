@@ -1,7 +1,8 @@
-"""Which judge reads the samples, and what speaks against it.
+"""The judge: a segmenter of real photos, and its independence of the samples.
 
 A judge that trained the generator would find what it taught. One that learnt from a sample's own
-layout knows the scene by heart. The first is refused, unless it is forced; both are marked.
+layout may have memorised the scene. The first is refused, unless it is forced; the report warns of
+both.
 """
 
 from collections.abc import Iterable, Mapping
@@ -22,13 +23,13 @@ from ecgan.shards.manifest import Manifest
 
 
 class Judge(NamedTuple):
-    """A segmenter that reads evaluation ids, and where other processes find it."""
+    """Segmenter of evaluation ids, and the place where other processes find it."""
 
     segmenter: Segmenter
     path: str  # folder or hub name
 
     def about(self, recipe: Recipe, split: str) -> str:
-        """What a protocol says of it."""
+        """Description for the protocol of a report."""
         judge = self.segmenter.describe()
         if judge["kind"] != "trained":
             return self.path
@@ -50,13 +51,13 @@ def find_judge(
     device: torch.device,
     progress: bool,
 ) -> Judge:
-    """The judge that the user named, or one trained on real pairs.
+    """Load the judge that the user named, or train one on real pairs.
 
     Args:
         name: ``train``, or a segmenter of transformers or of ours by path or name.
-        recipe: says how it is trained.
+        recipe: recipe with the settings of its training.
         space: the recipe's classes.
-        pairs: what it is trained on.
+        pairs: real pairs to train on.
         cache: folder of trained judges.
         device: where it goes.
         progress: show progress bars.
@@ -82,20 +83,20 @@ def find_judge(
 def own_label_generators(
     judge: Judge, manifests: Mapping[str, Manifest], *, force: bool
 ) -> dict[str, list[str]]:
-    """Marks for sets whose generator was trained by this very judge, or that it has filtered.
+    """Warnings for sets whose generator was trained by this very judge, or that it has filtered.
 
     Args:
         judge: the judge.
-        manifests: of the sets that have one, by name.
-        force: judge all the same.
+        manifests: manifests of the sets that have one, by name.
+        force: accept it all the same.
 
     Returns:
-        Marks of each set.
+        Warnings of each set.
 
     Raises:
         UserError: it is the label generator of a set, or its filter, and was not forced.
     """
-    marks: dict[str, list[str]] = {}
+    warnings: dict[str, list[str]] = {}
     for name, manifest in manifests.items():
         role = _role_in(judge, manifest)
         if role is None:
@@ -105,14 +106,14 @@ def own_label_generators(
                 f"judge {judge.path}: it is the {role.title} of {name}, so it would find what "
                 f"{role.deed}. Give another with --judge, train one with --judge train "
                 "(evaluate.judge_training), or force it with --force-judge: the "
-                "report is marked then"
+                "report warns of it then"
             )
-        marks[name] = [f"the judge is the {role.title} of this set (forced)"]
-    return marks
+        warnings[name] = [f"the judge is the {role.title} of this set (forced)"]
+    return warnings
 
 
 class _Role(NamedTuple):
-    """What a judge did for samples before it was to judge them."""
+    """Part that a judge had in the making of samples."""
 
     title: str
     deed: str
@@ -148,9 +149,9 @@ def _same_place(one: str, other: str) -> bool:
 
 
 def seen_layouts(judge: Judge, layouts: Iterable[str], reference: TripleDataset) -> set[str]:
-    """Layouts that the judge learnt from: by their label maps where these are at hand, else by key.
+    """Layouts that the judge was trained on, by their label maps where at hand, else by key.
 
-    A key that two splits share tells nothing; the label map does.
+    A key that two splits share proves nothing; the label map does.
     """
     sources = judge.segmenter.sources
     files = {item.key: item.label for item in reference.items}
@@ -165,13 +166,15 @@ def seen_layouts(judge: Judge, layouts: Iterable[str], reference: TripleDataset)
     }
 
 
-def seen_mark(judge: Judge, layouts: Iterable[str], reference: TripleDataset) -> list[str]:
-    """The mark of :func:`seen_layouts`, if there are any."""
+def seen_layouts_warning(
+    judge: Judge, layouts: Iterable[str], reference: TripleDataset
+) -> list[str]:
+    """Warning of :func:`seen_layouts`, if there are any."""
     distinct = set(layouts)
     seen = seen_layouts(judge, distinct, reference)
     if not seen:
         return []
     return [
         f"{len(seen)} of {len(distinct)} layouts of these samples are in the judge's own training: "
-        "its agreement says less about them"
+        "it may have memorised them"
     ]

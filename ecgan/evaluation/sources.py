@@ -7,17 +7,19 @@ Shape legend:
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from ecgan.data.loader import TripleDataset
-from ecgan.errors import UserError
+from ecgan.errors import UsageError, UserError
 from ecgan.labels import Labels, LabelSpace
 from ecgan.shards.dataset import SampleDataset
+from ecgan.shards.manifest import Manifest, read_manifest
 from ecgan.shards.records import ShardSample
 
 
@@ -147,3 +149,47 @@ class Samples:
 
 
 Source = Photos | Samples
+
+
+@dataclass
+class SampleSet:
+    """A data set of samples to evaluate.
+
+    Attributes:
+        place: folder or address.
+        manifest: its manifest; None for a set of others.
+        warnings: reasons not to quote its numbers.
+    """
+
+    place: str
+    manifest: Manifest | None
+    warnings: list[str] = field(default_factory=list[str])
+
+    @classmethod
+    def at(cls, place: str) -> "SampleSet":
+        """Open a data set.
+
+        Raises:
+            UsageError: no such folder.
+        """
+        if "://" not in place and Path(place).is_file():
+            raise UsageError(f"--samples {place}: is a file; give the folder that holds it")
+        if "://" not in place and not Path(place).is_dir():
+            raise UsageError(f"--samples {place}: no such folder")
+        return cls(place, read_manifest(place))
+
+    @property
+    def is_evaluation(self) -> bool:
+        """Whether its labels are evaluation ids already."""
+        return self.manifest is not None and self.manifest.label_space == "evaluation"
+
+    @property
+    def checkpoint(self) -> str | None:
+        """SHA-256 of the generator file; None where it is not known."""
+        return None if self.manifest is None else self.manifest.fingerprint.checkpoint
+
+    @property
+    def name(self) -> str:
+        """Last part of its place."""
+        last = self.place.rstrip("/").rpartition("/")[2]
+        return last if last not in {"", ".", ".."} else Path(self.place).resolve().name

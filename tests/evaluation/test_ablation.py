@@ -206,8 +206,8 @@ def test_a_run_without_a_report_says_how_to_make_one(runs, tmp_path):
 
 def test_marked_reports_are_named(tmp_path):
     place = write(tmp_path / "a", report(0.5, marks=["forced"]))
-    assert f"reports with marks: {place}" in ablation.table(ablation.read([place]))
-    assert ablation.to_json(ablation.read([place]))["rows"][0]["marks"] == ["forced"]
+    assert f"reports with warnings: {place}" in ablation.table(ablation.read([place]))
+    assert ablation.to_json(ablation.read([place]))["rows"][0]["warnings"] == ["forced"]
 
 
 def test_what_may_move_a_number_is_noted(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 
 from ecgan.evaluation.report import page as report
 from ecgan.evaluation.report import study
+from ecgan.evaluation.report.document import Report
 from tests.evaluation.test_report import MARKED, WORTH
 from tests.evaluation.test_report import illustrations as small
 from tests.evaluation.test_study import write_set
@@ -94,7 +95,7 @@ def page(tmp_path_factory):
     """A report with everything that a report can hold."""
     folder = tmp_path_factory.mktemp("report")
     document = MARKED | {"downstream": WORTH, "samples": "datasets/city"}
-    report.write(document, folder, [small()])
+    report.write(Report.of_document(document), folder, [small()])
     return (folder / "report.html").as_uri()
 
 

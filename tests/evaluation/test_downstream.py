@@ -148,6 +148,11 @@ def request_of(world, cache, **changes):
     return downstream.Request(**fields | changes)
 
 
+def ran(request):
+    """The experiment's section of report.json."""
+    return downstream.run(request).model_dump(mode="json")
+
+
 def numbers(section):
     """What must not depend on when and where it ran."""
     return section["rows"], section["sentences"], section["failed"]
@@ -173,14 +178,13 @@ def refusal(request):
 )
 def test_sentences_say_whether_a_difference_is_larger_than_the_spread(real, mixed, larger, text):
     sides = [
-        downstream._Condition(Run(1.0, mix, 0), [(s, {"miou": v}) for s, v in enumerate(values)])
+        downstream._Results(Run(1.0, mix, 0), [(s, {"miou": v}) for s, v in enumerate(values)])
         for mix, values in ((0.0, real), (1.0, mixed))
     ]
     against = downstream._against(*sides)
-    row = {"name": "real + 1x synthetic", "runs": mixed, "against_real": against}
-    assert against["larger"] == larger
-    assert against["low"] < against["difference"] < against["high"]
-    assert text in downstream._sentence(row)
+    assert against.larger == larger
+    assert against.low < against.difference < against.high
+    assert text in downstream._sentence("real + 1x synthetic", against, len(mixed))
 
 
 # Draws
@@ -258,7 +262,7 @@ def test_augmentation_keeps_image_and_label_together():
 
 def test_section(world, tmp_path):
     mixes = (0.0, 1.0, "synthetic")
-    section = downstream.run(request_of(world, tmp_path, mixes=mixes))
+    section = ran(request_of(world, tmp_path, mixes=mixes))
     json.dumps(section, allow_nan=False)
     assert set(section) == {"protocol", "rows", "sentences", "notes", "failed"}
     assert all(isinstance(text, str) for text in section["protocol"].values())
@@ -287,31 +291,31 @@ def test_section(world, tmp_path):
 
 def test_kept_runs_are_not_done_again(world, tmp_path):
     request = request_of(world, tmp_path)
-    first = downstream.run(request)
+    first = ran(request)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     assert len(before) == 4
-    assert downstream.run(request) == first
+    assert ran(request) == first
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
     one, other, third, _ = sorted(before)
     one.unlink()
     other.write_text('{"miou": 0.9')  # a machine that went down
     third.write_text('{"miou": 0.9}')
-    assert numbers(downstream.run(request)) == numbers(first)
+    assert numbers(ran(request)) == numbers(first)
     after = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     assert {path for path in before if after[path] != before[path]} == {one, other, third}
-    more = downstream.run(replace(request, seeds=3))
+    more = ran(replace(request, seeds=3))
     assert len(list(tmp_path.iterdir())) == 6
     assert [row["runs"][:2] for row in more["rows"]] == [row["runs"] for row in first["rows"]]
 
 
 def test_real_only_knows_no_samples(world, tmp_path):
     alone = request_of(world, tmp_path, mixes=(0.0,), samples=())
-    section = downstream.run(alone)
+    section = ran(alone)
     before = set(tmp_path.iterdir())
-    beside = downstream.run(request_of(world, tmp_path, mixes=(0.0,), seeds=2))
+    beside = ran(request_of(world, tmp_path, mixes=(0.0,), seeds=2))
     assert set(tmp_path.iterdir()) == before
     assert beside["rows"] == section["rows"]
-    mixed = downstream.run(request_of(world, tmp_path))
+    mixed = ran(request_of(world, tmp_path))
     assert mixed["rows"][0] == section["rows"][0]
     assert before < set(tmp_path.iterdir())
     assert section["rows"][0]["synthetic_images"] == 0
@@ -387,18 +391,18 @@ def test_workers_on_ray_find_what_this_process_finds(world, tmp_path, monkeypatc
     mixes = (0.0, 1.0, "synthetic")
     request = request_of(Path(), tmp_path / "a", mixes=mixes)
     workers = Workers(2, timeout=0.05)  # seconds, too few for any student
-    here = downstream.run(request)
-    there = downstream.run(replace(request, cache=tmp_path / "b", workers=workers))
+    here = ran(request)
+    there = ran(replace(request, cache=tmp_path / "b", workers=workers))
     assert numbers(there) == numbers(here)
 
 
 SCRIPT = """
 import sys
 from pathlib import Path
-from tests.evaluation.test_downstream import downstream, numbers, request_of
+from tests.evaluation.test_downstream import numbers, ran, request_of
 import torch
 torch.set_num_threads(1)
-downstream.run(request_of(Path(sys.argv[1]), Path(sys.argv[2]), seeds=4))
+ran(request_of(Path(sys.argv[1]), Path(sys.argv[2]), seeds=4))
 """
 
 
@@ -416,9 +420,9 @@ def test_a_killed_experiment_goes_on(world, tmp_path):
     assert process.wait() == -signal.SIGKILL
     kept = {path: path.stat().st_mtime_ns for path in request.cache.glob("run-*.json")}
     assert 0 < len(kept) < 8
-    section = downstream.run(request)
+    section = ran(request)
     assert all(path.stat().st_mtime_ns == time_ for path, time_ in kept.items())
-    undisturbed = downstream.run(replace(request, cache=tmp_path / "undisturbed"))
+    undisturbed = ran(replace(request, cache=tmp_path / "undisturbed"))
     assert numbers(section) == numbers(undisturbed)
 
 
@@ -440,7 +444,7 @@ def test_a_run_that_fails_is_named_and_the_others_are_kept(world, tmp_path):
     request = request_of(
         world, tmp_path / "cache", samples=(tmp_path / "plain",), unknown_generator=True
     )
-    section = downstream.run(request)
+    section = ran(request)
     assert [row["name"] for row in section["rows"]] == ["real only"]
     assert [text.partition(":")[0] for text in section["failed"]] == [
         "real + 1x synthetic, seed 0",
@@ -449,7 +453,7 @@ def test_a_run_that_fails_is_named_and_the_others_are_kept(world, tmp_path):
     assert all("scene-01" in text for text in section["failed"])
     assert len(list((tmp_path / "cache").iterdir())) == 2
     with pytest.raises(UserError, match="no run came to its end"):
-        downstream.run(replace(request, mixes=("synthetic",)))
+        ran(replace(request, mixes=("synthetic",)))
 
 
 def test_samples_of_another_size_are_no_training(world, tmp_path):
@@ -461,7 +465,7 @@ def test_samples_of_another_size_are_no_training(world, tmp_path):
         world, tmp_path, samples=(tmp_path / "plain",), unknown_generator=True, mixes=("synthetic",)
     )
     with pytest.raises(UserError, match="scene-01 is not of 32 x 64"):
-        downstream.run(request)
+        ran(request)
 
 
 class ByColour(torch.nn.Module):
@@ -617,7 +621,7 @@ def test_labels_in_input_and_in_evaluation_ids_teach_the_same(world, tmp_path):
             generators=(tmp_path / name / checkpoint.GENERATOR,),
             mixes=("synthetic",),
         )
-        sections.append(downstream.run(request))
+        sections.append(ran(request))
     assert sections[0]["rows"] == sections[1]["rows"]
     assert list(sections[0]["rows"][0]["per_class"]) == ["up", "down"]
 
@@ -649,7 +653,7 @@ def test_a_student_learns_from_samples_that_show_something(tmp_path):
             training=training(images=240, batch=4),
             seeds=3,
         )
-        return downstream.run(request)["rows"][1]["against_real"]
+        return ran(request)["rows"][1]["against_real"]
 
     good, noise = worth(tmp_path / "good"), worth(tmp_path / "noise")
     assert good["larger"]
@@ -753,7 +757,7 @@ def test_sets_belong_to_the_fraction_of_their_generator(world, tmp_path):
     assert found == {1.0: (str(whole),)}
     assert notes[0].startswith(f"{third}: made by a generator of 0.3 of the real pairs")
     request = request_of(world, tmp_path, samples=(whole, third), fractions=(1.0, 0.3), seeds=1)
-    rows = downstream.run(request)["rows"]
+    rows = ran(request)["rows"]
     assert [row["name"] for row in rows] == [
         "real only",
         "real + 1x synthetic",
@@ -1015,7 +1019,7 @@ def test_an_unknown_generator_is_refused_unless_taken_on_request(world, tmp_path
     write_plain(tmp_path / "plain", world / "real", ("scene-00", "scene-01"))
     plain = replace(request, samples=(tmp_path / "plain",))
     assert "what its generator was trained on is not known" in refusal(plain)
-    section = downstream.run(replace(plain, unknown_generator=True, mixes=(1.0,), seeds=1))
+    section = ran(replace(plain, unknown_generator=True, mixes=(1.0,), seeds=1))
     assert any("taken on request" in text for text in section["notes"])
     assert "taken on request" in section["protocol"]["generators"]
     assert any("--mix has no 0" in text for text in section["notes"])

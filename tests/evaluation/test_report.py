@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ecgan.errors import UserError
+from ecgan.evaluation.report import document, tables
 from ecgan.evaluation.report import page as report
 from ecgan_cli.main import cli
 
@@ -50,6 +51,18 @@ REPORT = {
     "worst": [],
     "compared": [],
 }
+
+
+def as_report(content):
+    return document.Report.of_document(content)
+
+
+def html(content, illustrations):
+    return report.html(as_report(content), illustrations)
+
+
+def table(content, **options):
+    return tables.table(as_report(content), **options)
 
 
 def illustrations():
@@ -96,14 +109,17 @@ class Page(HTMLParser):
 
 
 def test_written_report_is_read_back(tmp_path):
-    report.write(REPORT, tmp_path / "out", [illustrations()])
-    assert report.load(tmp_path / "out") == REPORT
-    assert report.load(tmp_path / "out" / "report.json") == REPORT
+    report.write(as_report(REPORT), tmp_path / "out", [illustrations()])
+    assert document.load(tmp_path / "out") == as_report(REPORT)
+    assert document.load(tmp_path / "out" / "report.json") == as_report(REPORT)
+    written = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert written["schema"] == 2
+    assert document.Report.model_json_schema(by_alias=True)["properties"].keys() >= written.keys()
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["report.html", "report.json"]
 
 
 def test_page_is_self_contained_and_escaped():
-    text = report.html(REPORT, [illustrations()])
+    text = html(REPORT, [illustrations()])
     page = Page(text)
     assert all(a.startswith(("data:", "#")) for a in page.addresses)
     assert "script" not in page.tags
@@ -115,36 +131,36 @@ def test_page_is_self_contained_and_escaped():
 
 
 def test_page_holds_every_number_and_the_reasons():
-    text = report.html(REPORT, [illustrations()])
+    text = html(REPORT, [illustrations()])
     for expected in ("0.4321", "0.5512", "0.4100 to 0.4500", "12.30", "inception_weights is not"):
         assert expected in text
-    assert "78%" in text  # 0.4321 / 0.5512, in the verdict
+    assert "Judge mIoU 0.432 on samples, 0.551 on real photos (78 %)." in text
     assert "The judge saw 3 layouts." in text
 
 
 def test_page_of_several_sets_compares_them():
     both = copy.deepcopy(REPORT)
     both["compared"] = [copy.deepcopy({**REPORT, "samples": "second"})]
-    text = report.html(both, [illustrations(), report.Illustrations()])
+    text = html(both, [illustrations(), report.Illustrations()])
     Page(text)
     assert "2 sets of samples" in text
     assert 'id="set-2"' in text
     assert 'class="marked"' not in text
-    both["compared"][0] |= {"marks": ["forced"], "metrics": {"new": REPORT["metrics"]["miou"]}}
-    text = report.html(both, [illustrations(), report.Illustrations()])
+    both["compared"][0] |= {"warnings": ["forced"], "metrics": {"new": REPORT["metrics"]["miou"]}}
+    text = html(both, [illustrations(), report.Illustrations()])
     Page(text)
-    assert '<code>second</code></a> <strong class="marked">marked</strong>' in text
+    assert '<code>second</code></a> <strong class="marked">warning</strong>' in text
     assert "<td>n/a</td>" in text  # what only one of them has
     assert '<th scope="row">new</th>' in text
 
 
 def test_page_without_judge_or_pictures():
     bare = {**REPORT, "metrics": {}, "per_class": {}, "notes": [], "skipped": {}}
-    Page(report.html(bare, [report.Illustrations()]))
+    Page(html(bare, [report.Illustrations()]))
 
 
 MARKED = REPORT | {
-    "marks": ["the judge is the label generator (forced)"],
+    "warnings": ["the judge is the label generator (forced)"],
     "confusion": {"classes": ["road", "pole"], "counts": [[75, 20, 5], [0, 0, 0]]},
 }
 
@@ -186,10 +202,15 @@ def test_every_metric_has_its_place():
         for kind in ("precision", "recall")
         for network in ("inception", "inception_clean", "dinov2", "efficientnet_lite0")
     } | {"diversity_efficientnet_lite0", "consistency", "fid_clean", "kid", "fd_dinov2"}
-    assert names <= report.MEANINGS.keys()
-    assert [m for m in report.MEANINGS.values() if m.better not in {"higher", "lower"}] == []
-    groups = dict(report._grouped([{"metrics": report.MEANINGS}, {"metrics": {"new": 1}}]))
-    assert sum(map(len, groups.values())) == len(report.MEANINGS) + 1
+    assert names <= tables.MEANINGS.keys()
+    assert [m for m in tables.MEANINGS.values() if m.better not in {"higher", "lower"}] == []
+    one = as_report(REPORT).metrics["miou"]
+    sets = [
+        document.SetReport(samples="a", metrics=dict.fromkeys(tables.MEANINGS, one)),
+        document.SetReport(samples="b", metrics={"new": one}),
+    ]
+    groups = dict(report._grouped(sets))
+    assert sum(map(len, groups.values())) == len(tables.MEANINGS) + 1
     assert groups["Others"] == ["new"]
     assert groups["Distance between samples and photos, as sets"] == [
         "fid", "kid", "fid_clean", "kid_clean", "fd_dinov2", "fd_efficientnet_lite0"
@@ -199,26 +220,26 @@ def test_every_metric_has_its_place():
 def test_spread_and_protocol_of_a_metric_are_shown():
     report_ = copy.deepcopy(REPORT)
     report_["metrics"]["miou"] |= {"std": 0.0123, "protocol": "three judges"}
-    text = report.html(report_, [illustrations()])
+    text = html(report_, [illustrations()])
     assert "<td>0.4321 ± 0.0123</td>" in text
     assert "over classes; three judges</small>" in text
     assert "<dt>standard deviation</dt><dd>0.0123</dd>" in text
-    assert "0.4321 ± 0.0123" in report.table(report_)
-    assert "standard deviation" not in report.html(REPORT, [illustrations()])
+    assert "0.4321 ± 0.0123" in table(report_)
+    assert "standard deviation" not in html(REPORT, [illustrations()])
 
 
 def test_curves_carry_the_names_of_their_metrics():
     curves = [report.Curve("fd_efficientnet_lite0", [(100, 400.0), (300, 250.0)])]
-    text = report.html(REPORT, [report.Illustrations((), curves)])
+    text = html(REPORT, [report.Illustrations((), curves)])
     assert "<figcaption>FD, EfficientNet-Lite0 ↓<span>last 250.00</span>" in text
     assert 'points="0.0,4.0 320.0,116.0"' in text
     assert "<span>100</span><span>300 images</span>" in text
 
 
 def test_page_shows_marks_and_what_was_read_as_what():
-    text = report.html(MARKED, [illustrations()])
+    text = html(MARKED, [illustrations()])
     page = Page(text)
-    assert text.index("These numbers carry a mark") < text.index("0.4321")
+    assert text.index("<strong>Warnings</strong>") < text.index("0.4321")
     assert "The judge is the label generator (forced)." in text
     cells = re.findall(r"--share:([0-9.]+)\">(\d+)<", text)
     assert cells == [("0.750", "75"), ("0.200", "20"), ("0.050", "5")]
@@ -226,13 +247,13 @@ def test_page_shows_marks_and_what_was_read_as_what():
     assert "details" in page.tags
     many = [f"c{i}" for i in range(13)]
     wide = MARKED | {"confusion": {"classes": many, "counts": [[1] * 14] * 13}}
-    assert "<details><summary>Confusion of 13 classes" in report.html(wide, [illustrations()])
+    assert "<details><summary>Confusion of 13 classes" in html(wide, [illustrations()])
     assert "<details open><summary>Confusion of 2 classes" in text
-    assert "carry a mark" not in report.html(REPORT, [illustrations()])
+    assert "<strong>Warnings" not in html(REPORT, [illustrations()])
 
 
 def test_page_shows_what_samples_are_worth():
-    text = report.html(REPORT | {"downstream": WORTH}, [illustrations()])
+    text = html(REPORT | {"downstream": WORTH}, [illustrations()])
     Page(text)
     assert "Real + 1x samples: +0.040 mIoU, larger than the spread" in text
     assert "+0.0400 (+0.0100 to +0.0700) <strong>*</strong>" in text
@@ -240,11 +261,15 @@ def test_page_shows_what_samples_are_worth():
     assert "mIoU 0.4500, 95 % interval 0.3000 to 0.5000, seeds 0.4400 0.4600" in text
     assert "The generator is not known." in text
     assert "<td>0.9000 ± 0.0200</td>" in text  # road
-    assert text.index("Headline numbers") < text.index("What the samples are worth")
-    assert text.index("What the samples are worth") < text.index("IoU of each class")
+    assert text.index("Headline numbers") < text.index("Segmenters trained with samples")
+    assert text.index("Segmenters trained with samples") < text.index("IoU of each class")
     without = copy.deepcopy(WORTH)
     without["rows"][1]["against_real"]["larger"] = False
-    assert "<strong>*" not in report.html(REPORT | {"downstream": without}, [illustrations()])
+    assert "<strong>*" not in html(REPORT | {"downstream": without}, [illustrations()])
+
+
+def section(rows):
+    return document.DownstreamReport.model_validate(WORTH | {"rows": rows})
 
 
 def test_runs_of_all_conditions_share_one_axis():
@@ -254,7 +279,7 @@ def test_runs_of_all_conditions_share_one_axis():
         row("real only (10 %)", [0.35], mix=0.0) | {"real_fraction": 0.1},
         row("real (10 %) + 1x samples", [0.39]) | {"real_fraction": 0.1},
     ]
-    ticks, placed = report._plot({"rows": rows}, "miou")
+    ticks, placed = report._plot(section(rows))
     assert ticks == [
         (pytest.approx(value), pytest.approx(x))
         for value, x in ((0.3, 0), (0.35, 25), (0.4, 50), (0.45, 75), (0.5, 100))
@@ -264,11 +289,11 @@ def test_runs_of_all_conditions_share_one_axis():
     assert (placed[1]["low"], placed[1]["high"]) == (0, 100)
     assert [at["real"] for at in placed] == pytest.approx([55, 55, 55, 25, 25])
     rows[0]["miou"] = rows[0]["miou"] | {"high": 1.7, "low": -0.2}  # of few seeds
-    ticks, placed = report._plot({"rows": rows}, "miou")
+    ticks, placed = report._plot(section(rows))
     assert [ticks[0][0], ticks[-1][0]] == [0, 1]
     assert (placed[0]["low"], placed[0]["high"]) == (0, 100)
     rows[0]["miou"] = rows[0]["miou"] | {"high": None, "low": None}  # of one
-    assert report._plot({"rows": rows[:1]}, "miou").rows[0]["low"] is None
+    assert report._plot(section(rows[:1])).rows[0]["low"] is None
 
 
 @given(st.floats(0, 1), st.floats(0, 1))
@@ -286,20 +311,20 @@ def test_a_report_of_worth_alone():
         "schema": 1, "samples": "datasets/train", "protocol": {}, "metrics": {}, "per_class": {},
         "skipped": {}, "notes": [], "downstream": WORTH,
     }  # fmt: skip
-    text = report.html(bare, [report.Illustrations()])
+    text = html(bare, [report.Illustrations()])
     Page(text)
     assert "Headline numbers" not in text
-    assert "What the samples are worth" in text
-    table = report.table(bare)
-    assert "real + 1x samples" in table
-    assert "+0.0400 (+0.0100 to +0.0700)" in table
-    assert "datasets/train" not in table  # there is nothing to say of it
+    assert "Segmenters trained with samples" in text
+    text = table(bare)
+    assert "real + 1x samples" in text
+    assert "+0.0400 (+0.0100 to +0.0700)" in text
+    assert "datasets/train" not in text  # there is nothing to say of it
 
 
 def test_markdown_is_a_summary_for_a_pull_request():
-    text = report.table(MARKED | {"downstream": WORTH}, markdown=True)
-    assert report.verdict(REPORT) in text
-    assert "\n> **Mark:** the judge is the label generator (forced)\n" in text
+    text = table(MARKED | {"downstream": WORTH}, markdown=True)
+    assert tables.verdict(as_report(REPORT)) in text
+    assert "\n> **Warning:** the judge is the label generator (forced)\n" in text
     assert text.count("<details><summary>IoU of each class</summary>") == 2
     assert "| road | 0.9000 ± 0.0200 | 0.9000 ± 0.0200 |" in text
     assert "| pole | n/a | n/a |" in text
@@ -308,15 +333,15 @@ def test_markdown_is_a_summary_for_a_pull_request():
     assert "All 3 numbers" not in text
     more = copy.deepcopy(REPORT)
     more["metrics"]["edge_f1"] = more["metrics"]["miou"] | {"std": 0.01}
-    text = report.table(more, markdown=True)
+    text = table(more, markdown=True)
     assert text.index("| mIoU |") < text.index("<details><summary>All 4 numbers")
     assert text.index("All 4 numbers") < text.index("| Edge F1 | 0.4321 ± 0.0100 |")
     named = REPORT | {"per_class": {"a|b": REPORT["per_class"]["road"]}}
-    assert "| a&#124;b | 0.9000 |" in report.table(named, markdown=True)
+    assert "| a&#124;b | 0.9000 |" in table(named, markdown=True)
 
 
 def test_table_golden():
-    assert report.table(REPORT) == (
+    assert table(REPORT) == (
         "datasets/city <b>\n"
         "  metric                    samples     95 % interval  real photos     n\n"
         "  mIoU                       0.4321  0.4100 to 0.4500       0.5512  1165\n"
@@ -325,7 +350,7 @@ def test_table_golden():
         "note: the judge saw 3 layouts\n"
         "FID skipped: evaluate.inception_weights is not set\n"
     )
-    markdown = report.table(REPORT, markdown=True)
+    markdown = table(REPORT, markdown=True)
     assert "| mIoU | 0.4321 | 0.4100 to 0.4500 | 0.5512 | 1165 |" in markdown
     assert "|---|---:|---:|---:|---:|" in markdown
 
@@ -335,7 +360,7 @@ def test_table_golden():
     [(None, "n/a"), (0.0, "0.0000"), (0.12345, "0.1235"), (3.14159, "3.142"), (250.0, "250.00")],
 )
 def test_number(value, text):
-    assert report.number(value) == text
+    assert tables.number(value) == text
 
 
 @pytest.mark.parametrize(
@@ -352,16 +377,16 @@ def test_load_refuses(tmp_path, content, sentence):
     if content is not None:
         file.write_text(content)
     with pytest.raises(UserError, match=re.escape(sentence)):
-        report.load(tmp_path)
+        document.load(tmp_path)
 
 
 def test_report_show(tmp_path):
     (tmp_path / "report.json").write_text(json.dumps(REPORT))
     result = CliRunner().invoke(cli, ["report", "show", str(tmp_path)])
     assert result.exit_code == 0
-    assert result.output == report.table(REPORT)
+    assert result.output == table(REPORT)
     result = CliRunner().invoke(cli, ["report", "show", "--markdown", str(tmp_path)])
-    assert result.output == report.table(REPORT, markdown=True)
+    assert result.output == table(REPORT, markdown=True)
     result = CliRunner().invoke(cli, ["report", "show", str(tmp_path / "no")])
     assert result.exit_code == 1
     assert "no such file" in result.output
@@ -369,8 +394,23 @@ def test_report_show(tmp_path):
 
 def test_verdict():
     def sentence(value, real):
-        return report.verdict({"metrics": {"miou": {"value": value, "real": real}}})
+        content = copy.deepcopy(REPORT)
+        content["metrics"]["miou"] |= {"value": value, "real": real}
+        return tables.verdict(as_report(content))
 
-    assert "keep 50% of that" in sentence(0.25, 0.5)
-    assert "no more than that" in sentence(0.6, 0.5)
-    assert "No judge" in report.verdict({"metrics": {}})
+    assert sentence(0.491, 0.448) == "judge mIoU 0.491 on samples, 0.448 on real photos (110 %)"
+    assert sentence(0.25, 0.5).endswith("(50 %)")
+    assert "no judge" in tables.verdict(as_report(REPORT | {"metrics": {}}))
+
+
+def test_reports_of_version_1_are_read(tmp_path):
+    old = {k: v for k, v in REPORT.items() if k != "warnings"} | {"marks": ["forced"]}
+    content = old | {"compared": [{**old, "samples": "second"}]}
+    (tmp_path / "report.json").write_text(json.dumps(content))
+    found = document.load(tmp_path)
+    assert [one.warnings for one in found.sets] == [["forced"], ["forced"]]
+    assert found.sets[1].samples == "second"
+    assert "warning: forced" in tables.table(found)
+    (tmp_path / "report.json").write_text(json.dumps(content | {"metrics": {"miou": {"n": 1}}}))
+    with pytest.raises(UserError, match=r"report\.json: not a report of ecgan: metrics\.miou"):
+        document.load(tmp_path)

@@ -17,7 +17,8 @@ from ecgan.data.loader import TripleDataset
 from ecgan.errors import UserError
 from ecgan.evaluation import measure
 from ecgan.evaluation import run as evaluate
-from ecgan.evaluation.report import page as report
+from ecgan.evaluation.report.document import load
+from ecgan.evaluation.report.tables import table
 from ecgan.evaluation.sources import Scene
 from ecgan.generation import run as generate
 from ecgan.metrics.segmentation import AGREEMENTS, agreement
@@ -32,7 +33,7 @@ from ecgan.segmentation.segmenter import (
     segformer,
 )
 from ecgan.shards import codecs, formats, records
-from ecgan.shards.manifest import read_manifest
+from ecgan.shards.manifest import SCHEMA, read_manifest
 from ecgan.training.validation import validate
 from ecgan_cli.main import cli
 from tests.helpers.tiny import NAMES, make_generator, write_pairs
@@ -53,6 +54,12 @@ class ByColour(torch.nn.Module):
     def forward(self, pixel_values):
         far = (pixel_values[:, None] - self.colours[None, :, :, None, None]).square().sum(2)
         return type("Output", (), {"logits": -far * 9})()
+
+
+def evaluated(request):
+    """The content of report.json, and its folder."""
+    report, out = evaluate.run(request)
+    return report.to_json(), out
 
 
 def judge_folder(root):
@@ -127,7 +134,7 @@ def write_samples(world, out, data_format, split="val"):
 
 
 def test_real_photos_as_samples_score_as_themselves(world, tmp_path):
-    document, out = evaluate.run(request_of(world, tmp_path / "out"))
+    document, out = evaluated(request_of(world, tmp_path / "out"))
     for name in AGREEMENTS:
         metric = document["metrics"][name]
         assert metric["value"] == metric["real"]
@@ -143,7 +150,7 @@ def test_real_photos_as_samples_score_as_themselves(world, tmp_path):
         "precision_efficientnet_lite0",  # too few photos
         "recall_efficientnet_lite0",
     }
-    assert document == report.load(out)
+    assert document == load(out).to_json()
     assert document["protocol"]["split"] == "val"
     page = (out / "report.html").read_text()
     assert page.count('alt="real photo of view-') >= 3
@@ -152,8 +159,8 @@ def test_real_photos_as_samples_score_as_themselves(world, tmp_path):
 @pytest.mark.parametrize("data_format", ["webdataset", "parquet"])
 def test_format_changes_nothing(world, tmp_path, data_format):
     samples = write_samples(world, tmp_path / "shards", data_format)
-    document, _ = evaluate.run(request_of(world, tmp_path / "a", samples=(samples,)))
-    plain, _ = evaluate.run(request_of(world, tmp_path / "b"))
+    document, _ = evaluated(request_of(world, tmp_path / "a", samples=(samples,)))
+    plain, _ = evaluated(request_of(world, tmp_path / "b"))
     assert document["metrics"].pop("edge_recall")["value"] == 0  # a folder has no edge maps
     assert document["metrics"] == plain["metrics"]
     assert document["per_class"] == plain["per_class"]
@@ -161,10 +168,10 @@ def test_format_changes_nothing(world, tmp_path, data_format):
 
 def test_sets_side_by_side_have_the_numbers_of_each_alone(world, tmp_path):
     shards_of_train = write_samples(world, tmp_path / "train", "webdataset", "train")
-    both, out = evaluate.run(
+    both, out = evaluated(
         request_of(world, tmp_path / "both", samples=(world / "samples", shards_of_train))
     )
-    alone, _ = evaluate.run(request_of(world, tmp_path / "alone", samples=(shards_of_train,)))
+    alone, _ = evaluated(request_of(world, tmp_path / "alone", samples=(shards_of_train,)))
     assert [one["samples"] for one in both["compared"]] == [str(shards_of_train)]
     assert both["compared"][0]["metrics"] == alone["metrics"]
     assert 'id="set-2"' in (out / "report.html").read_text()
@@ -173,10 +180,10 @@ def test_sets_side_by_side_have_the_numbers_of_each_alone(world, tmp_path):
 def test_samples_of_train_layouts_are_marked(world, tmp_path):
     samples = write_samples(world, tmp_path / "train", "webdataset", "train")
     recipe = recipe_of(world, evaluate={"judge_training": {"images": 8, "channels": 8}})
-    document, _ = evaluate.run(
+    document, _ = evaluated(
         request_of(world, tmp_path / "out", samples=(samples,), recipe=recipe, judge="train")
     )
-    assert any("4 of 4 layouts" in mark and "judge's own" in mark for mark in document["marks"])
+    assert any("4 of 4 layouts" in mark and "judge's own" in mark for mark in document["warnings"])
     assert any("no layout of these samples is in the reference" in n for n in document["notes"])
     assert "all photos of split val" in document["protocol"]["real"]
     assert "trained by ecgan, 8 images seen" in document["protocol"]["judge"]
@@ -187,7 +194,7 @@ def test_real_score_is_that_of_the_same_layouts(world, tmp_path):
     for folder in ("images", "labels"):
         (samples / folder).mkdir(parents=True)
         shutil.copy(world / "samples" / folder / "view-01.png", samples / folder)
-    document, _ = evaluate.run(request_of(world, tmp_path / "out", samples=(samples,)))
+    document, _ = evaluated(request_of(world, tmp_path / "out", samples=(samples,)))
     for name in AGREEMENTS:
         metric = document["metrics"][name]
         assert metric["value"] == pytest.approx(metric["real"], rel=1e-6)
@@ -197,7 +204,7 @@ def test_real_score_is_that_of_the_same_layouts(world, tmp_path):
 
 def test_num_images_takes_the_first(world, tmp_path):
     recipe = recipe_of(world, evaluate={"num_images": 2, "features": []})
-    document, _ = evaluate.run(request_of(world, tmp_path / "out", recipe=recipe))
+    document, _ = evaluated(request_of(world, tmp_path / "out", recipe=recipe))
     assert document["metrics"]["miou"]["n"] == 2
     assert "fd_efficientnet_lite0" not in document["metrics"]
 
@@ -223,7 +230,7 @@ def other_samples(world, out, change):
 def test_samples_that_do_not_fit_are_named(world, tmp_path, change, sentence):
     samples = other_samples(world, tmp_path / "samples", change)
     with pytest.raises(UserError, match=re.escape(sentence)):
-        evaluate.run(request_of(world, tmp_path / "out", samples=(samples,)))
+        evaluated(request_of(world, tmp_path / "out", samples=(samples,)))
 
 
 def test_sets_of_two_sizes_are_refused(world, tmp_path):
@@ -234,7 +241,7 @@ def test_sets_of_two_sizes_are_refused(world, tmp_path):
             image.crop((0, 0, 32, 32)).save(small / folder / "a.png")
     both = (world / "samples", small)
     with pytest.raises(UserError, match="sets of different size"):
-        evaluate.run(request_of(world, tmp_path / "out", samples=both))
+        evaluated(request_of(world, tmp_path / "out", samples=both))
 
 
 def test_labels_without_a_scored_pixel_are_refused(world, tmp_path):
@@ -243,7 +250,7 @@ def test_labels_without_a_scored_pixel_are_refused(world, tmp_path):
     for path in (samples / "labels").iterdir():
         Image.fromarray(np.full(SIZE, 255, np.uint8)).save(path)
     with pytest.raises(UserError, match="no pixel of its labels has a class"):
-        evaluate.run(request_of(world, tmp_path / "out", samples=(samples,)))
+        evaluated(request_of(world, tmp_path / "out", samples=(samples,)))
 
 
 def test_damaged_shard_is_named(world, tmp_path):
@@ -251,7 +258,7 @@ def test_damaged_shard_is_named(world, tmp_path):
     (tar,) = (samples / "data").glob("*.tar")
     tar.write_bytes(tar.read_bytes()[:2000])
     with pytest.raises(UserError, match=r"train-000000\.tar"):
-        evaluate.run(request_of(world, tmp_path / "out", samples=(samples,)))
+        evaluated(request_of(world, tmp_path / "out", samples=(samples,)))
 
 
 @pytest.mark.parametrize(
@@ -271,7 +278,7 @@ def test_bad_requests_are_refused(world, tmp_path, changes, sentence):
     paths = {k: Path(v) for k, v in changes.items() if k == "reference"}
     paths |= {k: tuple(map(Path, v)) for k, v in changes.items() if k == "samples"}
     with pytest.raises(UserError, match=re.escape(sentence)):
-        evaluate.run(request_of(world, tmp_path / "out", **changes | paths))
+        evaluated(request_of(world, tmp_path / "out", **changes | paths))
     assert not (tmp_path / "out").exists()
 
 
@@ -285,23 +292,23 @@ def test_a_folder_that_cannot_take_the_report_is_refused_first(world, tmp_path):
         ("foreign", "not empty, and not a report of ecgan"),
     ):
         with pytest.raises(UserError, match=sentence):
-            evaluate.run(request_of(world, tmp_path / out))
+            evaluated(request_of(world, tmp_path / out))
     for place in ("file", "file/below"):  # before a judge is trained
         request = request_of(world, tmp_path / "out", save_statistics=tmp_path / place)
         with pytest.raises(UserError, match=r"(--save-npz .*a file; give a folder)|(cannot write)"):
-            evaluate.run(request)
+            evaluated(request)
         assert not (tmp_path / "out").exists()
 
 
 def test_missing_inception_weights_are_named(world, tmp_path):
     recipe = recipe_of(world, evaluate={"features": ["inception"]})
-    document, _ = evaluate.run(request_of(world, tmp_path / "out", recipe=recipe))
+    document, _ = evaluated(request_of(world, tmp_path / "out", recipe=recipe))
     assert "evaluate.inception_weights is not set" in document["skipped"]["fid"]
     recipe = recipe_of(
         world, evaluate={"features": ["inception"], "inception_weights": str(tmp_path / "no.pth")}
     )
     with pytest.raises(UserError, match=r"no\.pth: no such file"):
-        evaluate.run(request_of(world, tmp_path / "out", recipe=recipe))
+        evaluated(request_of(world, tmp_path / "out", recipe=recipe))
 
 
 def test_samples_in_an_object_store(world, tmp_path):
@@ -314,8 +321,8 @@ def test_samples_in_an_object_store(world, tmp_path):
         image_format="png",
         num_classes=len(NAMES),
     )
-    document, _ = evaluate.run(request_of(world, tmp_path / "a", samples=(place,)))
-    plain, _ = evaluate.run(request_of(world, tmp_path / "b"))
+    document, _ = evaluated(request_of(world, tmp_path / "a", samples=(place,)))
+    plain, _ = evaluated(request_of(world, tmp_path / "b"))
     assert document["samples"] == place
     for name in ("miou", "fd_efficientnet_lite0"):
         assert document["metrics"][name] == plain["metrics"][name]
@@ -324,7 +331,7 @@ def test_samples_in_an_object_store(world, tmp_path):
 # Marks, caches, workers
 
 
-def shards_of(world, out, **manifest):
+def shards_of(world, out, **changes):
     """Samples with a manifest as ours, as far as evaluate reads it."""
     write_samples(world, out, "webdataset")
     recipe = recipe_of(world, model=TINY)
@@ -332,7 +339,7 @@ def shards_of(world, out, **manifest):
     (tar,) = (out / "data").glob("*.tar")
     shard = {"name": f"data/{tar.name}", "samples": 3, "bytes": 0, "sha256": "", "md5": ""}
     about = {
-        "schema": manifest.SCHEMA,
+        "schema": SCHEMA,
         "samples": 3,
         "layouts": 3,
         "label_space": "input",
@@ -341,7 +348,7 @@ def shards_of(world, out, **manifest):
         "fingerprint": {},
         "shards": [shard],
     }
-    (out / "manifest.json").write_text(json.dumps(about | manifest))
+    (out / "manifest.json").write_text(json.dumps(about | changes))
     return out
 
 
@@ -350,21 +357,21 @@ def test_the_generators_own_label_generator_is_refused_or_marked(world, tmp_path
     judge = load_segmenter(world / "judge", space, evaluation=True)
     samples = shards_of(world, tmp_path / "s", label_generator={"hash": judge.hash, "data": ""})
     with pytest.raises(UserError, match="it would find what it taught"):
-        evaluate.run(request_of(world, tmp_path / "out", samples=(samples,)))
+        evaluated(request_of(world, tmp_path / "out", samples=(samples,)))
     assert not (tmp_path / "out").exists()
-    document, out = evaluate.run(
+    document, out = evaluated(
         request_of(world, tmp_path / "out", samples=(samples,), force_judge=True)
     )
-    (mark,) = document["marks"]
+    (mark,) = document["warnings"]
     assert "label generator" in mark
     assert mark[1:] in (out / "report.html").read_text()
-    assert mark in report.table(document)
+    assert mark in table(load(out))
 
 
 def test_layouts_that_the_generator_saw_are_marked(world, tmp_path):
     samples = shards_of(world, tmp_path / "s", seen_layouts=2)
-    document, _ = evaluate.run(request_of(world, tmp_path / "out", samples=(samples,)))
-    assert any("trained on 2 of these 3 layouts" in mark for mark in document["marks"])
+    document, _ = evaluated(request_of(world, tmp_path / "out", samples=(samples,)))
+    assert any("trained on 2 of these 3 layouts" in mark for mark in document["warnings"])
 
 
 def test_a_judge_that_saw_the_layouts_is_marked(world, tmp_path):
@@ -373,16 +380,16 @@ def test_a_judge_that_saw_the_layouts_is_marked(world, tmp_path):
     for folder in ("images", "labels"):
         shutil.copytree(world / "real" / folder / "train", train / folder)
     request = request_of(world, tmp_path / "out", samples=(train,), recipe=recipe, judge="train")
-    document, _ = evaluate.run(request)
-    assert any("4 of 4 layouts" in mark for mark in document["marks"])
+    document, _ = evaluated(request)
+    assert any("4 of 4 layouts" in mark for mark in document["warnings"])
     assert "on the reference's split train, seed 1" in document["protocol"]["judge"]
-    document, _ = evaluate.run(request_of(world, tmp_path / "b", recipe=recipe, judge="train"))
-    assert document["marks"] == []
+    document, _ = evaluated(request_of(world, tmp_path / "b", recipe=recipe, judge="train"))
+    assert document["warnings"] == []
 
 
 def test_what_was_looked_at_is_not_looked_at_again(world, tmp_path, monkeypatch):
     monkeypatch.setenv("ECGAN_CACHE", str(tmp_path / "cache"))
-    first, _ = evaluate.run(request_of(world, tmp_path / "a"))
+    first, _ = evaluated(request_of(world, tmp_path / "a"))
     seen = {p: p.stat().st_mtime_ns for p in (tmp_path / "cache" / "looks").glob("*.npz")}
     assert len(seen) == 3  # samples, reference, train photos
 
@@ -390,7 +397,7 @@ def test_what_was_looked_at_is_not_looked_at_again(world, tmp_path, monkeypatch)
         raise AssertionError("looked again")
 
     monkeypatch.setattr(measure.MeasureWorker, "measure", refuse)
-    again, _ = evaluate.run(request_of(world, tmp_path / "b"))
+    again, _ = evaluated(request_of(world, tmp_path / "b"))
     assert again == first
     assert seen == {p: p.stat().st_mtime_ns for p in (tmp_path / "cache" / "looks").glob("*.npz")}
     # Other pixels, another judge: looked at again
@@ -400,23 +407,23 @@ def test_what_was_looked_at_is_not_looked_at_again(world, tmp_path, monkeypatch)
     with Image.open(path) as image:
         image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(path)
     with pytest.raises(UserError, match="looked again"):
-        evaluate.run(request_of(world, tmp_path / "c", samples=(other,)))
+        evaluated(request_of(world, tmp_path / "c", samples=(other,)))
 
 
 def test_a_damaged_cache_is_named(world, tmp_path, monkeypatch):
     monkeypatch.setenv("ECGAN_CACHE", str(tmp_path / "cache"))
-    evaluate.run(request_of(world, tmp_path / "a"))
+    evaluated(request_of(world, tmp_path / "a"))
     for path in (tmp_path / "cache" / "looks").glob("*.npz"):
         path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match=r"\.npz: damaged .*remove it"):
-        evaluate.run(request_of(world, tmp_path / "a"))
+        evaluated(request_of(world, tmp_path / "a"))
 
 
 def test_parts_add_up(world, tmp_path, monkeypatch):
-    whole, _ = evaluate.run(request_of(world, tmp_path / "a"))
+    whole, _ = evaluated(request_of(world, tmp_path / "a"))
     monkeypatch.setenv("ECGAN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(measure, "CHUNK", 2)
-    parts, _ = evaluate.run(request_of(world, tmp_path / "b"))
+    parts, _ = evaluated(request_of(world, tmp_path / "b"))
     for name in AGREEMENTS:
         assert parts["metrics"][name] == pytest.approx(whole["metrics"][name], rel=1e-6)
     assert parts["confusion"] == whole["confusion"]
@@ -427,10 +434,10 @@ def test_parts_add_up(world, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_workers_find_what_one_finds(world, tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "CHUNK", 2)
-    alone, _ = evaluate.run(request_of(world, tmp_path / "a"))
+    alone, _ = evaluated(request_of(world, tmp_path / "a"))
     monkeypatch.setenv("ECGAN_CACHE", str(tmp_path / "cache"))
     request = request_of(world, tmp_path / "b", workers=2)
-    together, _ = evaluate.run(request)
+    together, _ = evaluated(request)
     for name, metric in alone["metrics"].items():
         for part, value in metric.items():
             assert together["metrics"][name][part] == pytest.approx(value, rel=1e-5), (name, part)
@@ -438,7 +445,7 @@ def test_workers_find_what_one_finds(world, tmp_path, monkeypatch):
 
 
 def test_statistics_are_kept_as_pytorch_fid_reads_them(world, tmp_path):
-    evaluate.run(request_of(world, tmp_path / "out", save_statistics=tmp_path / "npz"))
+    evaluated(request_of(world, tmp_path / "out", save_statistics=tmp_path / "npz"))
     assert {path.name for path in (tmp_path / "npz").iterdir()} == {
         "samples-efficientnet_lite0.npz",
         "reference-val-efficientnet_lite0.npz",
@@ -451,7 +458,7 @@ def test_statistics_are_kept_as_pytorch_fid_reads_them(world, tmp_path):
 def test_given_statistics_need_inception(world, tmp_path):
     request = request_of(world, tmp_path / "out", reference_statistics=tmp_path / "a.npz")
     with pytest.raises(UserError, match="statistics of Inception, which is not measured"):
-        evaluate.run(request)
+        evaluated(request)
 
 
 def test_two_styles_of_a_layout_are_compared_with_each_other_and_with_their_edges(world, tmp_path):
@@ -470,7 +477,7 @@ def test_two_styles_of_a_layout_are_compared_with_each_other_and_with_their_edge
         )
         assert write.samples == 3
     shutil.rmtree(samples / HIDDEN)
-    document, _ = evaluate.run(request_of(world, tmp_path / "out", samples=(samples,)))
+    document, _ = evaluated(request_of(world, tmp_path / "out", samples=(samples,)))
     diversity = document["metrics"]["diversity_efficientnet_lite0"]
     assert diversity["value"] == pytest.approx(0, abs=1e-6)  # the same photo twice
     assert diversity["real"] > 0.01
@@ -490,10 +497,10 @@ def command(world, *arguments):
 def test_command_prints_the_table_and_json(world, tmp_path):
     result = command(world, "--out", tmp_path, "--set", "evaluate.num_images=2")
     assert result.exit_code == 0, result.output
-    assert report.table(report.load(tmp_path)) in result.output
-    assert report.load(tmp_path)["metrics"]["miou"]["n"] == 2
+    assert table(load(tmp_path)) in result.output
+    assert load(tmp_path).to_json()["metrics"]["miou"]["n"] == 2
     result = command(world, "--out", tmp_path, "--json")
-    assert json.loads(result.stdout) == report.load(tmp_path)
+    assert json.loads(result.stdout) == load(tmp_path).to_json()
 
 
 def test_fail_below(world, tmp_path):
@@ -598,7 +605,7 @@ def test_evaluate_without_arguments_after_augment(world, tmp_path, monkeypatch):
     )
     result = CliRunner().invoke(cli, ["evaluate", "--device", "cpu", "-q"])
     assert result.exit_code == 0, result.output
-    document = report.load(tmp_path / "reports" / "made")
+    document = load(tmp_path / "reports" / "made").to_json()
     assert document["metrics"]["miou"]["n"] == 6
     assert document["protocol"]["layouts"] == 3
     assert "photos of the samples' own layouts" in document["protocol"]["real"]
@@ -609,7 +616,7 @@ def test_evaluate_without_arguments_after_augment(world, tmp_path, monkeypatch):
     arguments = ["evaluate", "--samples", "runs/tiny", "--n-styles", "2", "--device", "cpu", "-q"]
     result = CliRunner().invoke(cli, arguments)
     assert result.exit_code == 0, result.output
-    of_run = report.load(tmp_path / "reports" / "tiny-val-2-styles")
+    of_run = load(tmp_path / "reports" / "tiny-val-2-styles").to_json()
     assert of_run["samples"] == "datasets/tiny-val-2-styles"
     assert of_run["metrics"]["miou"]["n"] == 6
     assert of_run["metrics"]["diversity_efficientnet_lite0"]["n"] == 3
@@ -626,10 +633,10 @@ def test_a_set_may_have_any_name(world, tmp_path, monkeypatch):
         shutil.copytree(world / "real" / "labels" / "train", tmp_path / name / "labels")
         for path in (tmp_path / name).glob("*/*.png"):
             path.rename(path.with_name(f"x{path.name}"))
-        document, _ = evaluate.run(
+        document, _ = evaluated(
             request_of(world, tmp_path / f"out {name}", samples=(name,), device="cpu")
         )
-        own, _ = evaluate.run(request_of(world, tmp_path / f"own {name}"))
+        own, _ = evaluated(request_of(world, tmp_path / f"own {name}"))
         assert document["metrics"]["miou"]["n"] == 4
         assert document["metrics"]["miou"]["real"] == own["metrics"]["miou"]["real"]
 
@@ -664,7 +671,7 @@ def test_a_varied_layout_is_no_style_of_the_one_that_it_was(world, tmp_path):
                 labels=root / "labels" / "val", device="cpu", quiet=True, **options,
             )
         )  # fmt: skip
-        document, _ = evaluate.run(
+        document, _ = evaluated(
             request_of(world, tmp_path / f"{name}-out", samples=(tmp_path / name,))
         )
         found[name] = document["metrics"].get("diversity_efficientnet_lite0")
@@ -672,7 +679,7 @@ def test_a_varied_layout_is_no_style_of_the_one_that_it_was(world, tmp_path):
     assert found["varied"] is None
     path = tmp_path / "styles" / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"filter": {"kept_fraction": 0.25}}))
-    document, _ = evaluate.run(
+    document, _ = evaluated(
         request_of(world, tmp_path / "filtered", samples=(tmp_path / "styles",))
     )
     assert any("left out 75.0% of the labelled pixels" in note for note in document["notes"])
@@ -704,7 +711,7 @@ def test_statistics_of_sets_of_one_name_do_not_replace_each_other(world, tmp_pat
         world, tmp_path / "out", samples=(tmp_path / "a" / "x", tmp_path / "b" / "x"),
         save_statistics=tmp_path / "npz",
     )  # fmt: skip
-    evaluate.run(request)
+    evaluated(request)
     assert {path.name for path in (tmp_path / "npz").iterdir()} == {
         "0-x-efficientnet_lite0.npz",
         "1-x-efficientnet_lite0.npz",
@@ -736,7 +743,7 @@ def test_splits_that_share_names_are_told_apart_by_their_label_maps(tmp_path):
             tmp_path, tmp_path / f"{split}-out", samples=(tmp_path / split,),
             recipe=recipe_of(tmp_path), judge=str(tmp_path / "judge"),
         )  # fmt: skip
-        found[split], _ = evaluate.run(request)
+        found[split], _ = evaluated(request)
     assert "photos of the samples' own layouts" in found["val"]["protocol"]["real"]
     assert "all photos of split val" in found["train"]["protocol"]["real"]
     assert any("no layout of these samples" in note for note in found["train"]["notes"])

@@ -1,4 +1,4 @@
-"""What samples are worth: segmenters trained with and without them, tested on real photos.
+"""Downstream experiment: segmenters trained with and without samples, tested on real photos.
 
     real pairs, samples --checked for leaks--> [runs that are not kept] --cluster--> results, kept
     results --over seeds--> means, spreads, differences from real pairs only
@@ -22,6 +22,13 @@ from ecgan.evaluation.downstream import leakage
 from ecgan.evaluation.downstream import student as students
 from ecgan.evaluation.downstream.experiment import Experiment, Request, check, match_samples
 from ecgan.evaluation.downstream.student import Run, SegmenterTrainer, StudentConfig
+from ecgan.evaluation.report.document import (
+    Condition,
+    Difference,
+    DownstreamReport,
+    SeedScore,
+    Spread,
+)
 from ecgan.metrics import statistics
 from ecgan.runtime.executor import run_jobs
 from ecgan.runtime.files import write_whole
@@ -31,11 +38,11 @@ from ecgan.segmentation.training import ARCHITECTURES
 __all__ = ["Request", "check", "match_samples", "run"]
 
 
-def run(request: Request) -> dict[str, Any]:
+def run(request: Request) -> DownstreamReport:
     """Train what is missing, and compare.
 
     Returns:
-        The report's section: protocol, rows, sentences, notes, failed.
+        Section of the report.
 
     Raises:
         UserError: as :func:`check`, or no run came to its end.
@@ -45,13 +52,17 @@ def run(request: Request) -> dict[str, Any]:
     if not found:
         raise UserError("--downstream: no run came to its end", [*dict.fromkeys(failed)])
     rows = _rows(experiment, found)
-    return {
-        "protocol": _protocol(experiment),
-        "rows": rows,
-        "sentences": [_sentence(row) for row in rows if row["against_real"] is not None],
-        "notes": experiment.notes + _missing(request),
-        "failed": failed,
-    }
+    return DownstreamReport(
+        protocol=_protocol(experiment),
+        rows=rows,
+        sentences=[
+            _sentence(row.name, row.against_real, len(row.runs))
+            for row in rows
+            if row.against_real is not None
+        ],
+        notes=experiment.notes + _missing(request),
+        failed=failed,
+    )
 
 
 # Runs
@@ -95,84 +106,82 @@ def _kept(path: Path) -> dict[str, Any] | None:
 
 
 @dataclass
-class _Condition:
-    """The runs of a fraction and a mix that came to their end, by seed."""
+class _Results:
+    """Results of a fraction and a mix, by seed."""
 
     run: Run
-    results: list[tuple[int, dict[str, Any]]] = field(default_factory=list[Any])
+    by_seed: list[tuple[int, dict[str, Any]]] = field(default_factory=list[Any])
 
     def values(self, name: str) -> list[float]:
-        return [result[name] for _, result in self.results]
+        return [result[name] for _, result in self.by_seed]
 
 
-def _rows(experiment: Experiment, found: Mapping[Run, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    conditions: dict[tuple[float, float | None], _Condition] = {}
+def _rows(experiment: Experiment, found: Mapping[Run, Mapping[str, Any]]) -> list[Condition]:
+    conditions: dict[tuple[float, float | None], _Results] = {}
     for run in experiment.request.runs:
         if run in found:
-            condition = conditions.setdefault((run.fraction, run.mix), _Condition(run))
-            condition.results.append((run.seed, dict(found[run])))
+            results = conditions.setdefault((run.fraction, run.mix), _Results(run))
+            results.by_seed.append((run.seed, dict(found[run])))
     return [
-        _row(experiment, condition, conditions.get((fraction, 0.0)) if mix != 0 else None)
-        for (fraction, mix), condition in conditions.items()
+        _row(experiment, results, conditions.get((fraction, 0.0)) if mix != 0 else None)
+        for (fraction, mix), results in conditions.items()
     ]
 
 
-def _row(experiment: Experiment, condition: _Condition, real: _Condition | None) -> dict[str, Any]:
-    run, config = condition.run, experiment.config
+def _row(experiment: Experiment, results: _Results, real: _Results | None) -> Condition:
+    run, config = results.run, experiment.config
     names = config.space.names_for_evaluation
     sets = config.samples[run.fraction] if run.mix != 0 else ()
-    return {
-        "name": run.name,
-        "real_fraction": run.fraction,
-        "mix": run.mix,
-        "real_images": 0 if run.mix is None else len(config.parts[run.fraction]),
-        "synthetic_images": sum(map(len, sets)),
-        "runs": [
-            {"seed": seed, "miou": result["miou"], "accuracy": result["accuracy"]}
-            for seed, result in condition.results
+    miou, accuracy = (_spread(results.values(name)) for name in ("miou", "accuracy"))
+    return Condition(
+        name=run.name,
+        real_fraction=run.fraction,
+        mix=run.mix,
+        real_images=0 if run.mix is None else len(config.parts[run.fraction]),
+        synthetic_images=sum(map(len, sets)),
+        runs=[
+            SeedScore(seed=seed, miou=result["miou"], accuracy=result["accuracy"])
+            for seed, result in results.by_seed
         ],
-        **{n: statistics.over_runs(condition.values(n))._asdict() for n in ("miou", "accuracy")},
-        "per_class": {
-            name: _of_class([result["iou"][c] for _, result in condition.results])
+        miou=miou,
+        accuracy=accuracy,
+        per_class={
+            name: _spread([x for _, r in results.by_seed if (x := r["iou"][c]) is not None])
             for c, name in enumerate(names)
         },
-        "against_real": None if real is None else _against(real, condition),
-    }
+        against_real=None if real is None else _against(real, results),
+    )
 
 
-def _of_class(values: Sequence[float | None]) -> dict[str, float | None]:
-    """Over the seeds in which the class occurs or is read."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return {"mean": None, "std": None}
-    spread = statistics.over_runs(known)
-    return {"mean": spread.mean, "std": spread.std}
+def _spread(values: Sequence[float]) -> Spread:
+    """Over seeds; of a class, over those in which it occurs or is predicted."""
+    if not values:
+        return Spread(mean=None, std=None)
+    return Spread(**statistics.over_runs(values)._asdict())
 
 
-def _against(real: _Condition, condition: _Condition) -> dict[str, Any]:
-    found = statistics.difference(real.values("miou"), condition.values("miou"))
-    return {
-        "difference": found.value,
-        "low": found.low,
-        "high": found.high,
-        "spread": found.spread,
-        "larger": found.is_significant,
-    }
+def _against(real: _Results, results: _Results) -> Difference:
+    found = statistics.difference(real.values("miou"), results.values("miou"))
+    return Difference(
+        difference=found.value,
+        low=found.low,
+        high=found.high,
+        spread=found.spread,
+        larger=found.is_significant,
+    )
 
 
-def _sentence(row: Mapping[str, Any]) -> str:
-    """What a row says against real pairs only."""
-    found, seeds = row["against_real"], len(row["runs"])
-    value = f"{found['difference']:+.3f} mIoU"
-    if found["spread"] is None:
-        return f"{row['name']}: {value}, of single runs: how far seeds spread is not known"
-    spread = f"the spread over {seeds} seeds ({found['spread']:.3f}"
-    interval = f"95 % interval {found['low']:+.3f} to {found['high']:+.3f})"
-    if found["larger"]:
-        return f"{row['name']}: {value}, larger than {spread}; {interval}"
+def _sentence(name: str, found: Difference, seeds: int) -> str:
+    """A difference to training on real pairs only, in words."""
+    value = f"{found.difference:+.3f} mIoU"
+    if found.spread is None:
+        return f"{name}: {value}, of single runs: how far seeds spread is not known"
+    spread = f"the spread over {seeds} seeds ({found.spread:.3f}"
+    interval = f"95 % interval {found.low:+.3f} to {found.high:+.3f})"
+    if found.larger:
+        return f"{name}: {value}, larger than {spread}; {interval}"
     return (
-        f"{row['name']}: no difference that {seeds} seeds could show ({value}, {spread[4:]}); "
-        f"{interval}"
+        f"{name}: no difference that {seeds} seeds could show ({value}, {spread[4:]}); {interval}"
     )
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from ecgan import checkpoint
 from ecgan.errors import UserError
-from ecgan.evaluation.report import page
+from ecgan.evaluation.report import tables
+from ecgan.evaluation.report.document import Metric, SetReport, load
 from ecgan.recipe import Recipe, parse_recipe
 from ecgan.runtime.files import sha256
 from ecgan.shards.manifest import read_manifest
@@ -26,14 +27,14 @@ class Entry:
         place: run or report, as it was named.
         setup: parts that the generator was trained with, as the paper writes them; the samples'
             name where that is not known.
-        images: seen in training; None where that is not known.
-        numbers: the set's part of its report.
+        images: images seen in training; None where that is not known.
+        numbers: report of the set.
     """
 
     place: str
     setup: str
     images: int | None
-    numbers: Mapping[str, Any]
+    numbers: SetReport
 
 
 def setup_of(recipe: Recipe) -> str:
@@ -79,16 +80,16 @@ def read(places: Sequence[Path], reports: Sequence[Path] = (Path("reports"),)) -
     return entries
 
 
-def _by_checkpoint(folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
+def _by_checkpoint(folders: Sequence[Path]) -> dict[str, SetReport]:
     """Every set that was evaluated, by the hash of its generator; of several, the last one."""
     paths = {path for place in folders for path in _report_files(place)}
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, SetReport] = {}
     for path in sorted(paths, key=lambda p: (p.stat().st_mtime, p)):
         try:
-            parts = page.sets(page.load(path))
+            parts = load(path).sets
         except UserError:  # another program's, or of another version
             continue
-        found |= {one["protocol"].get("checkpoint", ""): one for one in parts if one["metrics"]}
+        found |= {one.protocol.get("checkpoint", ""): one for one in parts if one.metrics}
     return found
 
 
@@ -97,12 +98,12 @@ def _report_files(place: Path) -> list[Path]:
     return [path for path in own if path.is_file()]
 
 
-def _entries(place: Path, known: Mapping[str, Mapping[str, Any]]) -> list[Entry]:
+def _entries(place: Path, known: Mapping[str, SetReport]) -> list[Entry]:
     generator = place / checkpoint.GENERATOR
     if not generator.is_file():
         if (place / "recipe.yaml").is_file():
             raise UserError(f"{place}: its training is not finished; run the same command again")
-        return [_of_report(place, one) for one in page.sets(page.load(place))]
+        return [_of_report(place, one) for one in load(place).sets]
     numbers = known.get(sha256(generator))
     if numbers is None:
         raise UserError(f"{place}: no report of this generator; ecgan evaluate --samples {place}")
@@ -111,13 +112,13 @@ def _entries(place: Path, known: Mapping[str, Mapping[str, Any]]) -> list[Entry]
     return [Entry(str(place), setup_of(recipe), file.images_seen, numbers)]
 
 
-def _of_report(place: Path, one: Mapping[str, Any]) -> Entry:
+def _of_report(place: Path, one: SetReport) -> Entry:
     """A set of a report, with what its samples say of their generator, where they still are."""
-    samples = Path(one["samples"])
+    samples = Path(one.samples)
     about = read_manifest(samples) if (samples / "manifest.json").is_file() else None
-    made_by = one["protocol"].get("checkpoint")
+    made_by = one.protocol.get("checkpoint")
     if about is None or about.fingerprint.checkpoint != made_by:
-        return Entry(str(place), str(one["samples"]), None, one)
+        return Entry(str(place), one.samples, None, one)
     recipe = parse_recipe(about.recipe, f"{samples}/manifest.json: recipe")
     images = None if about.provenance is None else about.provenance.checkpoint.images_seen
     return Entry(str(place), setup_of(recipe), images, one)
@@ -126,11 +127,11 @@ def _of_report(place: Path, one: Mapping[str, Any]) -> Entry:
 def _differences(entries: Sequence[Entry]) -> list[str]:
     """What keeps reports from being compared: no mIoU, or protocols other than the first one's."""
     faults = [
-        f"{entry.place}: no judge scored {entry.numbers['samples']}, so it has no mIoU"
+        f"{entry.place}: no judge scored {entry.numbers.samples}, so it has no mIoU"
         for entry in entries
-        if "miou" not in entry.numbers["metrics"]
+        if "miou" not in entry.numbers.metrics
     ]
-    scored = [entry for entry in entries if "miou" in entry.numbers["metrics"]]
+    scored = [entry for entry in entries if "miou" in entry.numbers.metrics]
     for entry in scored[1:]:
         own, wanted = _comparable(entry), _comparable(scored[0])
         faults += [
@@ -142,8 +143,8 @@ def _differences(entries: Sequence[Entry]) -> list[str]:
 
 
 def _comparable(entry: Entry) -> dict[str, Any]:
-    protocol = {name: entry.numbers["protocol"].get(name) for name in _SAME}
-    return protocol | {"number of images": entry.numbers["metrics"]["miou"]["n"]}
+    protocol = {name: entry.numbers.protocol.get(name) for name in _SAME}
+    return protocol | {"number of images": entry.numbers.metrics["miou"].n}
 
 
 def to_json(entries: Sequence[Entry]) -> dict[str, Any]:
@@ -155,33 +156,41 @@ def to_json(entries: Sequence[Entry]) -> dict[str, Any]:
             "setup": entry.setup,
             "place": entry.place,
             "images": entry.images,
-            "marks": list(entry.numbers.get("marks", ())),
-            **{name: entry.numbers["metrics"].get(name) for name in names},
+            "warnings": entry.numbers.warnings,
+            **{name: _json(entry.numbers.metrics.get(name)) for name in names},
         }
         for entry in entries
     ]
     return {"rows": rows, "distance": distance, "notes": _notes(entries)}
 
 
+def _json(metric: Metric | None) -> dict[str, Any] | None:
+    return None if metric is None else metric.model_dump()
+
+
+def _number(value: float | None, scale: float = 1) -> str:
+    return "n/a" if value is None else f"{scale * value:.1f}"
+
+
 def table(entries: Sequence[Entry], *, markdown: bool = False) -> str:
     """The table as the paper prints it: mIoU and Acc in per cent, FID."""
     distance = _distance(entries)
-    far = [] if distance is None else [f"{page.MEANINGS[distance].title} ↓"]
+    far = [] if distance is None else [f"{tables.title(distance)} ↓"]
     rows = [("setup", "mIoU ↑", "Acc ↑", *far, "images seen")]
     for entry in entries:
-        metrics = entry.numbers["metrics"]
+        metrics = entry.numbers.metrics
         if distance is not None:
-            far = [f"{metrics[distance]['value']:.1f}" if distance in metrics else "-"]
+            far = [_number(metrics[distance].value) if distance in metrics else "-"]
         rows.append(
             (
                 entry.setup,
-                f"{100 * metrics['miou']['value']:.1f}",
-                f"{100 * metrics['accuracy']['value']:.1f}",
+                _number(metrics["miou"].value, 100),
+                _number(metrics["accuracy"].value, 100),
                 *far,
                 "not known" if entry.images is None else f"{entry.images:,}",
             )
         )
-    lines = [*page.lines_of(rows, markdown=markdown)]
+    lines = [*tables.lines_of(rows, markdown=markdown)]
     notes = _notes(entries)
     if notes:
         lines += ["", *(f"{'- ' if markdown else ''}note: {note}" for note in notes)]
@@ -195,17 +204,17 @@ def dumps(entries: Sequence[Entry]) -> str:
 
 def _distance(entries: Sequence[Entry]) -> str | None:
     """The distance that most reports have, of equally many FID; None where no report has any."""
-    counts = {name: sum(name in e.numbers["metrics"] for e in entries) for name in _FID}
+    counts = {name: sum(name in e.numbers.metrics for e in entries) for name in _FID}
     name = max(_FID, key=counts.__getitem__)
     return name if counts[name] else None
 
 
 def _notes(entries: Sequence[Entry]) -> list[str]:
     notes = [
-        f"real photos, same judge: mIoU {100 * metrics['miou']['real']:.1f}, Acc "
-        f"{100 * metrics['accuracy']['real']:.1f}"
-        for metrics in [entries[0].numbers["metrics"]]
-        if metrics["miou"]["real"]
+        f"real photos, same judge: mIoU {_number(metrics['miou'].real, 100)}, Acc "
+        f"{_number(metrics['accuracy'].real, 100)}"
+        for metrics in [entries[0].numbers.metrics]
+        if metrics["miou"].real
     ]
     lengths = {entry.images for entry in entries if entry.images is not None}
     if len(lengths) > 1:
@@ -217,16 +226,16 @@ def _notes(entries: Sequence[Entry]) -> list[str]:
     else:
         if distance != "fid":
             notes.append("not the paper's FID: other features, named above")
-        without = [entry.place for entry in entries if distance not in entry.numbers["metrics"]]
+        without = [entry.place for entry in entries if distance not in entry.numbers.metrics]
         if without:
-            title = page.MEANINGS[distance].title
+            title = tables.title(distance)
             notes.append(f"reports without {title}: {', '.join(without)}; evaluate them again")
     for name in _NOTED:
-        found = {str(entry.numbers["protocol"].get(name, "not known")) for entry in entries}
+        found = {str(entry.numbers.protocol.get(name, "not known")) for entry in entries}
         if len(found) > 1:
             listed = "; ".join(sorted(found))
             notes.append(f"the protocols differ in {name.replace('_', ' ')}: {listed}")
-    marked = [entry.place for entry in entries if entry.numbers.get("marks")]
-    if marked:
-        notes.append(f"reports with marks: {', '.join(marked)}; read them first")
+    warned = [entry.place for entry in entries if entry.numbers.warnings]
+    if warned:
+        notes.append(f"reports with warnings: {', '.join(warned)}; read them first")
     return notes

@@ -25,7 +25,7 @@ from ecgan import labels
 from ecgan.data import datasets
 from ecgan.data.transforms import resize_image
 from ecgan.errors import UsageError, UserError
-from ecgan.evaluation.report.page import lines_of
+from ecgan.evaluation.report.tables import lines_of
 from ecgan.labels import LabelSpace
 from ecgan.metrics import statistics
 from ecgan.runtime.files import write_whole, writing

@@ -1,0 +1,236 @@
+"""``report.json``: its schema, and reading it again.
+
+Version 2 calls ``warnings`` what version 1, which is still read, called ``marks``.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from pydantic import (
+    BaseModel,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
+
+from ecgan import __version__
+from ecgan.errors import UserError
+
+SCHEMA = 2
+_READ = (1, 2)
+
+
+class Metric(BaseModel):
+    """A number of samples beside that of real photos; None where it is not defined."""
+
+    value: float | None
+    real: float | None
+    """The same measurement of real photos."""
+    low: float | None
+    """Lower end of the 95 % interval."""
+    high: float | None
+    n: int
+    """Images behind the value; of diversity, pairs of them."""
+    std: float | None = None
+    """Standard deviation over repetitions."""
+    protocol: str | None = None
+    """Part of the protocol that is particular to this metric."""
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what few metrics have."""
+        fields: dict[str, Any] = write(self)
+        return {k: v for k, v in fields.items() if v is not None or k not in {"std", "protocol"}}
+
+    @classmethod
+    def of(
+        cls,
+        value: float,
+        real: float,
+        n: int,
+        low: float = math.nan,
+        high: float = math.nan,
+        std: float | None = None,
+        protocol: str | None = None,
+    ) -> "Metric":
+        """Metric of numbers that may be NaN."""
+        ends = {"value": finite(value), "real": finite(real), "low": finite(low)}
+        return cls(**ends, high=finite(high), n=n, std=std, protocol=protocol)
+
+
+class ClassScore(BaseModel):
+    """IoU of a class, and its share of the labelled pixels."""
+
+    iou: float | None
+    real: float | None
+    low: float | None
+    high: float | None
+    share: float
+    real_share: float
+    color: tuple[int, int, int]
+
+    @property
+    def metric(self) -> Metric:
+        """The IoU as a metric."""
+        return Metric(value=self.iou, real=self.real, low=self.low, high=self.high, n=0)
+
+
+class Confusion(BaseModel):
+    """Pixels by true class (row) and predicted class (column); the last column is no class."""
+
+    classes: list[str]
+    counts: list[list[int]]
+
+
+class SetReport(BaseModel):
+    """Measurements of one set of samples."""
+
+    samples: str
+    protocol: dict[str, Any] = {}
+    metrics: dict[str, Metric] = {}
+    per_class: dict[str, ClassScore] = {}
+    confusion: Confusion | None = None
+    skipped: dict[str, str] = {}
+    """Reasons why metrics were not computed."""
+    warnings: list[str] = []
+    """Reasons not to quote the numbers."""
+    notes: list[str] = []
+    best: list[str] = []
+    worst: list[str] = []
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_version_1(cls, value: Any) -> Any:  # noqa: ANN401
+        if not isinstance(value, dict) or "marks" not in value:
+            return value
+        fields = cast("dict[str, Any]", value)
+        return fields | {"warnings": fields["marks"]}
+
+
+class SeedScore(BaseModel):
+    """Scores of a segmenter that was trained with one seed."""
+
+    seed: int
+    miou: float
+    accuracy: float
+
+
+class Spread(BaseModel):
+    """Mean over seeds, with its 95 % interval."""
+
+    mean: float | None
+    std: float | None
+    low: float | None = None
+    high: float | None = None
+
+
+class Difference(BaseModel):
+    """Difference in mIoU to training on real pairs only, with its 95 % interval."""
+
+    difference: float
+    low: float | None
+    high: float | None
+    spread: float | None
+    """Pooled standard deviation of a seed."""
+    larger: bool
+    """The interval leaves out 0."""
+
+
+class Condition(BaseModel):
+    """Segmenters that were trained on the same mix of real pairs and samples."""
+
+    name: str
+    real_fraction: float
+    mix: float | None
+    """Samples for each real pair; None: samples only."""
+    real_images: int
+    synthetic_images: int
+    runs: list[SeedScore]
+    miou: Spread
+    accuracy: Spread
+    per_class: dict[str, Spread]
+    against_real: Difference | None
+
+
+class DownstreamReport(BaseModel):
+    """Segmenters trained with and without samples, tested on real photos."""
+
+    protocol: dict[str, str]
+    rows: list[Condition]
+    sentences: list[str]
+    notes: list[str]
+    failed: list[str]
+
+
+class Report(SetReport):
+    """A report: the first set of samples, further sets, and a downstream experiment."""
+
+    schema_version: int = Field(default=SCHEMA, alias="schema")
+    compared: list[SetReport] = []
+    downstream: DownstreamReport | None = None
+
+    @classmethod
+    def of_sets(cls, first: SetReport, others: Sequence[SetReport]) -> "Report":
+        """Report on several sets."""
+        compared = [one.model_dump() for one in others]
+        return cls.model_validate(first.model_dump() | {"compared": compared})
+
+    @property
+    def sets(self) -> Sequence[SetReport]:
+        """All sets of samples: the first, then those compared with it."""
+        return [self, *self.compared]
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of ``report.json``."""
+        document = self.model_dump(mode="json", by_alias=True)
+        if self.downstream is None:
+            del document["downstream"]
+        return document
+
+    @classmethod
+    def of_document(cls, document: dict[str, Any]) -> "Report":
+        """Report of the content of a ``report.json`` of version 1 or 2.
+
+        Raises:
+            ValueError: fields are missing or of another type.
+        """
+        return cls.model_validate(document | {"schema": SCHEMA})
+
+
+def load(path: Path) -> Report:
+    """Read a ``report.json``, or the one in a folder.
+
+    Raises:
+        UserError: no such file, not a report of ecgan, or one of a later version.
+    """
+    file = path / "report.json" if path.is_dir() else path
+    try:
+        document: Any = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{file}: no such file; `ecgan evaluate` writes it") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: not a report: {error}") from error
+    if not isinstance(document, dict) or not {"schema", "metrics"} <= document.keys():
+        raise UserError(f"{file}: not a report of ecgan: schema or metrics is missing")
+    document = cast("dict[str, Any]", document)
+    if document["schema"] not in _READ:
+        raise UserError(
+            f"{file}: schema {document['schema']}, this ecgan ({__version__}) reads "
+            f"{_READ[0]} to {_READ[-1]}"
+        )
+    try:
+        return Report.of_document(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(f"{file}: not a report of ecgan: {where}: {first['msg']}") from error
+
+
+def finite(value: float) -> float | None:
+    """The number, or None for NaN and infinity."""
+    return float(value) if math.isfinite(value) else None

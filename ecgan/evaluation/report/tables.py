@@ -1,0 +1,278 @@
+"""Tables of a report for a terminal and for Markdown, and the metrics' names and units."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+from ecgan.evaluation.report.document import (
+    Difference,
+    DownstreamReport,
+    Report,
+    SetReport,
+)
+
+
+class Meaning(NamedTuple):
+    """Title and explanation of a metric."""
+
+    title: str
+    better: str  # higher or lower
+    text: str
+
+
+_NETWORKS = {
+    "inception": "Inception",
+    "inception_clean": "Inception, clean",
+    "dinov2": "DINOv2",
+    "efficientnet_lite0": "EfficientNet-Lite0",
+}
+MEANINGS = {
+    "miou": Meaning(
+        "mIoU", "higher", "mean IoU of the layout and the judge's prediction, over classes"
+    ),
+    "frequency_weighted_iou": Meaning("IoU by frequency", "higher", "IoU weighted by class pixels"),
+    "accuracy": Meaning(
+        "Pixel accuracy", "higher", "labelled pixels that the judge predicts as in the layout"
+    ),
+    "accuracy_with_void": Meaning(
+        "Pixel accuracy, with void", "higher", "the same, over all pixels: void counts as wrong"
+    ),
+    "consistency": Meaning(
+        "Consistency", "higher", "mean probability that the judge predicts for the layout's class"
+    ),
+    "fid": Meaning("FID", "lower", "Fréchet distance of Inception features"),
+    "kid": Meaning("KID", "lower", "kernel distance of Inception features"),
+    "fid_clean": Meaning("FID, clean", "lower", "Fréchet distance, resized as clean-fid does"),
+    "kid_clean": Meaning("KID, clean", "lower", "kernel distance, resized as clean-fid does"),
+    "fd_dinov2": Meaning("FD, DINOv2", "lower", "Fréchet distance of DINOv2 features; not FID"),
+    "fd_efficientnet_lite0": Meaning(
+        "FD, EfficientNet-Lite0",
+        "lower",
+        "Fréchet distance of EfficientNet-Lite0 features; not FID",
+    ),
+    "diversity_efficientnet_lite0": Meaning(
+        "Diversity",
+        "higher",
+        "mean perceptual distance between styles of one layout; real: between photos of different "
+        "layouts",
+    ),
+    "edge_precision": Meaning(
+        "Edge precision", "higher", "generated edge pixels that lie on an edge of the image"
+    ),
+    "edge_recall": Meaning(
+        "Edge recall", "higher", "edge pixels of the image that the edge map has"
+    ),
+    "edge_f1": Meaning("Edge F1", "higher", "their harmonic mean"),
+    **{
+        f"{kind}_{network}": Meaning(f"{kind.capitalize()}, {title}", "higher", text)
+        for network, title in _NETWORKS.items()
+        for kind, text in (
+            ("precision", "share of samples within the photos' manifold of features"),
+            ("recall", "share of photos within the samples' manifold of features"),
+        )
+    },
+}
+_HEADLINES = ("miou", "accuracy", "fid", "fd_efficientnet_lite0")
+
+
+class HasInterval(Protocol):
+    """Anything with the ends of an interval."""
+
+    @property
+    def low(self) -> float | None: ...
+
+    @property
+    def high(self) -> float | None: ...
+
+
+def table(report: Report, *, markdown: bool = False) -> str:
+    """The numbers of a report as a table, for a terminal or for a pull request."""
+    parts: list[str] = []
+    for one in report.sets:
+        if one.metrics:
+            parts += [*_numbers(one, markdown=markdown), ""]
+    if report.downstream is not None:
+        parts += [*_downstream(report.downstream, markdown=markdown), ""]
+    return "\n".join(parts).rstrip("\n") + "\n"
+
+
+def _numbers(one: SetReport, *, markdown: bool) -> list[str]:
+    names, remarks = list(one.metrics), _remarks(one)
+    if not markdown:
+        warnings = [f"warning: {text}" for text in one.warnings]
+        return [one.samples, *_text_table(_rows(one, names)), *warnings, *remarks]
+    shown = headlines(one) or names
+    lines = [f"**`{one.samples}`**", "", verdict(one), ""]
+    lines += [line for text in one.warnings for line in (f"> **Warning:** {text}", "")]
+    lines += _markdown_table(_rows(one, shown))
+    lines += ["", *(f"- {text}" for text in remarks)] if remarks else []
+    if len(shown) < len(names):
+        lines += _folded(f"All {len(names)} numbers", _rows(one, names))
+    if one.per_class:
+        classes = [("class", "samples", "95 % interval", "real photos", "share of pixels")]
+        classes += [
+            (name, number(c.iou), interval(c), number(c.real), percent(c.share))
+            for name, c in one.per_class.items()
+        ]
+        lines += _folded("IoU of each class", classes)
+    return lines
+
+
+def _rows(one: SetReport, names: Sequence[str]) -> list[tuple[str, ...]]:
+    """Head and rows of a table of metrics."""
+    return [("metric", "samples", "95 % interval", "real photos", "n")] + [
+        (
+            title(name) + (" ↓" if lower(name) else ""),
+            spread(metric.value, metric.std),
+            interval(metric),
+            number(metric.real),
+            str(metric.n),
+        )
+        for name, metric in one.metrics.items()
+        if name in names
+    ]
+
+
+def _folded(summary: str, rows: Sequence[Sequence[str]]) -> list[str]:
+    """A collapsed table in Markdown."""
+    table = _markdown_table(rows)
+    return ["", f"<details><summary>{summary}</summary>", "", *table, "", "</details>"]
+
+
+def _remarks(one: SetReport) -> list[str]:
+    """Notes and what was skipped, a line each."""
+    notes = [f"note: {text}" for text in one.notes]
+    return notes + [f"{', '.join(names)} skipped: {why}" for why, names in skipped(one)]
+
+
+def _downstream(downstream: DownstreamReport, *, markdown: bool) -> list[str]:
+    """Scores of segmenters that were trained with samples."""
+    rows = [("trained on", "mIoU", "std over seeds", "accuracy", "against real only")]
+    for row in downstream.rows:
+        against = row.against_real
+        rows.append(
+            (
+                row.name,
+                number(row.miou.mean),
+                number(row.miou.std),
+                number(row.accuracy.mean),
+                "" if against is None else signed(against),
+            )
+        )
+    bullet = "- " if markdown else ""
+    remarks = [f"{bullet}{text}" for text in downstream.sentences]
+    remarks += [f"{bullet}note: {text}" for text in downstream.notes]
+    remarks += [f"{bullet}failed: {text}" for text in downstream.failed]
+    heading = "Segmenters trained with samples"
+    if not markdown:
+        return [heading, *_text_table(rows), *remarks]
+    lines = [f"**{heading}**", "", *_markdown_table(rows), "", *remarks]
+    classes = _class_rows(downstream)
+    return [*lines, *_folded("IoU of each class", classes)] if len(classes) > 1 else lines
+
+
+def _class_rows(downstream: DownstreamReport) -> Sequence[Sequence[str]]:
+    """Head and rows of a table of the classes' IoU."""
+    rows = downstream.rows
+    names = rows[0].per_class if rows else ()
+    head = ("class", *(row.name for row in rows))
+    return [head] + [
+        (name, *(spread(c.mean, c.std) for c in (row.per_class[name] for row in rows)))
+        for name in names
+    ]
+
+
+def signed(against: Difference) -> str:
+    """A difference with its interval."""
+    text = f"{against.difference:+.4f}"
+    if against.low is None or against.high is None:
+        return text
+    return f"{text} ({against.low:+.4f} to {against.high:+.4f})"
+
+
+def number(value: float | None) -> str:
+    """Four significant digits for small numbers, two decimals for large; n/a for none."""
+    if value is None or not math.isfinite(value):
+        return "n/a"
+    if value == 0 or 1e-4 <= abs(value) < 10:
+        return f"{value:.4f}" if abs(value) < 1 else f"{value:.3f}"
+    return f"{value:.2e}" if abs(value) < 1 else f"{value:.2f}"
+
+
+def spread(value: float | None, std: float | None) -> str:
+    """A value with its standard deviation, where there is one."""
+    return number(value) if value is None or std is None else f"{number(value)} ± {number(std)}"
+
+
+def interval(metric: HasInterval) -> str:
+    """``low to high``; empty where there is no interval."""
+    if metric.low is None or metric.high is None:
+        return ""
+    return f"{number(metric.low)} to {number(metric.high)}"
+
+
+def verdict(one: SetReport) -> str:
+    """The judge's mIoU on samples against that on real photos, in one line."""
+    metric = one.metrics.get("miou")
+    if metric is None or metric.value is None or not metric.real:
+        return "no judge compared these samples with real photos"
+    return (
+        f"judge mIoU {metric.value:.3f} on samples, {metric.real:.3f} on real photos "
+        f"({100 * metric.value / metric.real:.0f} %)"
+    )
+
+
+def headlines(one: SetReport) -> list[str]:
+    """Names of the metrics that come first."""
+    return [name for name in _HEADLINES if name in one.metrics]
+
+
+def skipped(one: SetReport) -> list[tuple[str, list[str]]]:
+    """Reasons, each with the metrics that it keeps from being computed."""
+    reasons: dict[str, list[str]] = {}
+    for name, why in one.skipped.items():
+        reasons.setdefault(why, []).append(title(name))
+    return list(reasons.items())
+
+
+def title(name: str) -> str:
+    """Title of a metric; its name where it has none."""
+    return MEANINGS[name].title if name in MEANINGS else name
+
+
+def explanation(name: str) -> str:
+    """Explanation of a metric; empty where there is none."""
+    return MEANINGS[name].text if name in MEANINGS else ""
+
+
+def lower(name: str) -> bool:
+    """Whether a lower value is better."""
+    return name in MEANINGS and MEANINGS[name].better == "lower"
+
+
+def percent(value: float | None) -> str:
+    """A share in per cent."""
+    if value is None:
+        return "n/a"
+    return f"{100 * value:.1f} %" if value >= 0.0005 or value == 0 else "< 0.1 %"
+
+
+def lines_of(rows: Sequence[Sequence[str]], *, markdown: bool) -> Iterator[str]:
+    """A table, the first row its head; the first column to the left, the others to the right."""
+    return _markdown_table(rows) if markdown else _text_table(rows)
+
+
+def _text_table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        first, *others = zip(row, widths, strict=True)
+        cells = [first[0].ljust(first[1]), *(text.rjust(width) for text, width in others)]
+        yield "  " + "  ".join(cells).rstrip()
+
+
+def _markdown_table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    head, *body = rows
+    yield f"| {' | '.join(cell.replace('|', '&#124;') for cell in head)} |"
+    yield f"|---|{'---:|' * (len(head) - 1)}"
+    for row in body:
+        yield f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |"

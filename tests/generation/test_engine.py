@@ -28,7 +28,7 @@ from ecgan.generation.request import Request
 from ecgan.generation.worker import ShardWorker
 from ecgan.runtime.storage import open_store
 from ecgan.runtime.timing import STAGES, StageSeconds
-from ecgan.segmentation import label_filter
+from ecgan.segmentation import calibration
 from ecgan.shards import codecs, dataset, formats, readers
 from ecgan.shards.convert import convert
 from ecgan.shards.manifest import WORDING, read_manifest
@@ -768,7 +768,7 @@ def test_a_dry_run_writes_and_trains_nothing(request_, world, tmp_path, monkeypa
     if "style_images" in changes:
         trees.save(tmp_path / "photos/a.jpg", trees.photo(0))
         changes = {"style_images": tmp_path / "photos"}
-    monkeypatch.setattr(label_filter, "train_segmenter", None)
+    monkeypatch.setattr(calibration, "train_segmenter", None)
     before = [*map(contents, (tmp_path, world))]
     text = generate.describe(request_(generator=run / "generator.safetensors", **changes))
     assert "samples of" in text

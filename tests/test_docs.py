@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from ecgan.checkpoint import GeneratorMetadata
+from ecgan.evaluation.report.document import Report
 from ecgan.recipe import load_recipe, recipe_names
 from ecgan.shards.manifest import Manifest
 from ecgan.shards.records import Record
@@ -188,6 +189,7 @@ def _script(name):
         ("### Generator file", GeneratorMetadata),
         ("### Records", Record),
         ("### manifest.json", Manifest),
+        ("## Reports", Report),
     ],
 )
 def test_every_field_of_a_document_is_explained(title, model):

@@ -200,7 +200,7 @@ def test_downstream_is_a_command_and_still_an_option_of_evaluate(command, monkey
     assert ("is now a command: ecgan downstream" in result.stderr) == (command[0] == "evaluate")
     (request,) = asked
     assert request.samples == (str(tmp_path),)
-    assert request.worth == evaluate.Worth((0, 2, "synthetic"), (1,), 1)
+    assert request.downstream == evaluate.DownstreamOptions((0, 2, "synthetic"), (1,), 1)
     refused = CliRunner().invoke(cli, [*command, "--samples", str(tmp_path), "--mix", "0,many"])
     assert refused.exit_code == 2
     assert "'0,many': expected numbers or synthetic, separated by commas" in refused.output

@@ -165,7 +165,9 @@ def evaluated(recipe, folder):
 
 def taught(recipe, folder):
     """Protocol and results of segmenters that were trained on real pairs."""
-    document = report_of(recipe, folder, worth=evaluate.Worth(mixes=(0.0,), seeds=1))
+    document = report_of(
+        recipe, folder, downstream=evaluate.DownstreamOptions(mixes=(0.0,), seeds=1)
+    )
     return document["downstream"]["protocol"], document["downstream"]["rows"]
 
 
@@ -182,8 +184,8 @@ def report_of(recipe, folder, **options):
     request = evaluate.Request(
         (samples,), folder / "report", recipe=recipe, device="cpu", quiet=True, **options
     )
-    document, _ = evaluate.run(request)
-    return document
+    report, _ = evaluate.run(request)
+    return report.to_json()
 
 
 # What every key is changed to: overrides, where the change shows, overrides of both sides.

@@ -120,11 +120,11 @@ def test_a_judge_that_saw_layouts_is_marked_by_label_maps_rather_than_keys(refer
     layouts = [seen.key, seen.key, other.key, "far", "near"]
     # other.key is a key of another split's map: its own map was not seen
     assert judges.seen_layouts(judge, layouts, reference) == {seen.key, "far"}
-    (mark,) = judges.seen_mark(judge, layouts, reference)
+    (mark,) = judges.seen_layouts_warning(judge, layouts, reference)
     assert mark.startswith("2 of 4 layouts")
     by_key = judges.Judge(segmenter(sources=Sources(frozenset({other.key}))), "judge")
     assert judges.seen_layouts(by_key, layouts, reference) == {other.key}
-    assert judges.seen_mark(judges.Judge(segmenter(), "judge"), layouts, reference) == []
+    assert judges.seen_layouts_warning(judges.Judge(segmenter(), "judge"), layouts, reference) == []
 
 
 def test_a_judge_is_trained_once_and_of_the_network_that_is_asked_for(reference, tmp_path):

@@ -8,12 +8,12 @@ Shape legend:
     L  layouts      N  classes      C  classes with a target
 """
 
-import bisect
 import difflib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
+from scipy import optimize
 
 from ecgan.errors import UsageError, UserError
 
@@ -24,10 +24,7 @@ MAX_STYLES = 20  # of the hardest layout, as in FreeMask
 
 _RIDGE = 1e-3  # of the dual, whose other terms are of the order of 1
 _ROUNDS = 10
-_NEWTON_STEPS = 20
-_SHORTEST = 1e-3  # part of a step
 _SMALLEST_MOVE = 1e-6  # of lambda, between rounds
-_TINY = np.finfo(np.float64).tiny
 _PART = 1 << 24  # parts that a sample is split into, before they are put together again
 
 
@@ -104,7 +101,7 @@ def target_counts(
     Layout i, with shares s_ic of its labelled pixels, is weighted by ``exp(sum_c lambda_c s_ic)``,
     capped: of all distributions of labelled pixels over the layouts in which the named classes have
     their shares, this one is the closest to that of equal counts (Kullback-Leibler). The lambda are
-    found by Newton's method on the convex dual, with a small ridge; targets that no counts reach
+    the minimum of the convex dual, with a small ridge; targets that no counts reach
     end at the nearest shares that can be reached, each in units of its spread over the layouts.
 
     Counts are the weights' running sum, rounded, in the order of the tilt: the share of a single
@@ -131,7 +128,14 @@ def target_counts(
             f"{total} samples of {L} layouts are more than {max_styles} of each; ask for at most "
             f"{L * max_styles} samples, or allow more styles of a layout"
         )
-    return _diffused(*_quotas(class_pixels, targets, total, max_styles), total)
+    quotas, scores = _quotas(class_pixels, targets, total, max_styles)
+    order = np.argsort(scores, kind="stable")
+    parts = np.rint(quotas[order] * _PART).astype(np.int64)
+    reached = (parts.cumsum() + _PART // 2) // _PART
+    reached[-1] = total
+    counts = np.empty(L, np.int64)
+    counts[order] = np.diff(reached, prepend=0)
+    return counts
 
 
 def shares(class_pixels: Counts, counts: Counts) -> Numbers:
@@ -191,123 +195,76 @@ def _share(text: str) -> float | None:
 def _quotas(
     class_pixels: Counts, targets: Mapping[int, float], total: int, max_styles: int
 ) -> tuple[Numbers, Numbers]:
-    """What each layout would get if samples could be divided, and the scores of its tilt, (L,)."""
+    """Samples of each layout if samples could be divided, and the scores of its tilt, (L,)."""
     L, cap = len(class_pixels), max_styles * len(class_pixels) / total
     labelled = class_pixels.sum(axis=1)
-    x = _deviations(class_pixels, labelled, targets)
     mass = labelled / labelled.sum() if labelled.any() else np.full(L, 1 / L)
-    tilt = _tilt(x, mass, cap)
-    scores = np.zeros(L)
-    for column, strength in zip(x.T, tilt, strict=True):
-        scores += column * strength
-    return _capped(scores, np.full(L, 1 / L), cap) * (total / L), scores
-
-
-def _deviations(class_pixels: Counts, labelled: Counts, targets: Mapping[int, float]) -> Numbers:
-    """How far each layout's shares are from the targets, in units of their spread, (L, C).
-
-    A layout without a labelled pixel counts as one without these classes.
-    """
-    x = np.empty((len(labelled), len(targets)))
+    x = np.empty((L, len(targets)))  # deviations from the targets; (L, C)
     for column, (c, target) in enumerate(sorted(targets.items())):
         share = class_pixels[:, c] / np.maximum(labelled, 1)
         # A power of two: the division is exact, whatever the last digits of the spread.
-        unit = 2.0 ** np.floor(np.log2(float(share.std()) or 1.0))
-        x[:, column] = (share - target) / unit
-    return x
-
-
-def _tilt(x: Numbers, mass: Numbers, cap: float) -> Numbers:
-    """The lambda of the nearest distribution in which the mean of x is 0, (C,).
-
-    The ridge pulls back to the lambda of the round before: where the targets can be reached, the
-    rounds converge and the pull vanishes; where they cannot, lambda grows round by round.
-
-    Args:
-        x: deviations from the targets, (L, C).
-        mass: labelled pixels of each layout, summing to 1, (L,).
-        cap: largest weight of a layout, where the weights' plain mean is 1.
-    """
-    tilt, each = np.zeros(x.shape[1]), np.full(len(x), 1 / len(x))
+        x[:, column] = (share - target) / 2.0 ** np.floor(np.log2(float(share.std()) or 1.0))
+    tilt, even = np.zeros(len(targets)), np.full(L, 1 / L)
     for _ in range(_ROUNDS):
         # The dual's weights have a mean of 1 over pixels, those with this cap over layouts.
-        mean = float(mass @ _capped(x @ tilt, each, cap))
-        before, tilt = tilt, _newton(x, mass, cap / mean, tilt)
+        pixel_cap = cap / float(mass @ _capped(x @ tilt, even, cap))
+        before = tilt
+        found = optimize.minimize(
+            _dual, before, (x, mass, pixel_cap, before), jac=True, options={"gtol": 1e-10}
+        )
+        tilt = found.x
         if np.abs(tilt - before).max(initial=0) < _SMALLEST_MOVE:
             break
-    # Further digits differ between machines.
-    return np.array([float(f"{value:.6g}") for value in tilt])
-
-
-def _newton(x: Numbers, mass: Numbers, cap: float, centre: Numbers) -> Numbers:
-    """Minimise the dual from ``centre`` on."""
-    tilt = centre
-    value, gradient, hessian = _dual(x, mass, cap, tilt, centre)
-    for _ in range(_NEWTON_STEPS):
-        step = -np.linalg.solve(hessian, gradient)
-        slope = float(gradient @ step)
-        if -slope < 1e-12 * max(1.0, abs(value)):
-            break  # what is left to gain is below the value's last digits
-        length, found = 1.0, _dual(x, mass, cap, tilt + step, centre)
-        while found[0] > value + 1e-4 * length * slope and length > _SHORTEST:
-            length /= 2
-            found = _dual(x, mass, cap, tilt + length * step, centre)
-        tilt = tilt + length * step
-        value, gradient, hessian = found
-    return tilt
+    scores = np.zeros(L)
+    for column, strength in zip(x.T, tilt, strict=True):
+        scores += column * float(f"{strength:.6g}")  # further digits differ between machines
+    return _capped(scores, even, cap) * (total / L), scores
 
 
 def _dual(
-    x: Numbers, mass: Numbers, cap: float, tilt: Numbers, centre: Numbers
-) -> tuple[float, Numbers, Numbers]:
-    """Log-partition + ridge/2 |lambda - centre|^2: value, gradient, (C,), and Hessian, (C, C).
+    tilt: Numbers, x: Numbers, mass: Numbers, cap: float, centre: Numbers
+) -> tuple[float, Numbers]:
+    """Log-partition + ridge/2 |lambda - centre|^2: value and gradient, (C,).
 
     With a cap, the log-partition is the maximum, over the weights that keep it, of
-    ``lambda . E[x] - KL``. Its gradient is E[x], its Hessian the covariance over those below it.
+    ``lambda . E[x] - KL``; its gradient is E[x]. The ridge pulls back to the lambda of the round
+    before: where the targets can be reached, the rounds converge and the pull vanishes; where they
+    cannot, lambda grows round by round.
+
+    Args:
+        tilt: lambda, (C,).
+        x: deviations from the targets, (L, C).
+        mass: share of all labelled pixels in each layout, (L,).
+        cap: largest weight of a layout, where the weights' mean over ``mass`` is 1.
+        centre: lambda of the round before, (C,).
     """
     weights = _capped(x @ tilt, mass, cap)
-    pixels = mass * weights
+    pixels, away = mass * weights, tilt - centre
     mean = pixels @ x
-    logs = np.log(weights, out=np.zeros_like(weights), where=weights > 0)
-    away = tilt - centre
-    value = float(tilt @ mean - pixels @ logs + _RIDGE / 2 * away @ away)
-    free = np.where(weights < cap, pixels, 0)
-    sums = free @ x
-    covariance = x.T @ (free[:, None] * x) - np.outer(sums, sums) / max(float(free.sum()), _TINY)
-    return value, mean + _RIDGE * away, covariance + _RIDGE * np.eye(len(tilt))
+    entropy = pixels @ np.log(weights, out=np.zeros_like(weights), where=weights > 0)
+    value = float(tilt @ mean - entropy + _RIDGE / 2 * away @ away)
+    return value, mean + _RIDGE * away
 
 
 def _capped(scores: Numbers, mass: Numbers, cap: float) -> Numbers:
     """Weights ``min(cap, exp(score) / Z)``, (L,), with the Z for which their mean is 1.
 
     Args:
-        scores: (L,).
-        mass: what the mean is taken over, summing to 1, (L,).
-        cap: at least 1.
+        scores: logarithms of the weights, but for Z, (L,).
+        mass: distribution that the mean is taken over, (L,).
+        cap: largest weight, at least 1.
     """
     order = np.argsort(-scores, kind="stable")
     ordered, m = scores[order], mass[order]
-    # What the first k leave to the others if each of them has the cap.
-    left = np.maximum(0, 1 - cap * np.concatenate([[0], np.cumsum(m[:-1])]))
-
-    def others(k: int) -> Numbers:
-        """Weights of all but the first k."""
-        relative = np.exp(ordered[k:] - ordered[k])
-        return relative * (left[k] / max(float(m[k:] @ relative), _TINY))
-
+    # If the first k have the cap, they leave this much to the others, whose Z is then known.
+    left = np.maximum(0, 1 - cap * np.concatenate([[0], m[:-1].cumsum()]))
+    with np.errstate(divide="ignore"):  # the logarithm of a mass of 0
+        log_z = np.logaddexp.accumulate((ordered + np.log(m))[::-1])[::-1]
+    some = left > 0
+    log_z = np.where(some, log_z - np.log(left, where=some, out=np.zeros_like(left)), np.inf)
     # If the others keep the cap for some k, they do for every larger one.
-    k = bisect.bisect_left(range(len(scores) - 1), True, key=lambda k: others(k)[0] <= cap)
+    keep = ordered - log_z <= np.log(cap)
+    k = int(np.argmax(keep)) if keep.any() else len(scores) - 1
     weights = np.full(len(scores), cap)
-    weights[order[k:]] = np.minimum(others(k), cap)
+    weights[order[k:]] = np.minimum(np.exp(ordered[k:] - log_z[k]), cap)
     return weights
-
-
-def _diffused(quotas: Numbers, scores: Numbers, total: int) -> Counts:
-    """Whole numbers that follow the quotas' running sum, in the order of the scores; (L,)."""
-    order = np.argsort(scores, kind="stable")
-    parts = np.rint(quotas[order] * _PART).astype(np.int64)
-    reached = (parts.cumsum() + _PART // 2) // _PART
-    reached[-1] = total
-    counts = np.empty(len(quotas), np.int64)
-    counts[order] = np.diff(reached, prepend=0)
-    return counts

@@ -127,20 +127,14 @@ def test_two_targets_are_met_by_the_most_even_weights(seed, L):
 
 
 @given(seeds, st.floats(1.1, 8))
-def test_the_duals_slopes_are_those_of_its_value(seed, cap):
+def test_the_duals_slope_is_that_of_its_value(seed, cap):
     rng = np.random.default_rng(seed)
     x, mass = rng.normal(size=(9, 2)), rng.dirichlet(np.full(9, 5))
     tilt, centre, step = rng.normal(size=(3, 2))
-    _, gradient, hessian = balance._dual(x, mass, cap, tilt, centre)
-
-    def along(size):
-        return balance._dual(x, mass, cap, tilt + size * step, centre)
-
-    (up, up_slope, _), (down, down_slope, _) = along(1e-6), along(-1e-6)
+    _, gradient = balance._dual(tilt, x, mass, cap, centre)
+    up, _ = balance._dual(tilt + 1e-6 * step, x, mass, cap, centre)
+    down, _ = balance._dual(tilt - 1e-6 * step, x, mass, cap, centre)
     assert (up - down) / 2e-6 == pytest.approx(gradient @ step, rel=1e-4, abs=1e-6)
-    at_cap = [balance._capped(x @ (tilt + s * step), mass, cap) == cap for s in (-1e-6, 1e-6)]
-    assume(np.array_equal(*at_cap))  # the slope has a kink there
-    assert (up_slope - down_slope) / 2e-6 == pytest.approx(hessian @ step, rel=1e-4, abs=1e-6)
 
 
 @given(reachable(even=True))

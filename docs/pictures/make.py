@@ -41,10 +41,10 @@ PROJECT = HERE.parents[1] / "pyproject.toml"
 # Scenes of `ecgan data toy --num 1500`, chosen by eye.
 _LAYOUTS = ("scene-00018", "scene-00298", "scene-00388")
 _STYLES = {  # in order of the names, which is that of the styles
-    "rain": "scene-00148",
-    "sun": "scene-00198",
-    "evening": "scene-00328",
-    "night": "scene-00458",
+    "evening": "scene-00098",
+    "rain": "scene-00218",
+    "sun": "scene-00248",
+    "night": "scene-00378",
 }
 _CROP, _WHOLE = (64, 128), (128, 256)  # height, width
 _RECIPE = (

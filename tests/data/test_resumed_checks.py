@@ -3,13 +3,13 @@
 import os
 
 import pytest
+import torch
 
 from ecgan.data import decode
-from ecgan.data.label_cache import NAME, LabelCache
+from ecgan.data.label_cache import NAME
 from ecgan.errors import UserError
 from ecgan.generation import run as generate
 from ecgan.recipe import load_recipe
-from ecgan.runtime.storage import Folder
 from ecgan.training import run as train
 from tests.helpers.tiny import make_generator, write_pairs
 from tests.helpers.trees import save, stripes
@@ -24,16 +24,17 @@ def test_a_resumed_training_reads_changed_files_only(tmp_path, monkeypatch):
     write_pairs(tmp_path / "data", num_train=2, num_val=1)
     settle(tmp_path / "data")
     recipe = load_recipe("demo", ("data.height=32", "data.width=64", f"data.root={tmp_path}/data"))
+    cpu = torch.device("cpu")
     for _ in range(2):
-        cache = LabelCache(Folder(tmp_path / "run"))
-        train.check(recipe, tmp_path / "run", cache=cache)
+        cache = train.check(recipe, tmp_path / "run", device=cpu, quiet=True).label_cache
+        assert cache is not None
         cache.save()
         monkeypatch.setattr(decode, "read_hashed", None)
     monkeypatch.undo()
     changed = tmp_path / "data/labels/train/scene-01.png"
     save(changed, stripes([77]))
     with pytest.raises(UserError, match=r"label 77 found in 1 file"):
-        train.check(recipe, tmp_path / "run", cache=LabelCache(Folder(tmp_path / "run")))
+        train.check(recipe, tmp_path / "run", device=cpu, quiet=True)
 
 
 def test_a_data_set_made_again_reads_no_label_file(tmp_path, monkeypatch):

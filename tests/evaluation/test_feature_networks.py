@@ -278,14 +278,14 @@ def test_statistics_are_exchanged_with_pytorch_fid(tmp_path):
 def test_statistics_that_cannot_be_written_leave_nothing(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     own = distribution.gaussian(random_features(9, 3, 1))
-    with pytest.raises(UserError, match=r"x\.npz: cannot be written: "):
+    with pytest.raises(UserError, match=r"x\.npz: cannot write: "):
         features.write_npz(tmp_path / "file" / "x.npz", own)
 
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "savez", full)
-    with pytest.raises(UserError, match=r"x\.npz: cannot be written: No space left"):
+    with pytest.raises(UserError, match=r"x\.npz: cannot write: No space left"):
         features.write_npz(tmp_path / "x.npz", own)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 

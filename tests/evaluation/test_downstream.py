@@ -1195,9 +1195,9 @@ def test_where_a_layout_belongs():
         ("c", None): "held",
         ("x", None): "other",
     }
-    assert {case: part.where(*case) for case in cases} == cases
+    assert {case: part.membership(*case) for case in cases} == cases
     later = replace(part, held=Sources())
-    assert later.where("b", None) == "train"
+    assert later.membership("b", None) == "train"
 
 
 def test_runs_are_listed_once(world, tmp_path):

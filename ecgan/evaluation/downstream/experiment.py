@@ -22,7 +22,7 @@ from ecgan.data.datasets import Item
 from ecgan.data.loader import TripleDataset
 from ecgan.errors import UsageError, UserError
 from ecgan.evaluation.downstream import leakage as leaks
-from ecgan.evaluation.downstream.leakage import Findings, Generators, Part
+from ecgan.evaluation.downstream.leakage import Doubt, Findings, Generators, Part
 from ecgan.evaluation.downstream.student import Run, StudentConfig
 from ecgan.evaluation.sources import Samples
 from ecgan.labels import Labels, LabelSpace
@@ -115,12 +115,14 @@ class Experiment:
         config: configuration of all students.
         places: of the sets that are used, as the user named them.
         notes: what a reader of the results should know.
+        doubts: sources of the samples that may have been a held-out pair.
     """
 
     request: Request
     config: StudentConfig
     places: tuple[str, ...]
     notes: list[str]
+    doubts: frozenset[Doubt]
 
     def path(self, run: Run) -> Path:
         """Where a run's result is kept, by everything that decides it."""
@@ -240,7 +242,8 @@ def check(request: Request) -> Experiment:
         loaders=min(8, share if workers.address is None else cores),
     )
     places = tuple(dict.fromkeys(place for those in used.values() for place in those))
-    return Experiment(request, config, places, [*dict.fromkeys(findings.notes)])
+    notes = [*dict.fromkeys(findings.notes)]
+    return Experiment(request, config, places, notes, frozenset(findings.doubts))
 
 
 # Checks
@@ -392,6 +395,7 @@ def _look_for_leaks(
             )
             findings.faults += found.faults
             findings.notes += found.notes
+            findings.doubts |= found.doubts
 
 
 def _check_segmenter(request: Request, parts: Mapping[float, Part], findings: Findings) -> None:

@@ -1,4 +1,4 @@
-"""What samples may not teach: the pairs that segmenters are tested on, or more than a real part.
+"""Data leakage: samples that teach what segmenters are tested on, or more than a real part.
 
 A layout is known by its label map's digest where the data set kept it (``.ecgan/stages``), else by
 its key. A generator is known by the file that the manifest names by its hash, and is asked which
@@ -7,9 +7,9 @@ layouts its training saw.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 from ecgan.checkpoint import GeneratorMetadata, InheritedTraining, read_metadata
 from ecgan.runtime.files import sha256
@@ -25,10 +25,22 @@ from ecgan.shards.manifest import (
     stage_names,
 )
 
-ON_REQUEST = "taken on request"  # in the note of a set whose generator is not known
-UNKNOWN = "is not known"  # in the note of a set that may show more than its generator saw
 
-Where = Literal["part", "train", "held", "unclear", "other"]
+class Membership(StrEnum):
+    """Pairs that a layout is one of."""
+
+    PART = "part"  # the real part that samples are added to
+    TRAIN = "train"  # the rest of the training split
+    HELD = "held"  # a split that must not be learnt from
+    UNCLEAR = "unclear"  # its key is of TRAIN and of HELD, and its label map is not known
+    OTHER = "other"
+
+
+class Doubt(StrEnum):
+    """Source of samples that may have been a held-out pair, and is not known."""
+
+    GENERATOR = "generator"
+    STYLES = "styles"
 
 
 @dataclass(frozen=True)
@@ -51,7 +63,7 @@ class Part:
     held_splits: frozenset[str]
     split: str
 
-    def where(self, key: str, digest: str | None) -> Where:
+    def membership(self, key: str, digest: str | None) -> Membership:
         """Which pairs a layout is one of.
 
         Args:
@@ -63,15 +75,19 @@ class Part:
                 return name
         in_train, in_held = key in self.train.keys, key in self.held.keys
         if in_held:
-            return "unclear" if in_train else "held"
+            return Membership.UNCLEAR if in_train else Membership.HELD
         if key in self.own.keys:
-            return "part"
-        return "train" if in_train else "other"
+            return Membership.PART
+        return Membership.TRAIN if in_train else Membership.OTHER
 
     @cached_property
-    def _digests(self) -> dict[Where, frozenset[str]]:
+    def _digests(self) -> dict[Membership, frozenset[str]]:
         """In this order: a label map that two splits have in common is no secret."""
-        parts: dict[Where, Sources] = {"part": self.own, "train": self.train, "held": self.held}
+        parts = {
+            Membership.PART: self.own,
+            Membership.TRAIN: self.train,
+            Membership.HELD: self.held,
+        }
         return {
             name: frozenset(label_digest(digest) for digest in pairs.labels)
             for name, pairs in parts.items()
@@ -85,10 +101,17 @@ class Findings:
     Attributes:
         faults: why they are refused.
         notes: what a reader of the result should know.
+        doubts: sources that may have been a held-out pair, each with a note.
     """
 
     faults: list[str] = field(default_factory=list[str])
     notes: list[str] = field(default_factory=list[str])
+    doubts: set[Doubt] = field(default_factory=set[Doubt])
+
+    def doubt(self, source: Doubt, note: str) -> None:
+        """Note a source that is not known."""
+        self.doubts.add(source)
+        self.notes.append(note)
 
 
 class Generators:
@@ -169,35 +192,37 @@ def layouts(place: str) -> dict[str, str | None]:
 
 def _check_layouts(place: str, part: Part, about: Manifest | None, found: Findings) -> None:
     known = layouts(place)
-    grouped: dict[str, list[str]] = {}
+    grouped: dict[Membership, list[str]] = {}
     for key, digest in known.items():
-        grouped.setdefault(part.where(key, digest), []).append(key)
+        grouped.setdefault(part.membership(key, digest), []).append(key)
 
-    def some(where: str) -> str:
-        keys = grouped[where]
+    def some(membership: Membership) -> str:
+        keys = grouped[membership]
         return f"{place}: {len(keys)} of {len(known)} layouts (first: {keys[0]})"
 
     held = " and ".join(sorted(part.held_splits))
-    if "held" in grouped:
+    if Membership.HELD in grouped:
         found.faults.append(
-            f"{some('held')} are of {held}, which nobody may learn from; sample layouts of the "
-            f"split {part.split}: ecgan sample --split {part.split} --num N"
+            f"{some(Membership.HELD)} are of {held}, which nobody may learn from; sample layouts "
+            f"of the split {part.split}: ecgan sample --split {part.split} --num N"
         )
-    if "unclear" in grouped:
+    if Membership.UNCLEAR in grouped:
         found.faults.append(
-            f"{some('unclear')} have a key that the split {part.split} shares with {held}, and the "
-            "set does not say which label map it was made from; give the set with its folder "
-            f"{HIDDEN}, or give files of different splits different names"
+            f"{some(Membership.UNCLEAR)} have a key that the split {part.split} shares with "
+            f"{held}, and the set does not say which label map it was made from; give the set with "
+            f"its folder {HIDDEN}, or give files of different splits different names"
         )
-    outside = [where for where in ("train", "other") if where in grouped]
+    outside = [one for one in (Membership.TRAIN, Membership.OTHER) if one in grouped]
     if part.fraction < 1:
         found.faults += [
-            f"{some(where)} are not of the {part.fraction:g} of the real pairs that they shall be "
+            f"{some(one)} are not of the {part.fraction:g} of the real pairs that they shall be "
             f"added to; sample with a generator of that part: {command(part.fraction)}"
-            for where in outside
+            for one in outside
         ]
-    elif "other" in outside:
-        found.notes.append(f"{some('other')} are of label maps that are not in the real data set")
+    elif Membership.OTHER in outside:
+        found.notes.append(
+            f"{some(Membership.OTHER)} are of label maps that are not in the real data set"
+        )
     if about is not None and "paste" in about.vary and not _is_whole_part(place, part, about):
         found.notes.append(
             f"{place}: --vary paste took objects from all layouts that the command was given, and "
@@ -210,7 +235,8 @@ def _is_whole_part(place: str, part: Part, about: Manifest) -> bool:
     given = _layout_digests(place)
     same = layouts_digest(given.items()) == about.fingerprint.labels
     return same and all(
-        part.where(key, label_digest(digest)) == "part" for key, digest in given.items()
+        part.membership(key, label_digest(digest)) is Membership.PART
+        for key, digest in given.items()
     )
 
 
@@ -245,9 +271,10 @@ def _check_generator(
         before = generators.inherited(digest)
         _check_inherited(place, part, before, names, found, take_unknown=take_unknown)
     elif take_unknown:
-        found.notes.append(
+        found.doubt(
+            Doubt.GENERATOR,
             f"{place}: what its generator was trained on is not known; it may have seen the photos "
-            f"that segmenters are tested on ({ON_REQUEST})"
+            "that segmenters are tested on (taken on request)",
         )
     else:
         named = f" (SHA-256 {digest[:12]}..., in no runs/*/)" if digest else ""
@@ -303,7 +330,7 @@ def _check_inherited(
         if not one.keys:
             what = f"{place}: {started}, and what that one was trained on is not known"
             if take_unknown:
-                found.notes.append(f"{what} ({ON_REQUEST})")
+                found.doubt(Doubt.GENERATOR, f"{what} (taken on request)")
             else:
                 found.faults.append(f"{what}; take the set all the same with --unknown-generator")
             continue
@@ -330,9 +357,10 @@ def _note_segmenters(place: str, part: Part, about: Manifest | None, found: Find
                 f"than the {part.fraction:g} of the real pairs"
             )
     if about.style_source.may_show_photos:
-        found.notes.append(
+        found.doubt(
+            Doubt.STYLES,
             f"{place}: its styles ({about.styles}) may be of photos that segmenters are "
-            f"tested on: which ones they are of {UNKNOWN}"
+            "tested on: which ones they are of is not known",
         )
 
 

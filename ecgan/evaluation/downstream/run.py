@@ -18,9 +18,9 @@ from typing import Any
 from tqdm import tqdm
 
 from ecgan.errors import UserError
-from ecgan.evaluation.downstream import leakage
 from ecgan.evaluation.downstream import student as students
 from ecgan.evaluation.downstream.experiment import Experiment, Request, check, match_samples
+from ecgan.evaluation.downstream.leakage import Doubt
 from ecgan.evaluation.downstream.student import Run, SegmenterTrainer, StudentConfig
 from ecgan.evaluation.report.document import (
     Condition,
@@ -198,9 +198,9 @@ def _generators(experiment: Experiment) -> str:
     """What is known of the samples' generators."""
     if not experiment.places:
         return "none"
-    if any(leakage.ON_REQUEST in note for note in experiment.notes):
+    if Doubt.GENERATOR in experiment.doubts:
         return "what some of them were trained on is not known; taken on request (see the notes)"
-    if any("its styles" in note and leakage.UNKNOWN in note for note in experiment.notes):
+    if Doubt.STYLES in experiment.doubts:
         return "none saw a held-out pair in its training; its styles may (see the notes)"
     return "none saw a held-out pair, or one outside of the real part"
 

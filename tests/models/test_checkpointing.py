@@ -81,28 +81,28 @@ def test_blocks_are_computed_again_only_for_gradients():
     assert calls == [*range(7)]
 
 
+def estimated(recipe, images, *, checkpointing):
+    """Bytes of a training in bfloat16, parameters included."""
+    changed = {"checkpointing": checkpointing, "precision": "bfloat16"}
+    recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=changed)})
+    space = label_space(recipe.data)
+    trained = sum(estimate.parameters(recipe, space).values())
+    return estimate.memory(recipe, space, images, trained)
+
+
 @pytest.mark.slow
 def test_the_estimate_knows_it():
     recipe = load_recipe("demo", ["data.classes=[a, b]"])
-    estimates = []
-    for blocks in (0, 3):
-        train = recipe.train.model_copy(update={"checkpointing": blocks})
-        changed = recipe.model_copy(update={"train": train})
-        space = label_space(changed.data)
-        estimates.append(estimate.Estimate(changed, space, bfloat16=True).of(16))
-    assert estimates[1] < 0.8 * estimates[0]
+    assert estimated(recipe, 16, checkpointing=3) < 0.8 * estimated(recipe, 16, checkpointing=0)
 
 
 @pytest.mark.slow
 def test_the_large_recipe_leaves_half_of_an_80_gb_card_to_what_is_not_counted():
     recipe = load_recipe("cityscapes_512x1024")
     at_once = recipe.train.batch // recipe.train.accumulate
-    space = label_space(recipe.data)
-    found = estimate.Estimate(recipe, space, bfloat16=True).of(at_once)
+    found = estimated(recipe, at_once, checkpointing=recipe.train.checkpointing)
     assert 10e9 < found < 40e9
-    train = recipe.train.model_copy(update={"checkpointing": 0})
-    kept = recipe.model_copy(update={"train": train})
-    assert estimate.Estimate(kept, space, bfloat16=True).of(at_once) > 1.4 * found
+    assert estimated(recipe, at_once, checkpointing=0) > 1.4 * found
 
 
 def test_not_together_with_compile():

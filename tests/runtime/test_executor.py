@@ -58,7 +58,7 @@ def pool(request, local_ray):
 
 def workers(executor, **changes):
     here = executor == "here"
-    return replace(Workers() if here else Workers(2, timeout=100, start_timeout=60), **changes)
+    return replace(Workers() if here else Workers(2, timeout=100, start_timeout=150), **changes)
 
 
 # Workers for the tests. Each has a folder where it leaves word of what it did.
@@ -630,7 +630,7 @@ def test_a_ray_cluster_that_others_use_in_part_serves_with_the_rest(local_ray, t
     make, events = Make("raise_always", tmp_path), []
     with holding(local_ray, num_cpus=1):
         outcomes = run_jobs(
-            make, [0, 1, 2], workers("ray", start_timeout=8), on_event=events.append
+            make, [0, 1, 2], workers("ray", start_timeout=30), on_event=events.append
         )
         assert set(by_job(list(outcomes))) == {0, 1, 2}
     assert len(make.made) == 1

@@ -33,7 +33,6 @@ class Request:
     Attributes:
         samples: data sets of samples, folders or addresses; or runs, from which samples are
             generated first; empty: the newest below ``datasets/``.
-        n_styles: images of each layout, where a run is given.
         out: folder of the report; None: ``reports/`` and the name of the first data set.
         reference: the real data set; None: the data.root of the samples' recipe.
         recipe: recipe in place of the samples' own.
@@ -44,6 +43,7 @@ class Request:
         reference_statistics: npz of pytorch-fid, in place of the reference's own for ``fid``.
         save_statistics: folder for npz files of all sets and of the reference.
         downstream: options of a downstream experiment, if there shall be one.
+        n_styles: images of each layout, where a run is given.
         device: auto, cpu, cuda or cuda:N.
         workers: number of workers; default: one for each GPU, or one.
         gpus_per_worker: share of a GPU for each worker.
@@ -52,7 +52,6 @@ class Request:
     """
 
     samples: tuple[str | Path, ...] = ()
-    n_styles: int = 1
     out: Path | None = None
     reference: Path | None = None
     recipe: Recipe | None = None
@@ -63,6 +62,7 @@ class Request:
     reference_statistics: Path | None = None
     save_statistics: Path | None = None
     downstream: DownstreamOptions | None = None
+    n_styles: int = 1
     device: str = "auto"
     workers: int | None = None
     gpus_per_worker: float | None = None

@@ -179,6 +179,67 @@ def kl_divergence(mu, log_var):
     return total / len(mu)
 
 
+def style_spread(layouts, photos, num_classes, least):
+    """Variance over styles by variance over photos, summed over classes, and that of each class.
+
+    layouts: for each, its styles; a style, as a photo, is (pixels, labels): pixels[m] a list of
+    channels, labels[m] a class. ``least`` pixels make a mean.
+    """
+
+    def means(images, k):
+        found = []
+        for pixels, labels in images:
+            own = [p for p, label in zip(pixels, labels, strict=True) if label == k]
+            if len(own) >= least:
+                found.append([sum(channel) / len(own) for channel in zip(*own, strict=True)])
+        return found
+
+    def variance(points):
+        centre = [sum(x) / len(points) for x in zip(*points, strict=True)]
+        far = [sum((a - b) ** 2 for a, b in zip(p, centre, strict=True)) for p in points]
+        return sum(far) / (len(points) - 1)
+
+    part = whole = 0.0
+    ratios = [None] * num_classes
+    for k in range(num_classes):
+        of_photos = means(photos, k)
+        of_styles = [p for p in (means(styles, k) for styles in layouts) if len(p) > 1]
+        if of_styles and len(of_photos) > 1:
+            v = sum(variance(points) for points in of_styles) / len(of_styles)
+            ratios[k] = v / variance(of_photos)
+            part += v
+            whole += variance(of_photos)
+    return part / whole, ratios
+
+
+def top_octave_share(pixels):
+    """Share of the power above 1/4 cycle a pixel by a Fourier sum; pixels[y][x] is RGB."""
+    height, width = len(pixels), len(pixels[0])
+    places = [(y, x) for y in range(height) for x in range(width)]
+    luma = {
+        (y, x): sum(c * p for c, p in zip((0.299, 0.587, 0.114), pixels[y][x], strict=True))
+        for y, x in places
+    }
+    window = {
+        (y, x): math.sin(math.pi * y / height) ** 2 * math.sin(math.pi * x / width) ** 2
+        for y, x in places
+    }
+    mean = sum(window[p] * luma[p] for p in places) / sum(window.values())
+    top = whole = 0.0
+    for v, u in places:
+        turns = {(y, x): v * y / height + u * x / width for y, x in places}
+        real = sum(window[p] * (luma[p] - mean) * math.cos(2 * math.pi * turns[p]) for p in places)
+        imaginary = sum(
+            window[p] * (luma[p] - mean) * math.sin(2 * math.pi * turns[p]) for p in places
+        )
+        power = real**2 + imaginary**2
+        fy, fx = min(v, height - v) / height, min(u, width - u) / width
+        whole += power
+        if math.hypot(fy, fx) > 0.25 + 1e-12:
+            top += power
+    return top / whole
+
+
 @torch.no_grad()
 def sample(generator, S, labels, ignore, z):
     """Images and edges, (L, K, 3, H, W), of K styles of each layout; one style after the other."""

@@ -18,6 +18,7 @@ from ecgan_cli.options import (
     SET,
     Group,
     data_option,
+    folder_option,
     option,
     recipe_option,
     require_root,
@@ -42,7 +43,7 @@ def data() -> None:
 
 
 @data.command(short_help="Draw a toy data set.")
-@option("--out", type=PATH, metavar="DIR", required=True, help="New folder.")
+@folder_option("--out", required=True, help="New folder.")
 @option("--num", type=POSITIVE, default=200, help="Scenes.")
 @option("--seed", type=COUNT, default=0, help="Seed.")
 @_side("--height", default=128, help="Height in pixels.")
@@ -156,8 +157,8 @@ def convert(
 
 @data.command(short_help="Copy a data set, resized for training.")
 @recipe_option(required=True, help="Recipe to train with; gives the size.")
-@data_option("root", type=PATH)
-@option("--out", type=PATH, metavar="DIR", required=True, help="Folder of the copy.")
+@data_option("root")
+@folder_option("--out", required=True, help="Folder of the copy.")
 @SET
 @option("--threads", type=POSITIVE, help="Threads.", show_default="all cores")
 def cache(

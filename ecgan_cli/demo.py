@@ -5,11 +5,11 @@ from pathlib import Path
 
 import click
 
-from ecgan_cli.options import DEVICE, INTERRUPTED, PATH, QUIET, SET, Command, option
+from ecgan_cli.options import DEVICE, INTERRUPTED, QUIET, SET, Command, folder_option
 
 
 @click.command(cls=Command)
-@option("--out", type=PATH, metavar="DIR", default=Path("ecgan-demo"), help="Output folder.")
+@folder_option("--out", default=Path("ecgan-demo"), help="Output folder.")
 @SET
 @DEVICE
 @QUIET

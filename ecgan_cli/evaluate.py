@@ -4,7 +4,7 @@ import json
 import math
 import sys
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,7 +14,6 @@ from ecgan_cli.options import (
     BELOW_LIMIT,
     DEVICE,
     GPUS_PER_WORKER,
-    INTERRUPTED,
     JSON,
     MARKDOWN,
     PATH,
@@ -23,12 +22,14 @@ from ecgan_cli.options import (
     RAY_ADDRESS,
     SET,
     WORKERS,
+    CommaList,
     Command,
     Decorator,
+    folder_option,
+    interruptible,
     option,
     recipe_option,
     require_folder,
-    terminable,
     under,
 )
 
@@ -37,47 +38,18 @@ if TYPE_CHECKING:
     from ecgan.evaluation.request import DownstreamOptions
 
 
-class _Numbers(click.ParamType):  # pyright: ignore[reportMissingTypeArgument]
-    """Numbers separated by commas; some words stand for one, too."""
-
-    name = "numbers"
-
-    def __init__(self, *words: str) -> None:
-        self.words = words
-
-    def convert(
-        self,
-        value: Any,  # noqa: ANN401
-        param: click.Parameter | None,
-        ctx: click.Context | None,
-    ) -> tuple[float | str, ...]:
-        """The numbers, and the words as they are."""
-        if isinstance(value, tuple):
-            return cast("tuple[float | str, ...]", value)
-        try:
-            return tuple(
-                word if word in self.words else float(word)
-                for word in (word.strip() for word in value.split(","))
-            )
-        except ValueError:
-            also = "".join(f" or {word}" for word in self.words)
-            self.fail(f"{value!r}: expected numbers{also}, separated by commas", param, ctx)
+def _ratio(word: str) -> float | str:
+    return word if word == "synthetic" else float(word)
 
 
 _DATA = (
-    option(
-        "--reference",
-        type=PATH,
-        metavar="DIR",
-        help="Real data set.",
-        show_default="data.root of the recipe",
-    ),
+    folder_option("--reference", help="Real data set.", show_default="data.root of the recipe"),
     option("--split", metavar="NAME", help="Split of the real data.", show_default="test, or val"),
     recipe_option(help="Recipe to evaluate with.", show_default="the recipe of the samples"),
     SET,
 )
 _OUTPUT = (
-    option("--out", type=PATH, metavar="DIR", help="Report folder.", show_default="reports/NAME"),
+    folder_option("--out", help="Report folder.", show_default="reports/NAME"),
     JSON,
     MARKDOWN,
 )
@@ -89,7 +61,7 @@ def _experiment(*, hidden: bool = False) -> tuple[Decorator, ...]:
         option(
             "--mix",
             hidden=hidden,
-            type=_Numbers("synthetic"),
+            type=CommaList(_ratio, "expected numbers or synthetic, separated by commas"),
             default="0,1",
             metavar="X,...",
             help="Synthetic-to-real ratios to train with, e.g. 0,1,2; `synthetic` trains on "
@@ -98,7 +70,7 @@ def _experiment(*, hidden: bool = False) -> tuple[Decorator, ...]:
         option(
             "--real-fraction",
             hidden=hidden,
-            type=_Numbers(),
+            type=CommaList(float, "expected numbers, separated by commas"),
             default="1",
             metavar="F,...",
             help="Fractions of the real pairs to train with; below 1, the generator must have been "
@@ -158,11 +130,9 @@ def _experiment(*, hidden: bool = False) -> tuple[Decorator, ...]:
         metavar="FILE",
         help="Compute the FID against these statistics of pytorch-fid, not the real photos.",
     ),
-    option(
+    folder_option(
         "--save-npz",
         "save_statistics",
-        type=PATH,
-        metavar="DIR",
         help="Save mean and covariance of all features in pytorch-fid's format.",
     ),
 )
@@ -265,16 +235,8 @@ def _run(options: dict[str, Any], *, as_json: bool, markdown: bool) -> "Report":
     require_folder("--reference", options["reference"])
     name, overrides = options.pop("recipe_name"), options["overrides"]
     recipe = None if name is None else load_recipe(name, overrides)
-    with terminable():
-        try:
-            report, out = library.run(library.Request(recipe=recipe, **options))
-        except KeyboardInterrupt:
-            click.echo(
-                "Interrupted; finished measurements and trainings are kept, the same command "
-                "resumes",
-                err=True,
-            )
-            sys.exit(INTERRUPTED)
+    with interruptible("finished measurements and trainings are kept, the same command resumes"):
+        report, out = library.run(library.Request(recipe=recipe, **options))
     table = partial(tables.table, markdown=markdown)
     text = json.dumps(report.to_json(), indent=2) if as_json else table(report)
     click.echo(text, nl=as_json)

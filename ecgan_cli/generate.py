@@ -1,8 +1,8 @@
 """``ecgan sample`` and ``ecgan augment``: data sets of generated samples."""
 
-import sys
+from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,72 +14,52 @@ from ecgan_cli.options import (
     FAILED_SHARDS,
     FORMAT,
     GPUS_PER_WORKER,
-    INTERRUPTED,
     PATH,
     POSITIVE,
     QUIET,
     RAY_ADDRESS,
     WORKERS,
+    CommaList,
     Command,
     Decorator,
     complete_run,
     data_option,
+    folder_option,
+    interruptible,
+    number_option,
     option,
     require_folder,
     set_option,
-    terminable,
     under,
 )
 
 if TYPE_CHECKING:
     from ecgan.generation.run import Outcome
 
+_CHANGES = ("flip", "crop", "paste")  # in the order in which they are made
 
-class _Changes(click.ParamType):  # pyright: ignore[reportMissingTypeArgument]
-    """Kinds of layout augmentation, separated by commas."""
 
-    name = "changes"
-    known = ("flip", "crop", "paste")
-
-    def convert(
-        self,
-        value: Any,  # noqa: ANN401
-        param: click.Parameter | None,
-        ctx: click.Context | None,
-    ) -> tuple[str, ...]:
-        if isinstance(value, tuple):
-            return cast("tuple[str, ...]", value)
-        words = tuple(dict.fromkeys(word.strip() for word in value.split(",") if word.strip()))
-        wrong = [word for word in words if word not in self.known]
-        if wrong or not words:
-            self.fail(f"{value!r}: choose from {', '.join(self.known)}, e.g. flip,crop", param, ctx)
-        return tuple(word for word in self.known if word in words)
+def _change(word: str) -> str:
+    if word not in _CHANGES:
+        raise ValueError(word)
+    return word
 
 
 _VARIATION = (
     option(
         "--vary",
         "changes",
-        type=_Changes(),
+        type=CommaList(_change, f"choose from {', '.join(_CHANGES)}, e.g. flip,crop"),
         default=(),
         metavar="flip,crop,paste",
         help="Add variants of each layout: mirrored, cropped, with objects pasted in "
         "(experimental).",
     ),
-    option(
-        "--n-variants",
-        type=int,
-        metavar="N",
-        expert=True,
-        help="Variants of each layout.",
-        show_default="1",
-    ),
+    number_option("--n-variants", expert=True, help="Variants of each layout.", show_default="1"),
 )
 _GENERATOR = (
-    option(
+    folder_option(
         "--run",
-        type=PATH,
-        metavar="DIR",
         help="Run folder.",
         show_default="the newest finished below runs/",
         shell_complete=complete_run,
@@ -96,7 +76,7 @@ _GENERATOR = (
 _STYLES = (
     option("--seed", type=COUNT, help="Seed; every sample draws its own style.", show_default="0"),
     option("--style-seed", type=COUNT, help="Seed of styles that all layouts share."),
-    option("--style-images", type=PATH, metavar="DIR", help="Photos whose styles all layouts get."),
+    folder_option("--style-images", help="Photos whose styles all layouts get."),
 )
 _QUALITY = (
     option(
@@ -142,10 +122,8 @@ _OUTPUT = (
         help="Codec of the images.",
         show_default="sampling.image_format of the recipe",
     ),
-    option(
+    number_option(
         "--samples-per-shard",
-        type=int,
-        metavar="N",
         expert=True,
         help="Samples in a shard.",
         show_default="sampling.samples_per_shard of the recipe",
@@ -183,10 +161,8 @@ _WORKERS = (
         "worker then runs on Ray, too.",
         show_default="3600; none for one worker",
     ),
-    option(
+    number_option(
         "--batch",
-        type=int,
-        metavar="N",
         expert=True,
         help="Images a step.",
         show_default="sampling.batch of the recipe",
@@ -201,45 +177,30 @@ _WORKERS = (
 )
 
 
-def _generation_options(
-    *layouts: Decorator,
-) -> Decorator:
+def _generation_options(*layouts: Decorator) -> Decorator:
     """Options of ``sample`` and ``augment``: the layouts of one of them, and what both share."""
-    headings = {
-        "Layouts": (*layouts, *_VARIATION),
-        "Generator": _GENERATOR,
-        "Styles": _STYLES,
-        "Quality": _QUALITY,
-        "Output": _OUTPUT,
-        "Workers": _WORKERS,
-    }
-
-    def decorate(command: Any) -> Any:  # noqa: ANN401
-        command = QUIET(command)
-        for heading in reversed(headings):
-            command = under(heading, *headings[heading])(command)
-        return command
-
-    return decorate
+    parts = [
+        under("Layouts", *layouts, *_VARIATION),
+        under("Generator", *_GENERATOR),
+        under("Styles", *_STYLES),
+        under("Quality", *_QUALITY),
+        under("Output", *_OUTPUT),
+        under("Workers", *_WORKERS),
+        QUIET,
+    ]
+    return lambda command: reduce(lambda decorated, part: part(decorated), reversed(parts), command)
 
 
 @click.command(cls=Command)
 @_generation_options(
-    option("--num", type=int, metavar="N", help="Samples, spread evenly over the layouts."),
-    option("--n-styles", type=int, metavar="N", help="Images of each layout, in place of --num."),
+    number_option("--num", help="Samples, spread evenly over the layouts."),
+    number_option("--n-styles", help="Images of each layout, in place of --num."),
     option("--split", metavar="NAME", help="Split.", show_default="the one of training"),
-    data_option("root", type=PATH),
-    option(
-        "--labels", type=PATH, metavar="DIR", expert=True, help="Label maps, as in ecgan augment."
-    ),
-    option("--instances", type=PATH, metavar="DIR", expert=True, help="Instance maps of --labels."),
+    data_option("root"),
+    folder_option("--labels", expert=True, help="Label maps, as in ecgan augment."),
+    folder_option("--instances", expert=True, help="Instance maps of --labels."),
 )
-def sample(
-    num: int | None,
-    n_styles: int | None,
-    split: str | None,
-    **options: Any,  # noqa: ANN401
-) -> None:
+def sample(split: str | None, **options: Any) -> None:  # noqa: ANN401
     """Generate samples of the layouts in the recipe's own data set.
 
     \b
@@ -248,30 +209,26 @@ def sample(
 
     The same command again completes what was interrupted.
     """
-    if num is None and n_styles is None:
+    if options["num"] is None and options["n_styles"] is None:
         raise click.UsageError("give --num N, the number of samples, or --n-styles")
     suffix = f"sample-{split}" if split is not None else "sample"
-    _generate(suffix=suffix, num=num, n_styles=n_styles, split=split, **options)
+    _generate(suffix=suffix, split=split, **options)
 
 
 @click.command(cls=Command)
 @_generation_options(
-    option("--labels", type=PATH, required=True, metavar="DIR", help="Label maps, at any depth."),
-    option(
+    folder_option("--labels", required=True, help="Label maps, at any depth."),
+    number_option(
         "--n-styles",
-        type=int,
-        metavar="N",
         help="Images of each layout.",
         show_default="1, or one for each of --style-images",
     ),
-    option(
+    folder_option(
         "--instances",
-        type=PATH,
-        metavar="DIR",
         help="Instance maps with the names of the label maps, for a run that uses them.",
         show_default="boundaries between classes",
     ),
-    data_option("root", type=PATH, expert=True),
+    data_option("root", expert=True),
 )
 def augment(**options: Any) -> None:  # noqa: ANN401
     """Generate samples of the layouts in a folder of label maps; photos are not needed.
@@ -308,21 +265,16 @@ def _generate(
         click.echo(f"Using the newest run, {path.parent}", err=True)
     if out is None:
         out = str(Path("datasets") / f"{path.parent.name or path.stem}-{suffix}")
-    request = Request(generator=path, out=out, **options)
+    options["changes"] = tuple(change for change in _CHANGES if change in options["changes"])
+    request = Request.of(path, out, **options)
     if dry_run:
         click.echo(generate.describe(request))
         return
     if profiled is not None:
         click.echo(generate.profile(request, profiled))
         return
-    with terminable():
-        try:
-            outcome = generate.run(request)
-        except KeyboardInterrupt:
-            click.echo(
-                f"Interrupted; finished shards are kept, the same command resumes ({out})", err=True
-            )
-            sys.exit(INTERRUPTED)
+    with interruptible(f"finished shards are kept, the same command resumes ({out})"):
+        outcome = generate.run(request)
     _tell(outcome, out)
 
 

@@ -3,10 +3,14 @@
 import difflib
 import json
 import logging
-from collections.abc import Callable, Sequence
+import signal
+import sys
+import threading
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 from click.shell_completion import CompletionItem
@@ -133,6 +137,37 @@ Decorator = Callable[[Any], Any]
 PATH = click.Path(path_type=Path)
 POSITIVE, COUNT = click.IntRange(min=1), click.IntRange(min=0)
 option = partial(click.option, cls=Option)
+folder_option = partial(option, type=PATH, metavar="DIR")
+number_option = partial(option, type=int, metavar="N")
+
+
+class CommaList(click.ParamType):  # pyright: ignore[reportMissingTypeArgument]
+    """Type of an option whose value is a list with commas.
+
+    Args:
+        parse: function that makes an item of a word; ValueError refuses the word.
+        expected: what the message of a refusal asks for.
+    """
+
+    name = "list"
+
+    def __init__(self, parse: Callable[[str], Any], expected: str) -> None:
+        self.parse, self.expected = parse, expected
+
+    def convert(
+        self,
+        value: Any,  # noqa: ANN401
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> tuple[Any, ...]:
+        """The items; a default that is a tuple stays as it is."""
+        if isinstance(value, tuple):
+            return cast("tuple[Any, ...]", value)
+        try:
+            items = tuple(self.parse(word.strip()) for word in value.split(",") if word.strip())
+        except ValueError:
+            items = ()
+        return items or self.fail(f"{value!r}: {self.expected}", param, ctx)
 
 
 def under(heading: str, *options: Decorator) -> Decorator:
@@ -183,19 +218,16 @@ recipe_argument = partial(click.argument, shell_complete=_complete_recipe)
 set_option = partial(option, "--set", "overrides", multiple=True, shell_complete=_complete_key)
 SET = set_option(metavar="SECTION.KEY=VALUE", help="Change a key of the recipe; repeatable.")
 data_option = partial(
-    option,
+    folder_option,
     "--data",
-    metavar="DIR",
     help="Root folder of the data set.",
     show_default="data.root of the recipe",
 )
 DEVICE = option("--device", metavar="DEVICE", default="auto", help="auto, cpu, cuda, cuda:N.")
 JSON = option("--json", "as_json", is_flag=True, help="Print JSON.")
 MARKDOWN = option("--markdown", is_flag=True, help="Print Markdown.")
-WORKERS = option(
+WORKERS = number_option(
     "--workers",
-    type=int,
-    metavar="N",
     help="Worker processes; more than one run on Ray, which starts by itself.",
     show_default="one for each GPU, or one",
 )
@@ -224,22 +256,19 @@ FORMAT = partial(
 )
 
 
-class terminable:  # noqa: N801 - a context manager
-    """SIGTERM does what Ctrl-C does."""
-
-    def __enter__(self) -> None:
-        import signal
-        import threading
-
-        self._before = None
-        if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-
-    def __exit__(self, *_: object) -> None:
-        import signal
-
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
+@contextmanager
+def interruptible(message: str) -> Generator[None, None, None]:
+    """On Ctrl-C and SIGTERM alike, print how to go on and exit with INTERRUPTED."""
+    in_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if in_main else None
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo(f"Interrupted; {message}", err=True)
+        sys.exit(INTERRUPTED)
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
 
 
 def require_folder(name: str, folder: Path | None) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from ecgan_cli.options import COUNT, JSON, MARKDOWN, PATH, POSITIVE, Group, option
+from ecgan_cli.options import COUNT, JSON, MARKDOWN, PATH, POSITIVE, Group, folder_option, option
 
 
 @click.group(cls=Group)
@@ -24,12 +24,10 @@ def show(path: Path, *, markdown: bool) -> None:
 
 @report.command(short_help="Compare runs as the paper's Table 3.")
 @click.argument("places", metavar="RUN...", nargs=-1, required=True, type=PATH)
-@option(
+@folder_option(
     "--report",
     "reports",
     multiple=True,
-    type=PATH,
-    metavar="DIR",
     help="Folder in which the runs' reports are searched; repeatable.",
     show_default="reports",
 )
@@ -55,15 +53,13 @@ def ablation(
 @report.command(short_help="Make a user study of two data sets.")
 @click.argument("a", type=PATH)
 @click.argument("b", type=PATH)
-@option("--out", type=PATH, metavar="DIR", default=Path("study"), help="Output.")
+@folder_option("--out", default=Path("study"), help="Output.")
 @option("--num", type=POSITIVE, default=50, help="Layouts.")
 @option("--seed", type=COUNT, default=0, help="Seed of the order.")
 @option("--question", metavar="SENTENCE", help="Question that participants are asked.")
 @option("--show-reference", is_flag=True, help="Also show the real photo of each layout.")
-@option(
+@folder_option(
     "--reference",
-    type=PATH,
-    metavar="DIR",
     help="Data set of these photos.",
     show_default="the data set of the samples' recipe",
 )

@@ -18,6 +18,7 @@ from ecgan_cli.options import (
     SET,
     Command,
     data_option,
+    folder_option,
     option,
     recipe_option,
     require_root,
@@ -32,8 +33,8 @@ _MESSAGES = {
 
 @click.command(cls=Command)
 @recipe_option(required=True, help="Recipe to train.")
-@data_option("data", type=PATH)
-@option("--out", type=PATH, metavar="DIR", show_default="runs/NAME", help="Run folder.")
+@data_option("data")
+@folder_option("--out", show_default="runs/NAME", help="Run folder.")
 @SET
 @option(
     "--nproc-per-node",

@@ -88,7 +88,7 @@ def run(
     with _timed(seconds, "augment"):
         say(f"3/4  Generating {NUM_STYLES} styles of each validation layout, into {samples}")
         generate.run(
-            generate.Request(
+            generate.Request.of(
                 generator=folder / GENERATOR,
                 out=samples,
                 labels=data / "labels" / "val",

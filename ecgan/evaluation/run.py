@@ -101,7 +101,7 @@ def _generated(place: str, request: Request) -> str:
     styles = "" if request.n_styles == 1 else f"-{request.n_styles}-styles"
     out = Path("datasets") / f"{source.parent.name or source.stem}-{split}{styles}"
     generation.run(
-        GenerationRequest(
+        GenerationRequest.of(
             generator=source,
             out=out,
             root=Path(root),

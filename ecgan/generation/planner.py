@@ -25,13 +25,13 @@ from ecgan.data.label_cache import LabelCache
 from ecgan.errors import UsageError
 from ecgan.generation import balance, layout_augmentation
 from ecgan.generation.plan import Counts, Stage, refuse_colliding_keys, spread, whole_rows
-from ecgan.generation.request import Request, check_options
+from ecgan.generation.request import LayoutOptions, Request, StyleOptions, check_options
 from ecgan.generation.state import PlanRequest, plan_id
 from ecgan.generation.worker import GenerationConfig, Output, VariantOptions
 from ecgan.labels import LabelSpace
 from ecgan.recipe import Recipe, parse_recipe
 from ecgan.runtime.device import choose_device
-from ecgan.runtime.jobs import Workers, resolve_workers
+from ecgan.runtime.jobs import Workers
 from ecgan.runtime.storage import open_store
 from ecgan.sampling import styles
 from ecgan.sampling.sampler import ARITHMETIC, Sampler, compiles
@@ -53,33 +53,19 @@ class TrainedFilter(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class DatasetPlan:
-    """Samples that a data set will have, and everything that decides their bytes.
-
-    Attributes:
-        request: options of the command.
-        file: the generator.
-        recipe: its recipe, with the request's overrides.
-        workers: number and kind of the workers.
-        items: label maps, sorted by key.
-        check: class counts and digests of the label maps.
-        label_cache: earlier label checks; saved once the data set's folder is there.
-        photos: files of --style-images.
-        styles: styles of the photos, (photos, 256); None before :func:`encode_styles`.
-        filter: None before :func:`train_filter`, and where nothing needs one.
-        begun_with: version of ecgan that began the data set, and is named in its images.
-    """
+    """Samples that a data set will have, and everything that decides their bytes."""
 
     request: Request
     file: GeneratorFile
-    recipe: Recipe
+    recipe: Recipe  # the generator's, with the request's overrides
     workers: Workers
-    items: Sequence[Item]
-    check: checks.LabelCheck
-    label_cache: LabelCache
-    photos: tuple[Path, ...] = ()
-    styles: Vectors | None = None
-    filter: TrainedFilter | None = None
-    begun_with: str = ecgan.__version__
+    items: Sequence[Item]  # label maps, sorted by key
+    check: checks.LabelCheck  # class counts and digests of the label maps
+    label_cache: LabelCache  # earlier label checks; saved once the data set's folder is there
+    photos: tuple[Path, ...] = ()  # of --style-images
+    styles: Vectors | None = None  # of the photos, (photos, 256); None before encode_styles()
+    filter: TrainedFilter | None = None  # None before train_filter(), and where nothing needs one
+    begun_with: str = ecgan.__version__  # that began the data set, and is named in its images
 
     @property
     def space(self) -> LabelSpace:
@@ -91,9 +77,19 @@ class DatasetPlan:
         return self.recipe.data.height, self.recipe.data.width
 
     @property
+    def by_hardness(self) -> bool:
+        """Whether hard layouts get more samples; the filter's segmenters say how hard they are."""
+        return self.request.balance.spread == "hardness"
+
+    @property
     def needs_filter(self) -> bool:
         """Whether segmenters judge samples or layouts."""
-        return self.request.label_filter is not None or self.request.spread == "hardness"
+        return self.request.filter.label_filter is not None or self.by_hardness
+
+    @property
+    def judge(self) -> TrainedFilter | None:
+        """Filter that judges samples; None where it only tells how hard layouts are."""
+        return None if self.request.filter.label_filter is None else self.filter
 
     @property
     def unknown(self) -> frozenset[str]:
@@ -103,31 +99,35 @@ class DatasetPlan:
             names.add("style_images")
         if self.needs_filter and self.filter is None:
             names.add("filter")
-            if self.request.spread == "hardness":
+            if self.by_hardness:
                 names |= {"balance", "num_layouts", "styles_per_layout"}
         return frozenset(names)
 
     @cached_property
     def even_counts(self) -> Counts:
         """Styles of each layout and of each of its varied forms without --balance, (L, forms)."""
-        request, num_layouts = self.request, len(self.items)
-        forms = 1 + (request.n_variants or 1 if request.changes else 0)
-        if request.num is not None:
-            return spread(request.num, num_layouts * forms).reshape(num_layouts, forms)
-        each = request.n_styles or len(self.photos) or 1
+        asked, num_layouts, forms = self.request.styles, len(self.items), 1 + self._n_variants
+        if asked.num is not None:
+            return spread(asked.num, num_layouts * forms).reshape(num_layouts, forms)
+        each = asked.n_styles or len(self.photos) or 1
         return np.full((num_layouts, forms), each, np.int64)
+
+    @property
+    def _n_variants(self) -> int:
+        layouts = self.request.layouts
+        return (layouts.n_variants or 1) if layouts.changes else 0
 
     @cached_property
     def counts(self) -> Counts:
         """Counts of the same sum as --balance spreads them; even ones where it is not known how."""
-        request, even = self.request, self.even_counts
+        asked, even = self.request.balance, self.even_counts
         pixels = np.repeat(self._pixels, even.shape[1], axis=0)
         total, most = int(even.sum()), self.recipe.sampling.balance_max_styles
-        if request.spread == "hardness" and self.filter is not None:
+        if self.by_hardness and self.filter is not None:
             hardness = balance.hardness(pixels, self.filter.losses)
             return balance.hardness_counts(hardness, total, most).reshape(even.shape)
-        if request.spread == "target":
-            targets = balance.parse_targets(request.targets, self.space.names)
+        if asked.spread == "target":
+            targets = balance.parse_targets(asked.targets, self.space.names)
             return balance.target_counts(pixels, targets, total, most).reshape(even.shape)
         return even
 
@@ -149,106 +149,104 @@ class DatasetPlan:
 
     @cached_property
     def settings(self) -> GenerationConfig:
-        """GenerationConfig of the workers."""
+        """What all workers need."""
         request, sampling = self.request, self.recipe.sampling
-        filters = self.filter is not None and request.label_filter is not None
+        changes, seed = request.layouts.changes, request.styles.seed or 0
+        things: frozenset[int] = frozenset()
+        if "paste" in changes:
+            things = layout_augmentation.thing_classes(self.space, sampling.things)
         return GenerationConfig(
             generator=request.generator.absolute(),
             device=self.workers.device,
             out=_absolute(request.out),
-            output=self._output(),
-            styles=Styles(request.seed or 0, request.style_seed, self.styles),
-            variation=VariantOptions(
-                request.changes, _things(request, self.recipe, self.space), request.seed or 0
-            ),
-            filter=self.filter.spec if filters and self.filter is not None else None,
-            on_inconsistent=request.on_inconsistent,
+            output=self._output,
+            styles=Styles(seed, request.styles.style_seed, self.styles),
+            variation=VariantOptions(changes, things, seed),
+            filter=None if self.judge is None else self.judge.spec,
+            on_inconsistent=request.filter.on_inconsistent,
             retries=sampling.filter_retries,
             encoders=_encoders(self.workers),
-            compiled=compiles(self.recipe, int(self.counts.sum()), on_cuda=self._on_cuda),
+            compiled=compiles(
+                self.recipe, int(self.counts.sum()), on_cuda=self.workers.device.startswith("cuda")
+            ),
         )
 
+    @property
     def _output(self) -> Output:
-        request, sampling, space = self.request, self.recipe.sampling, self.space
-        evaluation = request.label_space == "evaluation"
+        asked, sampling, space = self.request.output, self.recipe.sampling, self.space
+        evaluation = asked.label_space == "evaluation"
         mark = b""
-        if request.provenance:
+        if asked.provenance:
             mark = codecs.synthetic_mark(
                 tool=f"ecgan {self.begun_with}",
                 license=sampling.license,
                 checkpoint=self.file.sha256,
             )
         return Output(
-            data_format=request.data_format,
-            image_format=request.image_format or sampling.image_format,
+            data_format=asked.data_format,
+            image_format=asked.image_format or sampling.image_format,
             quality=sampling.quality,
-            batch=request.batch or sampling.batch,
+            batch=self.request.batch or sampling.batch,
             evaluation=evaluation,
             num_classes=space.num_evaluation_classes if evaluation else space.num_classes,
             mark=mark,
-            digital_source_type=DIGITAL_SOURCE if request.provenance else "",
+            digital_source_type=DIGITAL_SOURCE if asked.provenance else "",
         )
-
-    @property
-    def _on_cuda(self) -> bool:
-        return self.workers.device.startswith("cuda")
 
     @cached_property
     def wanted(self) -> PlanRequest:
         """Rows and fingerprint, as the data set's state keeps them."""
-        request = self.request
-        filters = self.filter is not None and request.label_filter is not None
+        asked = self.request.output.samples_per_shard
         stage = Stage(
             self.items,
             whole_rows(self.counts),
             0,
-            request.samples_per_shard or self.recipe.sampling.samples_per_shard,
-            self.filter.folds if filters and self.filter is not None else None,
-            "paste" in request.changes,
+            asked or self.recipe.sampling.samples_per_shard,
+            None if self.judge is None else self.judge.folds,
+            "paste" in self.request.layouts.changes,
         )
         digests = _digests(self.check)
         fingerprint = self._fingerprint(stage, digests)
         stage = replace(stage, plan=plan_id(fingerprint))
-        return PlanRequest(stage, digests, fingerprint, request.to_json())
+        return PlanRequest(stage, digests, fingerprint, self.request.to_json())
 
     def _fingerprint(self, stage: Stage, digests: Sequence[str]) -> Fingerprint:
         """Everything that decides the bytes of the samples."""
-        request, trained, sampling = self.request, self.filter, self.recipe.sampling
-        device, output = torch.device(self.workers.device), self.settings.output
-        names = [path.stem for path in self.photos]
-        by = "" if trained is None else f" {trained.spec.hash[:12]}"
+        request, sampling, output = self.request, self.recipe.sampling, self.settings.output
+        asked, changes, hardest = request.output, request.layouts.changes, ""
+        if self.by_hardness and self.filter is not None:
+            hardest = f" {self.filter.spec.hash[:12]}"
         keys: list[str] = []
-        if request.label_filter is not None:
-            keys += [
-                *("filter_tolerance", "filter_min_kept", "filter_min_class_kept"),
-                "filter_retries",
-            ]
-        if request.spread != "none":
+        if request.filter.label_filter is not None:
+            keys += ["filter_tolerance", "filter_min_kept", "filter_min_class_kept"]
+            keys += ["filter_retries"]
+        if request.balance.spread != "none":
             keys.append("balance_max_styles")
-        if "paste" in request.changes:
+        if "paste" in changes:
             keys.append("things")
+        photos = [path.stem for path in self.photos]
         return Fingerprint(
             checkpoint=self.file.sha256,
-            seed=request.seed or 0,
-            style_seed=request.style_seed,
+            seed=request.styles.seed or 0,
+            style_seed=request.styles.style_seed,
             format=output.data_format,
             image_format=output.image_format,
             quality=output.quality,
             samples_per_shard=stage.samples_per_shard,
             batch=output.batch,
-            label_space=request.label_space,
-            provenance=request.provenance,
-            license=sampling.license if request.provenance else None,
-            on_inconsistent=request.on_inconsistent,
-            targets=tuple(sorted(request.targets)) or None,
-            vary=",".join(request.changes) or None,
-            n_variants=(request.n_variants or 1) if request.changes else 0,
-            device=_device_name(device),
+            label_space=asked.label_space,
+            provenance=asked.provenance,
+            license=sampling.license if asked.provenance else None,
+            on_inconsistent=request.filter.on_inconsistent,
+            targets=tuple(sorted(request.balance.targets)) or None,
+            vary=",".join(changes) or None,
+            n_variants=self._n_variants,
+            device=_device_name(torch.device(self.workers.device)),
             arithmetic=ARITHMETIC,
             versions=self.versions,
-            style_images=None if self.styles is None else styles.photo_digest(names, self.styles),
-            filter=None if request.label_filter is None or trained is None else trained.spec.hash,
-            balance=request.spread + (by if request.spread == "hardness" else ""),
+            style_images=None if self.styles is None else styles.photo_digest(photos, self.styles),
+            filter=None if self.judge is None else self.judge.spec.hash,
+            balance=request.balance.spread + hardest,
             labels=layouts_digest(zip((i.key for i in self.items), digests, strict=True)),
             num_layouts=len(np.unique(stage.rows.layouts)),
             styles_per_layout=f"{stage.rows.counts.min()} to {stage.rows.counts.max()}",
@@ -271,18 +269,16 @@ def plan(request: Request) -> DatasetPlan:
         UserError: the options contradict each other or the generator; the labels have faults.
     """
     check_options(request)
-    workers = resolve_workers(
-        request.device,
-        request.workers,
-        request.gpus_per_worker,
-        request.ray_address,
-        request.shard_timeout,
-    )
+    workers = request.workers.resolve()
     file = checkpoint.load_generator(request.generator)
-    recipe = _recipe(request, file)
+    recipe = file.recipe
+    if request.overrides:
+        document = recipe.model_dump(mode="json")
+        recipe = parse_recipe(document, f"recipe of {request.generator}", request.overrides)
     _check_against_generator(request, recipe)
-    items = _items(request, recipe)
-    photos = () if request.style_images is None else _style_photos(request.style_images)
+    items = _items(request.layouts, recipe)
+    folder = request.styles.style_images
+    photos = () if folder is None else _style_photos(folder)
     label_cache = LabelCache(open_store(request.out))
     check = checks.check_labels(
         items,
@@ -293,7 +289,7 @@ def plan(request: Request) -> DatasetPlan:
         progress=not request.quiet,
     )
     made = DatasetPlan(request, file, recipe, workers, items, check, label_cache, photos)
-    _check_style_count(request, recipe, int(made.even_counts.max()), len(items))
+    _check_style_count(request.styles, recipe, int(made.even_counts.max()), len(items))
     refuse_colliding_keys(made.wanted.stage)
     return made
 
@@ -324,13 +320,13 @@ def train_filter(plan: DatasetPlan) -> DatasetPlan:
     )
     digests = {i.key: bytes(d).hex() for i, d in zip(plan.items, plan.check.digests, strict=True)}
     spec, folds = calibration.prepare_filter(
-        request.label_filter or "train",
+        request.filter.label_filter or "train",
         plan.recipe,
         plan.space,
         layouts=digests,
-        root=_root(request, plan.recipe),
+        root=_root(request.layouts.root, plan.recipe),
         cache=request.generator.absolute().parent / "segmenters",
-        device=choose_device(request.device),
+        device=choose_device(request.workers.device),
         thresholds=thresholds,
         progress=not request.quiet,
     )
@@ -344,29 +340,29 @@ def train_filter(plan: DatasetPlan) -> DatasetPlan:
 
 
 def _check_against_generator(request: Request, recipe: Recipe) -> None:
-    if request.instances is not None and not recipe.data.instances:
+    if request.layouts.instances is not None and not recipe.data.instances:
         raise UsageError(
             "--instances: this run takes no instance boundaries (data.instances is false)"
         )
     if recipe.model.style:
         return
-    for name, value in (
-        ("--style-images", request.style_images),
-        ("--style-seed", request.style_seed),
-        ("--on-inconsistent retry", request.on_inconsistent == "retry" or None),
+    for name, given in (
+        ("--style-images", request.styles.style_images is not None),
+        ("--style-seed", request.styles.style_seed is not None),
+        ("--on-inconsistent retry", request.filter.on_inconsistent == "retry"),
     ):
-        if value is not None:
+        if given:
             raise UsageError(
                 f"{name}: this run has no style encoder; train one with model.style=true"
             )
 
 
-def _check_style_count(request: Request, recipe: Recipe, most: int, num_layouts: int) -> None:
+def _check_style_count(asked: StyleOptions, recipe: Recipe, most: int, num_layouts: int) -> None:
     if recipe.model.style or most <= 1:
         return
-    asked = f"--num {request.num}" if request.num is not None else f"--n-styles {most}"
+    option = f"--num {asked.num}" if asked.num is not None else f"--n-styles {most}"
     raise UsageError(
-        f"{asked}: this run has no style encoder, so one layout has one image "
+        f"{option}: this run has no style encoder, so one layout has one image "
         f"({num_layouts} here); train with model.style=true, or ask for one style"
     )
 
@@ -380,33 +376,20 @@ def _encoders(workers: Workers) -> int:
     return max(1, min(8, cores // (workers.count if workers.address is None else 1)))
 
 
-# Recipe, layouts
+# Layouts and photos
 
 
-def _recipe(request: Request, file: GeneratorFile) -> Recipe:
-    if not request.overrides:
-        return file.recipe
-    document = file.recipe.model_dump(mode="json")
-    return parse_recipe(document, f"recipe of {request.generator}", request.overrides)
-
-
-def _things(request: Request, recipe: Recipe, space: LabelSpace) -> frozenset[int]:
-    if "paste" not in request.changes:
-        return frozenset()
-    return layout_augmentation.thing_classes(space, recipe.sampling.things)
-
-
-def _items(request: Request, recipe: Recipe) -> list[Item]:
+def _items(asked: LayoutOptions, recipe: Recipe) -> list[Item]:
     data = recipe.data
-    if request.labels is not None:
-        items = datasets.index_labels(data.dataset, request.labels.absolute())
-        if request.instances is None:
+    if asked.labels is not None:
+        items = datasets.index_labels(data.dataset, asked.labels.absolute())
+        if asked.instances is None:
             return items
-        return _with_instances(items, data.dataset, request.instances.absolute())
+        return _with_instances(items, data.dataset, asked.instances.absolute())
     return datasets.items_for(
         data.dataset,
-        _root(request, recipe),
-        request.split or data.split,
+        _root(asked.root, recipe),
+        asked.split or data.split,
         train_split=data.split,
         fraction=data.fraction,
         instances=data.instances,
@@ -414,8 +397,8 @@ def _items(request: Request, recipe: Recipe) -> list[Item]:
     )
 
 
-def _root(request: Request, recipe: Recipe) -> Path:
-    root = request.root or (None if recipe.data.root is None else Path(recipe.data.root))
+def _root(asked: Path | None, recipe: Recipe) -> Path:
+    root = asked or (None if recipe.data.root is None else Path(recipe.data.root))
     if root is None:
         raise UsageError("the recipe has no data.root: give the data set with --data DIR")
     return root.absolute()

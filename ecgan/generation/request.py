@@ -1,11 +1,13 @@
 """Request of ``sample`` and ``augment``: their options, and the faults of the options alone."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from ecgan.errors import UsageError
 from ecgan.generation.layout_augmentation import Change
+from ecgan.runtime.jobs import Workers, resolve_workers
 from ecgan.runtime.storage import open_store
 from ecgan.shards.codecs import ImageFormat
 from ecgan.shards.manifest import Format
@@ -16,147 +18,205 @@ Balance = Literal["none", "hardness", "target"]
 
 
 @dataclass(frozen=True)
-class Request:
-    """What the user asked for.
+class LayoutOptions:
+    """Which layouts get samples, and how they are augmented before."""
 
-    Attributes:
-        generator: path of a ``generator.safetensors``.
-        out: folder of the data set, or its address: ``s3://``, ``gs://``.
-        labels: folder of label maps; None takes the layouts of the recipe's own data.
-        split: of the recipe's data, where ``labels`` is None; None: the one of training.
-        root: replaces the recipe's data.root: layouts where ``labels`` is None, and the real pairs
-            of the label filter.
-        instances: folder of instance maps beside ``labels``.
-        n_styles: styles of each layout; None: 1, or one for each shared style.
-        num: number of samples, spread over the layouts; replaces ``n_styles``.
-        seed: of the styles, each sample its own; None: 0.
-        style_images: folder of photos to take styles from.
-        style_seed: the same styles for all layouts, drawn from this seed.
-        label_filter: train, or a segmenter by path or name; None: no filter.
-        on_inconsistent: what becomes of a sample of which the filter keeps too little.
-        spread: how samples are spread over the layouts.
-        targets: NAME=SHARE of the labelled pixels, for ``spread: target``.
-        changes: kinds of variation of layouts.
-        n_variants: varied forms of each layout, beside itself.
-        data_format: of the data set.
-        image_format: of images; None: the recipe's sampling.image_format.
-        samples_per_shard: None: the recipe's.
-        batch: samples of one pass; None: the recipe's sampling.batch.
-        label_space: ids of the labels that are written.
-        provenance: mark images and records as synthetic, and name the generator.
-        overrides: ``sampling.key=value`` of the recipe.
-        overwrite: remove a data set of ours that is there.
-        extend: add further styles and layouts to the data set that is there.
-        verify: check the bytes of committed shards, not their sizes alone.
-        workers: how many; None: one for each GPU, or one.
-        gpus_per_worker: share of a GPU; None: 1 on CUDA.
-        ray_address: of a Ray cluster.
-        shard_timeout: seconds after which the worker of a shard is taken for stalled.
-        device: auto, cpu, cuda or cuda:N.
-        quiet: no progress bar.
-    """
+    labels: Path | None = None  # folder of label maps; None: the layouts of the recipe's own data
+    split: str | None = None  # of the recipe's data; None: the one of training
+    root: Path | None = None  # replaces the recipe's data.root, for its layouts and the filter
+    instances: Path | None = None  # folder of instance maps beside labels
+    changes: tuple[Change, ...] = ()  # kinds of layout augmentation
+    n_variants: int | None = None  # augmented forms of each layout beside itself; None: 1
 
-    generator: Path
-    out: str | Path
-    labels: Path | None = None
-    split: str | None = None
-    root: Path | None = None
-    instances: Path | None = None
-    n_styles: int | None = None
-    num: int | None = None
-    seed: int | None = None
-    style_images: Path | None = None
-    style_seed: int | None = None
-    label_filter: str | None = None
-    on_inconsistent: OnInconsistent = "ignore"
+
+@dataclass(frozen=True)
+class StyleOptions:
+    """How many styles a layout gets, and where they come from."""
+
+    n_styles: int | None = None  # of each layout; None: 1, or one for each of style_images
+    num: int | None = None  # number of samples, spread over the layouts; replaces n_styles
+    seed: int | None = None  # of styles that each sample draws for itself; None: 0
+    style_seed: int | None = None  # of styles that all layouts share
+    style_images: Path | None = None  # folder of photos whose styles all layouts get
+
+
+@dataclass(frozen=True)
+class FilterOptions:
+    """The label filter."""
+
+    label_filter: str | None = None  # train, or a segmenter by path or name; None: no filter
+    on_inconsistent: OnInconsistent = "ignore"  # what to do with samples that it rejects
+
+
+@dataclass(frozen=True)
+class BalanceOptions:
+    """How samples are spread over the layouts."""
+
     spread: Balance = "none"
-    targets: tuple[str, ...] = ()
-    changes: tuple[Change, ...] = ()
-    n_variants: int | None = None
+    targets: tuple[str, ...] = ()  # CLASS=SHARE of the labelled pixels, where spread is target
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """How samples are written, and what becomes of a data set that is there already."""
+
     data_format: Format = "webdataset"
-    image_format: ImageFormat | None = None
+    image_format: ImageFormat | None = None  # None: the recipe's, as the next
     samples_per_shard: int | None = None
-    batch: int | None = None
-    label_space: LabelSpaceName = "input"
-    provenance: bool = True
-    overrides: tuple[str, ...] = ()
-    overwrite: bool = False
-    extend: bool = False
-    verify: bool = False
-    workers: int | None = None
-    gpus_per_worker: float | None = None
-    ray_address: str | None = None
-    shard_timeout: float | None = None
-    device: str = "auto"
-    quiet: bool = False
+    label_space: LabelSpaceName = "input"  # ids of the labels that are written
+    provenance: bool = True  # mark images and records as synthetic, and name the generator
+    overwrite: bool = False  # remove a data set of ours
+    extend: bool = False  # add further styles and layouts to it
+    verify: bool = False  # check the bytes of its shards, not their sizes alone
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    """How many workers make the samples, and where."""
+
+    device: str = "auto"  # auto, cpu, cuda or cuda:N
+    workers: int | None = None  # None: one for each GPU, or one
+    gpus_per_worker: float | None = None  # a fraction shares a GPU; None: 1 on CUDA
+    ray_address: str | None = None  # of a Ray cluster
+    shard_timeout: float | None = None  # seconds for a shard, before its worker is replaced
+
+    def resolve(self) -> Workers:
+        """The workers; UsageError where this machine does not have them."""
+        return resolve_workers(
+            self.device, self.workers, self.gpus_per_worker, self.ray_address, self.shard_timeout
+        )
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for."""
+
+    generator: Path  # a generator.safetensors
+    out: str | Path  # folder of the data set, or its address: s3://, gs://
+    layouts: LayoutOptions = LayoutOptions()
+    styles: StyleOptions = StyleOptions()
+    filter: FilterOptions = FilterOptions()
+    balance: BalanceOptions = BalanceOptions()
+    output: OutputOptions = OutputOptions()
+    workers: WorkerOptions = WorkerOptions()
+    batch: int | None = None  # samples of one pass; None: the recipe's sampling.batch
+    overrides: tuple[str, ...] = ()  # sampling.key=value of the recipe
+    quiet: bool = False  # no progress bars
+
+    @classmethod
+    def of(cls, generator: Path, out: str | Path, **options: Any) -> "Request":  # noqa: ANN401
+        """Request from options without parts, as the command line has them.
+
+        Raises:
+            TypeError: no part has an option of that name.
+        """
+        parts = {
+            part: kind(**{f.name: options.pop(f.name) for f in fields(kind) if f.name in options})
+            for part, kind in _PARTS.items()
+        }
+        return cls(generator, out, **parts, **options)
 
     def to_json(self) -> dict[str, Any]:
-        """Options that decide the samples; paths are absolute."""
-        where = {"workers", "gpus_per_worker", "ray_address", "shard_timeout"}
-        how = {"overwrite", "extend", "verify", "quiet"}
-        value = {k: v for k, v in asdict(self).items() if k not in where | how}
-        for name, one in value.items():
-            if isinstance(one, Path):
-                value[name] = str(one.absolute())
-        value["out"] = str(self.out)
-        return value
+        """Options that decide the samples, without parts; paths are absolute."""
+        flat: dict[str, Any] = {}
+        for name, value in asdict(self).items():
+            flat |= value if name in _PARTS else {name: value}
+        return {
+            name: str(value.absolute()) if isinstance(value, Path) else value
+            for name, value in flat.items()
+            if name not in _NOT_RECORDED
+        } | {"out": str(self.out)}
+
+
+_PARTS: Mapping[str, type[Any]] = {
+    "layouts": LayoutOptions,
+    "styles": StyleOptions,
+    "filter": FilterOptions,
+    "balance": BalanceOptions,
+    "output": OutputOptions,
+    "workers": WorkerOptions,
+}
+# They say where and how the samples are made, and change nothing in them.
+_NOT_RECORDED = {f.name for f in fields(WorkerOptions)} - {"device"}
+_NOT_RECORDED |= {"overwrite", "extend", "verify", "quiet"}
 
 
 def check_options(request: Request) -> None:
     """Refuse options that are wrong by themselves or together, all faults at once."""
     faults = [
-        f"{name} {value}: must be at least 1"
-        for name, value in (
-            ("--n-styles", request.n_styles),
-            ("--num", request.num),
-            ("--samples-per-shard", request.samples_per_shard),
-            ("--batch", request.batch),
-            ("--workers", request.workers),
-            ("--n-variants", request.n_variants),
-        )
-        if value is not None and value < 1
+        *_number_faults(request),
+        *_source_faults(request.layouts, request.styles, request.filter),
+        *_style_faults(request.styles, request.filter),
+        *_filter_faults(request.filter, request.balance),
     ]
-    for name, value in (
-        ("--gpus-per-worker", request.gpus_per_worker),
-        ("--shard-timeout", request.shard_timeout),
-    ):
-        if value is not None and value <= 0:
-            faults.append(f"{name} {value:g}: must be above 0")
-    for check in (_source_faults, _style_faults, _filter_faults, _place_faults):
-        faults += check(request)
+    if bad := [text for text in request.overrides if not text.startswith("sampling.")]:
+        faults.append(f"--set {bad[0]}: a trained generator's recipe is fixed but for sampling.*")
+    if request.output.overwrite and request.output.extend:
+        faults.append("--overwrite and --extend: give one of them")
+    asked = request.workers
+    on_ray = asked.ray_address is not None or asked.shard_timeout is not None
+    if open_store(request.out).is_private and (on_ray or (asked.workers or 1) > 1):
+        faults.append(f"--out {request.out}: other processes cannot see it; use one worker")
     if len(faults) == 1:
         raise UsageError(faults[0])
     if faults:
         raise UsageError(f"{len(faults)} faults in the options", faults)
 
 
-def _source_faults(request: Request) -> list[str]:
+def _number_faults(request: Request) -> list[str]:
+    at_least_1 = {
+        "--n-styles": request.styles.n_styles,
+        "--num": request.styles.num,
+        "--samples-per-shard": request.output.samples_per_shard,
+        "--batch": request.batch,
+        "--workers": request.workers.workers,
+        "--n-variants": request.layouts.n_variants,
+    }
+    above_0 = {
+        "--gpus-per-worker": request.workers.gpus_per_worker,
+        "--shard-timeout": request.workers.shard_timeout,
+    }
+    return [
+        f"{name} {value}: must be at least 1"
+        for name, value in at_least_1.items()
+        if value is not None and value < 1
+    ] + [
+        f"{name} {value:g}: must be above 0"
+        for name, value in above_0.items()
+        if value is not None and value <= 0
+    ]
+
+
+def _source_faults(
+    layouts: LayoutOptions, styles: StyleOptions, label_filter: FilterOptions
+) -> list[str]:
     faults: list[str] = []
-    if request.num is not None and request.n_styles is not None:
+    if styles.num is not None and styles.n_styles is not None:
         faults.append("--num and --n-styles: give one of them")
-    if request.labels is not None and request.split is not None:
-        faults.append("--split names layouts of the recipe's data, --labels others")
-    if request.labels is not None and request.root is not None and request.label_filter is None:
-        faults.append("--data names layouts of the recipe's data, --labels others")
-    if request.labels is None and request.instances is not None:
+    if layouts.labels is not None:
+        if layouts.split is not None:
+            faults.append("--split names layouts of the recipe's data, --labels others")
+        if layouts.root is not None and label_filter.label_filter is None:
+            faults.append("--data names layouts of the recipe's data, --labels others")
+    elif layouts.instances is not None:
         faults.append("--instances belongs to --labels; the recipe's data has its own")
-    if request.n_variants is not None and not request.changes:
+    if layouts.n_variants is not None and not layouts.changes:
         faults.append("--n-variants: says how many; say what with --vary flip,crop,paste")
     return faults
 
 
-def _style_faults(request: Request) -> list[str]:
+def _style_faults(styles: StyleOptions, label_filter: FilterOptions) -> list[str]:
     sources = {
-        "--seed": request.seed,
-        "--style-seed": request.style_seed,
-        "--style-images": request.style_images,
+        "--seed": styles.seed,
+        "--style-seed": styles.style_seed,
+        "--style-images": styles.style_images,
     }
     given = [name for name, value in sources.items() if value is not None]
     faults: list[str] = []
     if len(given) > 1:
         faults.append(f"{' and '.join(given)}: each says where styles come from; give one of them")
     shared = [name for name in given if name != "--seed"]
-    if request.on_inconsistent == "retry" and shared:
+    if label_filter.on_inconsistent == "retry" and shared:
         faults.append(
             f"--on-inconsistent retry: draws another style, but {shared[0]} gives all layouts the "
             "same; use ignore or drop"
@@ -164,30 +224,18 @@ def _style_faults(request: Request) -> list[str]:
     return faults
 
 
-def _filter_faults(request: Request) -> list[str]:
+def _filter_faults(label_filter: FilterOptions, balance: BalanceOptions) -> list[str]:
     faults: list[str] = []
-    if request.on_inconsistent != "ignore" and request.label_filter is None:
+    if label_filter.on_inconsistent != "ignore" and label_filter.label_filter is None:
         faults.append(
-            f"--on-inconsistent {request.on_inconsistent}: says what the filter does; add --filter"
+            f"--on-inconsistent {label_filter.on_inconsistent}: says what the filter does; add "
+            "--filter"
         )
-    if request.targets and request.spread != "target":
+    if balance.targets and balance.spread != "target":
         faults.append("--target: belongs to --balance target")
-    if request.spread == "target" and not request.targets:
+    if balance.spread == "target" and not balance.targets:
         faults.append(
             "--balance target: needs the shares that classes shall have, e.g. --target "
             "pedestrian=0.02 (may be repeated)"
         )
-    bad = [text for text in request.overrides if not text.startswith("sampling.")]
-    if bad:
-        faults.append(f"--set {bad[0]}: a trained generator's recipe is fixed but for sampling.*")
-    return faults
-
-
-def _place_faults(request: Request) -> list[str]:
-    faults: list[str] = []
-    if request.overwrite and request.extend:
-        faults.append("--overwrite and --extend: give one of them")
-    on_ray = request.ray_address is not None or request.shard_timeout is not None
-    if open_store(request.out).is_private and (on_ray or (request.workers or 1) > 1):
-        faults.append(f"--out {request.out}: other processes cannot see it; use one worker")
     return faults

@@ -85,8 +85,9 @@ def describe(request: Request) -> str:
     state.check_place()
     prepared = planner.plan(request)
     plan = Plan((prepared.wanted.stage,))
-    if not request.overwrite:
-        plan, _ = state.resolve(prepared.wanted, extend=request.extend, unknown=prepared.unknown)
+    asked = request.output
+    if not asked.overwrite:
+        plan, _ = state.resolve(prepared.wanted, extend=asked.extend, unknown=prepared.unknown)
     height, width = prepared.size
     stage = prepared.wanted.stage
     size = plan.num_samples * _estimated_bytes(prepared)
@@ -96,7 +97,7 @@ def describe(request: Request) -> str:
     counts = stage.rows.counts
     lines = [
         f"{plan.num_samples} samples of {height} x {width} ({forms}, {counts.min()} to "
-        f"{counts.max()} styles each) in {plan.num_shards} shards ({request.data_format}), about "
+        f"{counts.max()} styles each) in {plan.num_shards} shards ({asked.data_format}), about "
         f"{size / 1e6:.1f} MB, in {request.out}"
     ]
     if "balance" in prepared.unknown:
@@ -127,14 +128,14 @@ def run(request: Request) -> Outcome:
     state = DatasetState(store)
     state.check_place()
     prepared = planner.plan(request)
-    if (version := state.begun_with()) is not None and not request.overwrite:
+    if (version := state.begun_with()) is not None and not request.output.overwrite:
         prepared = replace(prepared, begun_with=version)
     prepared = planner.train_filter(planner.encode_styles(prepared))
     start = time.monotonic()
     with _writable(store, prepared, state), store.held():
-        if request.overwrite and state.is_ours():
+        if request.output.overwrite and state.is_ours():
             state.remove()
-        plan, is_new = state.resolve(prepared.wanted, extend=request.extend)
+        plan, is_new = state.resolve(prepared.wanted, extend=request.output.extend)
         store.sweep()  # what dead writers left
         prepared.label_cache.save()
         if is_new:
@@ -193,7 +194,7 @@ class _Generation:
         self, request: Request, prepared: DatasetPlan, state: DatasetState, plan: Plan
     ) -> None:
         self.request, self.prepared, self.state, self.plan = request, prepared, state, plan
-        self.committed = state.committed(plan, verify=request.verify)
+        self.committed = state.committed(plan, verify=request.output.verify)
         self.failed: list[str] = []
         self._failures: list[str] = []  # lines of failures.jsonl
         self.made, self.made_bytes = 0, 0
@@ -335,15 +336,15 @@ def _manifest(request: Request, prepared: DatasetPlan, making: _Generation) -> M
         size=prepared.size,
         image_format=output.image_format,
         quality=output.quality,
-        label_space=request.label_space,
+        label_space=request.output.label_space,
         ignore_index=space.ignore_index,
         edge_source=EdgeSource.GENERATOR if recipe.model.edge_generator else EdgeSource.CANNY,
         boundary_source=_boundary_source(request, prepared),
         style_source=_style_source(request, prepared),
-        seed=request.seed or 0,
-        style_seed=request.style_seed,
-        balance=request.spread,
-        vary=request.changes,
+        seed=request.styles.seed or 0,
+        style_seed=request.styles.style_seed,
+        balance=request.balance.spread,
+        vary=request.layouts.changes,
         license=recipe.sampling.license,
         filter=_filter_summary(request, prepared, committed),
         label_generator=LabelGeneratorRecord(**generator) if generator else None,
@@ -353,7 +354,7 @@ def _manifest(request: Request, prepared: DatasetPlan, making: _Generation) -> M
         names=space.names_for_evaluation if output.evaluation else space.names,
         class_pixels=tuple(committed.class_pixels.tolist()),
         shards=committed.in_order(),
-        provenance=provenance if request.provenance else None,
+        provenance=provenance if request.output.provenance else None,
     )
 
 
@@ -364,10 +365,10 @@ def _filter_summary(request: Request, prepared: DatasetPlan, committed: Committe
     count, totals = max(1, committed.samples), committed.filter
     return FilterSummary(
         kind="consistency",
-        segmenter=request.label_filter,
+        segmenter=request.filter.label_filter,
         weights=spec.weights,
         independent=spec.independent,
-        on_inconsistent=request.on_inconsistent,
+        on_inconsistent=request.filter.on_inconsistent,
         thresholds=asdict(spec.thresholds),
         consistency=totals.consistency / count,
         kept_fraction=totals.kept / count,
@@ -380,13 +381,13 @@ def _filter_summary(request: Request, prepared: DatasetPlan, committed: Committe
 def _boundary_source(request: Request, prepared: DatasetPlan) -> BoundarySource:
     if not prepared.recipe.data.instances:
         return BoundarySource.NONE
-    from_files = request.labels is None or request.instances is not None
+    from_files = request.layouts.labels is None or request.layouts.instances is not None
     return BoundarySource.INSTANCES if from_files else BoundarySource.CLASSES
 
 
 def _style_source(request: Request, prepared: DatasetPlan) -> StyleSource:
     if not prepared.recipe.model.style:
         return StyleSource.NONE
-    if request.style_images is not None:
+    if request.styles.style_images is not None:
         return StyleSource.PHOTOS
-    return StyleSource.SEED if request.style_seed is None else StyleSource.STYLE_SEED
+    return StyleSource.SEED if request.styles.style_seed is None else StyleSource.STYLE_SEED

@@ -103,7 +103,7 @@ def generator(folder, size=SIZE):
 
 def request_of(path, layouts, out, **changes):
     fields = {"labels": layouts, "n_styles": 5, "device": "cpu", "quiet": True}
-    return Request(generator=path, out=out, **(fields | changes))
+    return Request.of(generator=path, out=out, **(fields | changes))
 
 
 # Each measurement prints its own line

@@ -127,7 +127,7 @@ def sampled(recipe, folder, **options):
         label_space(recipe.data),
         style_encoder=checkpoint.build_style_encoder(recipe),
     )
-    request = generate.Request(
+    request = generate.Request.of(
         source, folder / "out", n_styles=2, device="cpu", quiet=True, **options
     )
     generate.run(request)

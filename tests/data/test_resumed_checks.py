@@ -42,7 +42,7 @@ def test_a_data_set_made_again_reads_no_label_file(tmp_path, monkeypatch):
     for i in range(2):
         save(tmp_path / "labels" / f"{i}.png", stripes([i, 255]))
     settle(tmp_path / "labels")
-    request = generate.Request(
+    request = generate.Request.of(
         generator=tmp_path / "run/generator.safetensors",
         out=tmp_path / "out",
         labels=tmp_path / "labels",

@@ -71,7 +71,7 @@ def request_(world, tmp_path):
         "device": "cpu",
         "quiet": True,
     }
-    return lambda **changes: Request(**base | changes)
+    return lambda **changes: Request.of(**base | changes)
 
 
 def run_cli(*arguments):
@@ -123,7 +123,7 @@ def test_workers_end_with_an_interrupted_driver_which_says_how_to_go_on(world, t
         time.sleep(0.1)
     assert not any(pid in kills.processes() for pid in workers)
     assert generate.run(
-        Request(
+        Request.of(
             world / "run/generator.safetensors", out, labels=labels, n_styles=kills.STYLES,
             samples_per_shard=kills.PER_SHARD, device="cpu", quiet=True,
         )
@@ -275,7 +275,7 @@ def test_an_extended_data_set_keeps_its_shards_and_gets_styles_and_layouts(
         generate.run(wider)
     assert contents(tmp_path / "out") == before
 
-    extended = Request(**{**wider.__dict__, "extend": True})
+    extended = replace(wider, output=replace(wider.output, extend=True))
     outcome = generate.run(extended)
     assert (outcome.num_samples, outcome.made) == (15, 9)
     after = contents(tmp_path / "out")
@@ -292,7 +292,7 @@ def test_an_extended_data_set_keeps_its_shards_and_gets_styles_and_layouts(
 
     assert generate.run(wider).made == 0  # the same again resumes, and has nothing to do
     with pytest.raises(UserError, match="has all of that already; ask for more"):
-        generate.run(Request(**{**first.__dict__, "extend": True}))
+        generate.run(replace(first, output=replace(first.output, extend=True)))
 
 
 def test_an_interrupted_extension_goes_on(request_, tmp_path):
@@ -536,7 +536,7 @@ def three(world, tmp_path_factory):
     folder = tmp_path_factory.mktemp("three")
     for data_format in FORMATS:
         generate.run(
-            Request(
+            Request.of(
                 world / "run" / "generator.safetensors", folder / data_format,
                 labels=world / "real/labels/train", n_styles=2, samples_per_shard=5,
                 data_format=data_format, device="cpu", quiet=True,

@@ -82,7 +82,7 @@ def options(generator, layouts):
 
 @pytest.fixture
 def request_(options, tmp_path):
-    return lambda **changes: Request(**{"out": tmp_path / "out"} | options | changes)
+    return lambda **changes: Request.of(**{"out": tmp_path / "out"} | options | changes)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def finished(options, tmp_path_factory):
     """A finished data set of each format, made once."""
     folder = tmp_path_factory.mktemp("finished")
     for data_format in FORMATS:
-        generate.run(Request(out=folder / data_format, data_format=data_format, **options))
+        generate.run(Request.of(out=folder / data_format, data_format=data_format, **options))
     return folder
 
 
@@ -288,8 +288,8 @@ def test_labels_can_be_written_in_evaluation_ids(tmp_path):
         "device": "cpu",
         "quiet": True,
     }
-    generate.run(Request(**base, out=tmp_path / "in"))
-    generate.run(Request(**base, out=tmp_path / "evaluation", label_space="evaluation"))
+    generate.run(Request.of(**base, out=tmp_path / "in"))
+    generate.run(Request.of(**base, out=tmp_path / "evaluation", label_space="evaluation"))
     (inputs, *_), (scored, *_) = (
         list(dataset.read(tmp_path / name)) for name in ("in", "evaluation")
     )
@@ -301,7 +301,7 @@ def test_labels_can_be_written_in_evaluation_ids(tmp_path):
     assert len(about.class_pixels) == 19
     assert about.boundary_source == "boundaries between classes"
 
-    generate.run(Request(**base, out=tmp_path / "ids", instances=tmp_path / "city/gtFine/val"))
+    generate.run(Request.of(**base, out=tmp_path / "ids", instances=tmp_path / "city/gtFine/val"))
     assert read_manifest(tmp_path / "ids").boundary_source == "instance ids"
 
 

@@ -123,7 +123,9 @@ def test_the_bottleneck_is_named_after_every_call(augment):
 def test_the_time_of_retries_is_counted(tmp_path, monkeypatch):
     path = make_generator(tmp_path / "g.safetensors")
     Image.fromarray(np.zeros((32, 64), np.uint8)).save(tmp_path / "a.png")
-    request = Request(path, tmp_path / "out", labels=tmp_path, n_styles=2, device="cpu", quiet=True)
+    request = Request.of(
+        path, tmp_path / "out", labels=tmp_path, n_styles=2, device="cpu", quiet=True
+    )
     prepared = planner.plan(request)
     settings = replace(prepared.settings, on_inconsistent="retry", retries=3)
     maker = ShardWorker(settings)

@@ -231,7 +231,9 @@ def test_when_the_network_is_compiled(wanted, output, num_samples, on_cuda, expe
 def test_the_order_of_sums_and_compiling_are_part_of_the_plan(tmp_path, monkeypatch):
     path = make_generator(tmp_path / "g.safetensors")
     Image.fromarray(layout(0).label).save(tmp_path / "a.png")
-    request = Request(path, tmp_path / "out", labels=tmp_path, device="cpu", quiet=True, n_styles=1)
+    request = Request.of(
+        path, tmp_path / "out", labels=tmp_path, device="cpu", quiet=True, n_styles=1
+    )
     wanted = planner.plan(request).wanted
     state = DatasetState(open_store(request.out))
     state.record_stage(Plan((wanted.stage,)), wanted)

@@ -53,7 +53,7 @@ def make_set(tmp, data_format, seed=0):
     for number in range(5):
         Image.fromarray(layout(number)).save(layouts / f"{number}.png")
     generate.run(
-        generate.Request(
+        generate.Request.of(
             generator=make_generator(tmp / "run" / "generator.safetensors"),
             out=tmp / data_format,
             labels=layouts,

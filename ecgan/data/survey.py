@@ -5,7 +5,7 @@ Nothing is refused here: faults are part of the report.
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ import yaml
 
 from ecgan import labels
 from ecgan.data import datasets, decode
-from ecgan.data.datasets import Item, Kind
+from ecgan.data.datasets import Item
 from ecgan.errors import UserError
 from ecgan.labels import LabelClass, LabelSpace
 
@@ -33,19 +33,10 @@ class SplitReport:
     num_pairs: int
     num_photos: int
     num_labels: int
-    faults: tuple[str, ...]
+    faults: Sequence[str]
 
 
-@dataclass(frozen=True)
-class ValueReport:
-    """A number or a colour in label files."""
-
-    value: int  # the number, or the colour as 0xRRGGBB
-    num_pixels: int
-    num_files: int
-
-
-@dataclass(frozen=True)
+@dataclass
 class DatasetSurvey:
     """Files, sizes and label values of a data set.
 
@@ -53,33 +44,33 @@ class DatasetSurvey:
         root: folder of the data set.
         dataset: directory structure: folder, cityscapes, ade20k or coco_stuff.
         splits: files of each split.
+        space: the class list that comes with the data; None where there is none.
+        has_instances: whether every label map has an instance map.
+        has_edges: whether every label map has an edge map.
+        unreadable: files that could not be read, and other faults of their content.
         num_read: pairs whose files were opened.
         photo_sizes: (height, width) -> photos.
         photo_modes: Pillow's mode -> photos.
         label_modes: Pillow's mode -> label maps.
-        numbers: numbers in label maps, ascending; palette indices where there is a palette.
-        colors: colours in label maps, the most frequent first.
-        palette: number -> colour, where label maps carry the same palette.
-        has_instances: whether every label map has an instance map.
-        has_edges: whether every label map has an edge map.
-        space: the class list that comes with the data; None where there is none.
-        unreadable: files that could not be read, and other faults of their content.
+        palette: number -> colour; None where label maps carry different palettes.
+        pixels: value in label maps -> pixels; a value is a number, or a palette index, or a colour.
+        files: value in label maps -> files that have it.
     """
 
     root: Path
     dataset: str
-    splits: tuple[SplitReport, ...]
-    num_read: int
-    photo_sizes: Mapping[tuple[int, int], int]
-    photo_modes: Mapping[str, int]
-    label_modes: Mapping[str, int]
-    numbers: tuple[ValueReport, ...]
-    colors: tuple[ValueReport, ...]
-    palette: Mapping[int, int]
+    splits: Sequence[SplitReport]
+    space: LabelSpace | None
     has_instances: bool
     has_edges: bool
-    space: LabelSpace | None
-    unreadable: tuple[str, ...]
+    unreadable: list[str]
+    num_read: int = 0
+    photo_sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    photo_modes: Counter[str] = field(default_factory=Counter)
+    label_modes: Counter[str] = field(default_factory=Counter)
+    palette: dict[int, int] | None = field(default_factory=dict[int, int])
+    pixels: Counter["Value"] = field(default_factory=Counter)
+    files: Counter["Value"] = field(default_factory=Counter)
 
     @property
     def num_pairs(self) -> int:
@@ -90,12 +81,38 @@ class DatasetSurvey:
         """Height and width that most photos have."""
         return max(self.photo_sizes, key=lambda s: self.photo_sizes[s], default=None)
 
-    def name_of(self, report: ValueReport, *, color: bool) -> str:
-        """The class that a number or a colour in a file stands for; empty without a class list."""
+    @property
+    def numbers(self) -> list["Value"]:
+        """Numbers in label maps, ascending; palette indices where there is a palette."""
+        return sorted(value for value in self.pixels if not value.is_color)
+
+    @property
+    def colors(self) -> list["Value"]:
+        """Colours in label maps, the most frequent first."""
+        return [value for value, _ in self.pixels.most_common() if value.is_color]
+
+    def add(self, pair: "_PairContent") -> None:
+        """Count the files of a pair."""
+        self.num_read += 1
+        if pair.photo is not None:
+            self.photo_modes[pair.photo[0]] += 1
+            self.photo_sizes[pair.photo[1]] += 1
+        if pair.label_mode is not None:
+            self.label_modes[pair.label_mode] += 1
+        self.pixels.update(pair.pixels)
+        self.files.update(pair.pixels.keys())
+        for number, color in pair.palette.items():
+            if self.palette is not None and self.palette.setdefault(number, color) != color:
+                self.palette = None
+        if len(self.unreadable) < datasets.MAX_FAULTS:
+            self.unreadable += pair.faults
+
+    def name_of(self, value: "Value") -> str:
+        """The class that a value stands for; empty without a class list."""
         if self.space is None:
             return ""
-        one = np.array([[report.value]], np.int32)
-        raw = decode.RawLabel(one, colors=color, palette=None, mode="")
+        one = np.array([[value.code]], np.int32)
+        raw = decode.RawLabel(one, colors=value.is_color, palette=None, mode="")
         decoded = decode.decode(raw, self.space, self.dataset)
         if decoded.unknown:
             return "not in the class list"
@@ -113,40 +130,28 @@ class DatasetSurvey:
                     "pairs": split.num_pairs,
                     "photos": split.num_photos,
                     "label_maps": split.num_labels,
-                    "faults": list(split.faults),
+                    "faults": split.faults,
                 }
                 for split in self.splits
             ],
             "read": self.num_read,
             "photo_sizes": [
                 {"height": height, "width": width, "photos": count}
-                for (height, width), count in self.photo_sizes.items()
+                for (height, width), count in self.photo_sizes.most_common()
             ],
-            "photo_modes": dict(self.photo_modes),
-            "label_modes": dict(self.label_modes),
-            "ids": self._values(self.numbers, color=False),
-            "colors": self._values(self.colors, color=True),
+            "photo_modes": dict(self.photo_modes.most_common()),
+            "label_modes": dict(self.label_modes.most_common()),
+            "ids": [{"value": v.code, **self._counts(v)} for v in self.numbers],
+            "colors": [{"value": _rgb(v.code), **self._counts(v)} for v in self.colors],
             "instances": self.has_instances,
             "edges": self.has_edges,
             "classes": None if self.space is None else self.space.to_json(),
-            "faults": list(self.unreadable),
+            "faults": self.unreadable,
         }
 
-    def _values(self, reports: Sequence[ValueReport], *, color: bool) -> list[dict[str, Any]]:
-        total = self._num_pixels
-        return [
-            {
-                "value": _rgb(r.value) if color else r.value,
-                "name": self.name_of(r, color=color),
-                "share": r.num_pixels / total,
-                "files": r.num_files,
-            }
-            for r in reports
-        ]
-
-    @property
-    def _num_pixels(self) -> int:
-        return max(1, sum(r.num_pixels for r in (*self.numbers, *self.colors)))
+    def _counts(self, value: "Value") -> dict[str, Any]:
+        share = self.pixels[value] / max(1, self.pixels.total())
+        return {"name": self.name_of(value), "share": share, "files": self.files[value]}
 
     def to_text(self) -> str:
         """Survey as text for people."""
@@ -160,14 +165,28 @@ class DatasetSurvey:
         lines += [f"  with {name}" for name, there in extras if there]
         if self.num_read < self.num_pairs:
             lines += ["", f"From {self.num_read} pairs, spread evenly:"]
-        sizes = [f"{w} x {h} ({n})" for (h, w), n in self.photo_sizes.items()]
-        lines += ["", f"Photos      {_shortened(sizes)}", f"            {_modes(self.photo_modes)}"]
+        sizes = [f"{w} x {h} ({n})" for (h, w), n in self.photo_sizes.most_common()]
+        sizes[5:] = [f"and {len(sizes) - 5} other sizes"] * (len(sizes) > 5)
+        shown = ", ".join(sizes) or "none could be read"
+        lines += ["", f"Photos      {shown}", f"            {_modes(self.photo_modes)}"]
         lines += [f"Label maps  {_modes(self.label_modes)}", f"            {self._kind()}", ""]
-        lines += self._value_lines()
-        faults = [fault for split in self.splits for fault in _named_faults(split)]
-        faults += self.unreadable
-        if faults:
-            lines += ["", "Faults to fix before training:", *(f"  {f}" for f in faults)]
+        for values in (self.numbers, self.colors):
+            for value in values[:_TEXT_LINES]:
+                found = self._counts(value)
+                lines.append(
+                    f"  {value!s:<16}{100 * found['share']:>6.2f} %  in {found['files']:>5} files  "
+                    f"{found['name']}".rstrip()
+                )
+            if len(values) > _TEXT_LINES:
+                lines.append(f"  and {len(values) - _TEXT_LINES} more")
+        faults = [
+            f"{split.name}: {fault}" if split.name else fault
+            for split in self.splits
+            for fault in split.faults
+        ]
+        if faults + self.unreadable:
+            found = [f"  {fault}" for fault in faults + self.unreadable]
+            lines += ["", "Faults to fix before training:", *found]
         return "\n".join(lines) + "\n"
 
     def _kind(self) -> str:
@@ -177,19 +196,15 @@ class DatasetSurvey:
         palette = f" (palette images, read by their {way})" if "P" in self.label_modes else ""
         return " and ".join(kinds) + palette if kinds else "none could be read"
 
-    def _value_lines(self) -> list[str]:
-        lines: list[str] = []
-        for reports, color in ((self.numbers, False), (self.colors, True)):
-            for r in reports[:_TEXT_LINES]:
-                value = decode.color_text(r.value) if color else str(r.value)
-                share = 100 * r.num_pixels / self._num_pixels
-                lines.append(
-                    f"  {value:<16}{share:>6.2f} %  in {r.num_files:>5} files  "
-                    f"{self.name_of(r, color=color)}".rstrip()
-                )
-            if len(reports) > _TEXT_LINES:
-                lines.append(f"  and {len(reports) - _TEXT_LINES} more")
-        return lines
+
+class Value(NamedTuple):
+    """A number or a colour in label maps."""
+
+    is_color: bool
+    code: int  # the number, or the colour as 0xRRGGBB
+
+    def __str__(self) -> str:
+        return decode.color_text(self.code) if self.is_color else str(self.code)
 
 
 def survey_dataset(
@@ -214,31 +229,26 @@ def survey_dataset(
             "the folders of Cityscapes (leftImg8bit/, gtFine/), ADE20K (images/, annotations/) or "
             "COCO-Stuff (images/, stuffthingmaps/)"
         )
-    found = [_survey(dataset, root, name) for name in datasets.splits(dataset, root) or [None]]
-    pairs = [pair for _, pairs in found for pair in pairs]
+    names = datasets.splits(dataset, root) or [None]
+    splits: list[SplitReport] = []
+    pairs: list[Item] = []
+    for name in names:
+        found = datasets.find_files(dataset, root, name, ["label", "image"])
+        photos, maps = found.files["image"], found.files["label"]
+        own = [Item(key, maps[key], photos[key]) for key in sorted(photos.keys() & maps.keys())]
+        splits.append(SplitReport(name, len(own), len(photos), len(maps), found.faults))
+        pairs += own
+    space, faults = _class_list(dataset, root)
+    has_instances, has_edges = (
+        not any(datasets.find_files(dataset, root, n, ["label", kind]).faults for n in names)
+        for kind in ("instances", "edge")
+    )
+    survey = DatasetSurvey(root, dataset, splits, space, has_instances, has_edges, faults)
     step = max(1, -(-len(pairs) // num_files)) if num_files else 1
-    space, list_faults = _class_list(dataset, root)
-    totals = _Totals()
     with ThreadPoolExecutor(workers) as pool:
         for pair in pool.map(lambda item: _read_pair(item, space, dataset), pairs[::step]):
-            totals.add(pair)
-    names = [split.name for split, _ in found]
-    return DatasetSurvey(
-        root,
-        dataset,
-        tuple(split for split, _ in found),
-        len(pairs[::step]),
-        dict(totals.sizes.most_common()),
-        dict(totals.photo_modes.most_common()),
-        dict(totals.label_modes.most_common()),
-        tuple(sorted(_values(totals, colors=False), key=lambda r: r.value)),
-        tuple(sorted(_values(totals, colors=True), key=lambda r: -r.num_pixels)),
-        {} if totals.palettes_differ else totals.palette,
-        _all_have("instances", dataset, root, names),
-        _all_have("edge", dataset, root, names),
-        space,
-        tuple(list_faults + totals.faults),
-    )
+            survey.add(pair)
+    return survey
 
 
 def propose_classes(survey: DatasetSurvey) -> LabelSpace | None:
@@ -246,8 +256,7 @@ def propose_classes(survey: DatasetSurvey) -> LabelSpace | None:
 
     None where the maps hold both numbers and colours, nothing, or more values than classes can be.
     """
-    numbers = [r.value for r in survey.numbers]
-    colors = [r.value for r in survey.colors]
+    numbers, colors = ([v.code for v in values] for values in (survey.numbers, survey.colors))
     if bool(numbers) == bool(colors):
         return None
     if colors:
@@ -262,7 +271,7 @@ def propose_classes(survey: DatasetSurvey) -> LabelSpace | None:
     ids = [number for number in numbers if number != ignore]
     if not ids or not 0 <= max(ids) < MAX_CLASSES or min(ids) < 0:
         return None
-    palette = survey.palette
+    palette = survey.palette or {}
     classes = [
         LabelClass(
             i,
@@ -344,46 +353,9 @@ class _PairContent(NamedTuple):
 
     photo: tuple[str, tuple[int, int]] | None  # mode, height and width
     label_mode: str | None
-    colors: bool
-    values: Mapping[int, int]  # number or colour -> pixels
-    palette: Mapping[int, int]
+    pixels: Mapping[Value, int]
+    palette: Mapping[int, int]  # number -> colour
     faults: Sequence[str]
-
-
-@dataclass
-class _Totals:
-    """Sums over pairs."""
-
-    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
-    photo_modes: Counter[str] = field(default_factory=Counter)
-    label_modes: Counter[str] = field(default_factory=Counter)
-    pixels: Counter[tuple[bool, int]] = field(default_factory=Counter)
-    files: Counter[tuple[bool, int]] = field(default_factory=Counter)
-    palette: dict[int, int] = field(default_factory=dict)
-    palettes_differ: bool = False
-    faults: list[str] = field(default_factory=list)
-
-    def add(self, pair: _PairContent) -> None:
-        if pair.photo is not None:
-            self.photo_modes[pair.photo[0]] += 1
-            self.sizes[pair.photo[1]] += 1
-        if pair.label_mode is not None:
-            self.label_modes[pair.label_mode] += 1
-        for value, count in pair.values.items():
-            self.pixels[pair.colors, value] += count
-            self.files[pair.colors, value] += 1
-        for number, color in pair.palette.items():
-            self.palettes_differ |= self.palette.setdefault(number, color) != color
-        if len(self.faults) < datasets.MAX_FAULTS:
-            self.faults += pair.faults
-
-
-def _survey(dataset: str, root: Path, name: str | None) -> tuple[SplitReport, list[Item]]:
-    found = datasets.find_files(dataset, root, name, ["label", "image"])
-    photos, maps = found.files["image"], found.files["label"]
-    pairs = [Item(key, maps[key], photos[key]) for key in sorted(photos.keys() & maps.keys())]
-    report = SplitReport(name, len(pairs), len(photos), len(maps), tuple(found.faults))
-    return report, pairs
 
 
 def _read_pair(item: Item, space: LabelSpace | None, dataset: str) -> _PairContent:
@@ -399,7 +371,7 @@ def _read_pair(item: Item, space: LabelSpace | None, dataset: str) -> _PairConte
     except UserError as error:
         faults.append(str(error))
     if raw is None:
-        return _PairContent(photo, None, False, {}, {}, faults)
+        return _PairContent(photo, None, {}, {}, faults)
     if photo is not None and photo[1] != raw.size:
         height, width = photo[1]
         faults.append(
@@ -411,16 +383,8 @@ def _read_pair(item: Item, space: LabelSpace | None, dataset: str) -> _PairConte
         if space is not None and decode.decode(raw, space, dataset).colors:
             raw = raw.painted()
     values, counts = np.unique(raw.values, return_counts=True)
-    pixels = dict(zip(values.tolist(), counts.tolist(), strict=True))
-    return _PairContent(photo, raw.mode, raw.colors, pixels, palette, faults)
-
-
-def _values(totals: _Totals, *, colors: bool) -> list[ValueReport]:
-    return [
-        ValueReport(value, count, totals.files[is_color, value])
-        for (is_color, value), count in totals.pixels.items()
-        if is_color == colors
-    ]
+    pixels = zip((Value(raw.colors, v) for v in values.tolist()), counts.tolist(), strict=True)
+    return _PairContent(photo, raw.mode, dict(pixels), palette, faults)
 
 
 def _class_list(dataset: str, root: Path) -> tuple[LabelSpace | None, list[str]]:
@@ -435,23 +399,8 @@ def _class_list(dataset: str, root: Path) -> tuple[LabelSpace | None, list[str]]
         return None, [str(error)]
 
 
-def _all_have(kind: Kind, dataset: str, root: Path, names: Iterable[str | None]) -> bool:
-    return all(
-        not datasets.find_files(dataset, root, name, ["label", kind]).faults for name in names
-    )
-
-
-def _named_faults(split: SplitReport) -> list[str]:
-    return [f"{split.name}: {fault}" if split.name else fault for fault in split.faults]
-
-
-def _shortened(texts: Sequence[str]) -> str:
-    more = [f"and {len(texts) - 5} other sizes"] if len(texts) > 5 else []
-    return ", ".join([*texts[:5], *more]) or "none could be read"
-
-
-def _modes(modes: Mapping[str, int]) -> str:
-    return ", ".join(f"mode {mode} ({count})" for mode, count in modes.items()) or "-"
+def _modes(modes: Counter[str]) -> str:
+    return ", ".join(f"mode {mode} ({count})" for mode, count in modes.most_common()) or "-"
 
 
 def _rgb(code: int) -> tuple[int, int, int]:

@@ -7,6 +7,7 @@ Shape legend:
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +21,6 @@ from ecgan.errors import UsageError, UserError
 from ecgan.labels import Labels, LabelSpace
 from ecgan.shards.dataset import SampleDataset
 from ecgan.shards.manifest import Manifest, read_manifest
-from ecgan.shards.records import ShardSample
 
 
 class Scene(NamedTuple):
@@ -114,31 +114,22 @@ class Samples:
         return digest.digest()
 
     def scenes(self, start: int, stop: int) -> Iterator[Scene]:
-        """Samples of a chunk.
+        """Samples of a chunk; errors as of :meth:`scene`."""
+        return map(self.scene, range(start, stop))
+
+    def scene(self, index: int, lock: AbstractContextManager[Any] | None = None) -> Scene:
+        """Sample by its number.
+
+        Args:
+            index: number of the sample.
+            lock: held while the shard is read, where several threads do so.
 
         Raises:
             UserError: a damaged sample, another size, or a label that is no class.
         """
-        for index in range(start, stop):
+        with lock or nullcontext():
             raw = self.dataset.raw(index)
-            sample = self.dataset.decoded(index, raw)
-            self._check(sample)
-            label, variant = self.label_of(sample), str(raw.record.get("variation", ""))
-            yield Scene(sample.key, sample.source, sample.image, label, sample.edge, variant)
-
-    def label_of(self, sample: ShardSample) -> Labels:
-        """Label of a sample in evaluation ids."""
-        space = self.space
-        count = space.num_evaluation_classes if self.is_evaluation else space.num_classes
-        known = (sample.label < count) | (sample.label == space.ignore_index)
-        if not known.all():
-            raise UserError(
-                f"{self.place}: {sample.key} has the label {int(sample.label[~known][0])}, the "
-                f"class list has 0-{count - 1} and {space.ignore_index}"
-            )
-        return sample.label if self.is_evaluation else space.to_evaluation(sample.label)
-
-    def _check(self, sample: ShardSample) -> None:
+        sample, space = self.dataset.decoded(index, raw), self.space
         if sample.image.shape[:2] != self.size or sample.label.shape != self.size:
             raise UserError(
                 f"{self.place}: {sample.key} is {sample.image.shape[0]} x "
@@ -146,6 +137,16 @@ class Samples:
                 f"{sample.label.shape[1]}, the first sample is {self.size[0]} x {self.size[1]}; "
                 "all must be of one size"
             )
+        count = space.num_evaluation_classes if self.is_evaluation else space.num_classes
+        known = (sample.label < count) | (sample.label == space.ignore_index)
+        if not known.all():
+            raise UserError(
+                f"{self.place}: {sample.key} has the label {int(sample.label[~known][0])}, the "
+                f"class list has 0-{count - 1} and {space.ignore_index}"
+            )
+        label = sample.label if self.is_evaluation else space.to_evaluation(sample.label)
+        variant = str(raw.record.get("variation", ""))
+        return Scene(sample.key, sample.source, sample.image, label, sample.edge, variant)
 
 
 Source = Photos | Samples

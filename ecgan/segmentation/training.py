@@ -9,7 +9,7 @@ import itertools
 import json
 import logging
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -95,7 +95,7 @@ def train_segmenter(  # noqa: PLR0913  what to learn from, and where
             network, rate = new_network(settings, names, pairs.seed)
             ids = torch.from_numpy(_training_ids(space, evaluation=evaluation))
             batches = loader.batches(pairs, 0, settings.batch, workers=workers)
-            loss = _fit(network.to(device), rate, batches, ids, settings, role)
+            loss = _learn(network.to(device), rate, batches, ids, settings, role)
         segmenter = Segmenter(
             network.cpu(),
             range(len(names)),
@@ -200,7 +200,38 @@ def new_network(
     return network, learning_rate_from_scratch(settings.channels)
 
 
-def _fit(
+def fit(
+    network: nn.Module,
+    optimizer: SegmenterOptimizer,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    mixed_precision: bool = False,
+) -> float:
+    """Train a network with :func:`pixel_loss`, a step for each batch.
+
+    Args:
+        network: network to train, on its device.
+        optimizer: optimiser of its parameters.
+        batches: images as the network expects them, (B, 3, H, W), and labels as for
+            :func:`pixel_loss`, on the device of the network.
+        mixed_precision: run the network in bfloat16 autocast on CUDA.
+
+    Returns:
+        Mean loss over the last tenth of the steps.
+    """
+    network.train()
+    losses: list[Tensor] = []
+    for images, labels in batches:
+        kind = images.device.type
+        with torch.autocast(kind, torch.bfloat16, enabled=mixed_precision and kind == "cuda"):
+            logits = network(pixel_values=images).logits
+        loss = pixel_loss(logits.float(), labels)
+        optimizer.step(loss)
+        losses.append(loss.detach())
+    return float(torch.stack(losses[-max(1, len(losses) // 10) :]).mean())
+
+
+def _learn(
     network: nn.Module,
     rate: float,
     batches: Iterable[loader.Batch],
@@ -208,10 +239,10 @@ def _fit(
     settings: SegmenterTraining,
     role: str | None,
 ) -> float:
-    """Minimise :func:`pixel_loss`.
+    """Train on real pairs.
 
     Args:
-        network: where it shall be trained.
+        network: network to train, on its device.
         rate: peak learning rate.
         batches: endless batches of pairs.
         ids: table from :func:`_training_ids`.
@@ -221,24 +252,19 @@ def _fit(
     Returns:
         Mean loss over the last tenth of the steps.
     """
-    network.train()
     device = next(network.parameters()).device
-    steps = max(1, settings.images // settings.batch)
-    optimizer = SegmenterOptimizer({rate: network.parameters()}, steps)
-    ids = ids.to(device)
-    losses: list[Tensor] = []
-    total = steps * settings.batch
-    with tqdm(total=total, unit="image", desc=role, disable=role is None or None) as bar:
+    steps, ids = max(1, settings.images // settings.batch), ids.to(device)
+    bar = tqdm(total=steps * settings.batch, unit="image", desc=role, disable=role is None or None)
+
+    def shown() -> Iterator[tuple[Tensor, Tensor]]:
         for batch in itertools.islice(batches, steps):
-            batch = loader.to_device(batch, device)  # noqa: PLW2901
-            assert batch.images is not None
-            labels = ids[batch.labels.long()]  # (B, H, W)
-            logits = network(loader.to_images(batch.images)).logits
-            loss = pixel_loss(logits, labels)
-            optimizer.step(loss)
-            losses.append(loss.detach())
+            moved = loader.to_device(batch, device)
+            assert moved.images is not None
+            yield loader.to_images(moved.images), ids[moved.labels.long()]
             bar.update(settings.batch)
-    final = float(torch.stack(losses[-max(1, steps // 10) :]).mean())
+
+    with bar:
+        final = fit(network, SegmenterOptimizer({rate: network.parameters()}, steps), shown())
     if not np.isfinite(final):
         raise UserError(
             f"training the segmenter diverged (loss {final}); check the labels and the photos with "

@@ -1,4 +1,4 @@
-"""A downstream experiment: what was asked for, checked, and what decides the result of each run.
+"""A downstream experiment: its options, their checks, and what decides the result of each run.
 
 Leaks are refused here (:mod:`ecgan.evaluation.downstream.leakage`), before anything is trained; all
 faults at once.
@@ -8,8 +8,8 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -21,7 +21,7 @@ from ecgan.data import checks, datasets
 from ecgan.data.datasets import Item
 from ecgan.data.loader import TripleDataset
 from ecgan.errors import UsageError, UserError
-from ecgan.evaluation.downstream import leakage as leaks
+from ecgan.evaluation.downstream import leakage
 from ecgan.evaluation.downstream.leakage import Doubt, Findings, Generators, Part
 from ecgan.evaluation.downstream.student import Run, StudentConfig
 from ecgan.evaluation.sources import Samples
@@ -36,36 +36,33 @@ from ecgan.shards.manifest import read_manifest
 
 _VERSION = 1  # of how a student is trained and tested
 _TRAINING = DownstreamTraining()
+_HERE = Workers()
 
 Mix = float | Literal["synthetic"]
 
 
-_HERE = Workers()
-
-
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for.
+    """Options of a downstream experiment.
 
     Attributes:
-        root: of the real data set.
-        dataset: its layout.
-        train_split: its split to learn from.
-        test_split: its split to be tested on.
-        space: its classes.
+        root: folder of the real data set.
+        dataset: its directory structure.
+        train_split: split that segmenters learn from.
+        test_split: split that they are tested on.
+        space: class list.
         size: height and width of the samples; real pairs are resized to it.
-        samples: sets of samples; each is for the fraction that its generator was trained on, unless
-            they are given by fraction.
-        fractions: of the real pairs, in (0, 1].
-        mixes: samples drawn for each real pair; ``synthetic`` is no real pair at all.
-        seeds: number of seeds: 0, 1, ...
-        training: architecture and length of training; run k has the seed ``training.seed + k``.
-        segmenter: to fine-tune in place of a SegFormer from scratch, by path or name.
-        flip: mirror half of what students see.
-        generators: files of generators; those in ``runs/`` are found.
-        unknown_generator: take samples whose generator's training is not known.
+        samples: sets of samples; each is for the fraction that its generator was trained on.
+        fractions: fractions of the real pairs, in (0, 1].
+        mixes: samples drawn for each real pair; ``synthetic``: samples only.
+        seeds: number of seeds; run k has the seed ``training.seed + k``.
+        training: architecture and length of training.
+        segmenter: segmenter to fine-tune, by path or name; None: one from scratch.
+        flip: mirror half of what the segmenters see.
+        generators: generator files, beside those in ``runs/``.
+        unknown_generator: accept samples whose generator's training data is not known.
         cache: folder of results.
-        workers: that train.
+        workers: workers that train.
         quiet: no progress bar.
     """
 
@@ -75,7 +72,7 @@ class Request:
     test_split: str
     space: LabelSpace
     size: tuple[int, int]
-    samples: Sequence[str | Path] | Mapping[float, Sequence[str | Path]]
+    samples: Sequence[str | Path]
     cache: Path
     fractions: tuple[float, ...] = (1.0,)
     mixes: tuple[Mix, ...] = (0.0, 1.0)
@@ -90,7 +87,7 @@ class Request:
 
     @property
     def runs(self) -> list[Run]:
-        """All of them, condition by condition, each once."""
+        """All runs, condition by condition, each once."""
         mixes = [None if mix == "synthetic" else float(mix) for mix in self.mixes]
         wanted = (
             Run(fraction, mix, seed)
@@ -102,19 +99,19 @@ class Request:
 
     @property
     def needs_samples(self) -> bool:
-        """Whether any condition has them."""
+        """Whether any condition has samples."""
         return any(mix != 0 for mix in self.mixes)
 
 
 @dataclass
 class Experiment:
-    """What was checked.
+    """A checked experiment.
 
     Attributes:
-        request: what was asked for.
+        request: options of the experiment.
         config: configuration of all students.
-        places: of the sets that are used, as the user named them.
-        notes: what a reader of the results should know.
+        places: sets of samples that are used, as the user named them.
+        notes: remarks for the reader of the results.
         doubts: sources of the samples that may have been a held-out pair.
     """
 
@@ -139,8 +136,10 @@ class Experiment:
 
     @cached_property
     def _common(self) -> dict[str, Any]:
-        """What decides the results of all runs."""
-        config, named = self.config, self.config.segmenter
+        """Everything that decides the results of all runs alike."""
+        config, training = self.config, self.config.training
+        # Channels of a SegFormer, as version 0.1 wrote it, or the name of another architecture
+        student = training.channels if training.architecture == "segformer" else "unet"
         return {
             "version": _VERSION,
             "test": file_stamps(config.test.items),
@@ -149,28 +148,20 @@ class Experiment:
             "size": config.real.size,
             "flip": config.flip,
             "steps": config.steps,
-            "batch": config.training.batch,
-            "student": _untrained_name(config.training)
-            if named is None
-            else loading.weights_hash(named),
+            "batch": training.batch,
+            "student": loading.weights_hash(config.segmenter) if config.segmenter else student,
             "device": torch.device(config.device).type,
         }
 
     @cached_property
     def _stamps(self) -> list[tuple[str | int, ...]]:
-        """Of the real pairs."""
         return file_stamps(self.config.real.items)
 
     @cached_property
     def _fingerprints(self) -> dict[str, str]:
-        """Of the sets of samples, by place."""
+        """Hash of each set of samples, by place."""
         sets = [one for those in self.config.samples.values() for one in those]
         return {one.place: _fingerprint(one) for one in sets}
-
-
-def _untrained_name(training: DownstreamTraining) -> int | str:
-    """Channels of a SegFormer, as version 0.1 wrote it, or the name of another architecture."""
-    return training.channels if training.architecture == "segformer" else training.architecture
 
 
 def match_samples(
@@ -199,39 +190,39 @@ def match_samples(
 
 
 def check(request: Request) -> Experiment:
-    """Refuse what cannot be trained, or would tell what students are tested on.
+    """Check an experiment before anything is trained.
 
     Raises:
-        UserError: all faults at once.
+        UserError: it cannot be trained, or would show what segmenters are tested on; all faults at
+            once.
     """
-    faults = _option_faults(request)
-    if faults:
-        raise UsageError("--downstream", faults)
-    by_fraction, notes = _samples_of(request)
+    _check_options(request)
+    by_fraction, notes = match_samples(request.samples, request.fractions)
+    by_fraction = by_fraction if request.needs_samples else dict.fromkeys(by_fraction, ())
     train, test, parts = _real(request)
-    if request.needs_samples:
-        faults += [
-            f"--real-fraction {fraction:g}: no samples for it; make them: {leaks.command(fraction)}"
-            for fraction, places in by_fraction.items()
-            if not places
-        ]
-    findings = Findings(notes=notes)
-    used = by_fraction if request.needs_samples else {}
-    samples = {
-        fraction: tuple(_opened(place, request, faults) for place in places)
-        for fraction, places in used.items()
-    }
-    _look_for_leaks(request, used, parts, findings)
-    _check_segmenter(request, parts, findings)
-    if faults := [*dict.fromkeys(faults + findings.faults)]:
-        raise UsageError("--downstream", faults)
-    cores = os.cpu_count() or 1
-    workers = request.workers
+    found, generators = Findings(notes=notes), Generators(request.generators)
+    samples: dict[float, tuple[Samples, ...]] = {}
+    for fraction, places in by_fraction.items():
+        part = parts[fraction]
+        if request.needs_samples and not places:
+            found.faults.append(
+                f"--real-fraction {fraction:g}: no samples for it; make them: {part.command}"
+            )
+        samples[fraction] = tuple(_opened(place, request, found.faults) for place in places)
+        for place in places:
+            leakage.check(place, part, generators, request.unknown_generator, found)
+    _check_segmenter(request, parts[min(parts)], found)
+    if found.faults:
+        raise UsageError("ecgan downstream", [*dict.fromkeys(found.faults)])
+    workers, cores = request.workers, os.cpu_count() or 1
     share = max(1, cores // workers.count)
     config = StudentConfig(
         real=train,
-        parts={f: _numbers(train.items, part.own.keys) for f, part in parts.items()},
-        samples={fraction: samples.get(fraction, ()) for fraction in request.fractions},
+        parts={
+            fraction: tuple(n for n, key in enumerate(train.keys) if key in part.own.keys)
+            for fraction, part in parts.items()
+        },
+        samples=samples,
         test=test,
         space=request.space,
         training=request.training,
@@ -241,15 +232,14 @@ def check(request: Request) -> Experiment:
         threads=None if workers.in_process else min(torch.get_num_threads(), share),
         loaders=min(8, share if workers.address is None else cores),
     )
-    places = tuple(dict.fromkeys(place for those in used.values() for place in those))
-    notes = [*dict.fromkeys(findings.notes)]
-    return Experiment(request, config, places, notes, frozenset(findings.doubts))
+    used = tuple(dict.fromkeys(place for those in by_fraction.values() for place in those))
+    return Experiment(request, config, used, [*dict.fromkeys(found.notes)], frozenset(found.doubts))
 
 
 # Checks
 
 
-def _option_faults(request: Request) -> list[str]:
+def _check_options(request: Request) -> None:
     faults = [f"--seeds {request.seeds}: must be at least 1"] * (request.seeds < 1)
     faults += [
         f"--real-fraction {fraction:g}: must be above 0 and at most 1"
@@ -271,96 +261,62 @@ def _option_faults(request: Request) -> list[str]:
         faults.append(
             f"--split {request.test_split}: segmenters are trained on it; test on another"
         )
-    return faults
-
-
-def _samples_of(request: Request) -> tuple[dict[float, tuple[str, ...]], list[str]]:
-    """Sets of each fraction, and notes."""
-    given = request.samples
-    if not isinstance(given, Mapping):
-        return match_samples(given, request.fractions)
-    unasked = [fraction for fraction in given if fraction not in request.fractions]
-    notes = [f"samples for the fraction {fraction:g} are not used" for fraction in unasked]
-    return {f: tuple(map(str, given.get(f, ()))) for f in request.fractions}, notes
+    if faults:
+        raise UsageError("ecgan downstream", faults)
 
 
 def _real(request: Request) -> tuple[TripleDataset, TripleDataset, dict[float, Part]]:
-    """Pairs to learn from and to be tested on; and the parts of the former."""
-    train, test = (_items(request, split) for split in (request.train_split, request.test_split))
-    digests = _digests(request, train)
-    _digests(request, test, must_be_scored=True)
-    there = datasets.splits(request.dataset, request.root)
-    held_splits = {"val", request.test_split, *({"test"} & set(there))} - {request.train_split}
-    # The labels of a test split may be nothing but placeholders, and its photos elsewhere.
-    held = [_items(request, split, need_images=False) for split in sorted(held_splits)]
-    sources = Sources.of([item for items in held for item in items])
-    parts = {
-        fraction: Part(
-            fraction,
-            _part(digests, datasets.take_fraction(train, fraction)),
-            _part(digests, train),
-            sources,
-            frozenset(held_splits),
-            request.train_split,
+    """Pairs to learn from, pairs to be tested on, and the parts of the former."""
+    space, dataset = request.space, request.dataset
+
+    def items_of(split: str, *, need_images: bool = True) -> list[Item]:
+        return datasets.items_for(
+            dataset,
+            request.root.absolute(),
+            split,
+            train_split=request.train_split,
+            need_images=need_images,
         )
-        for fraction in request.fractions
-    }
-    return _data(request, train), _data(request, test), parts
 
-
-def _items(request: Request, split: str, *, need_images: bool = True) -> list[Item]:
-    return datasets.items_for(
-        request.dataset,
-        request.root.absolute(),
-        split,
-        train_split=request.train_split,
-        need_images=need_images,
-    )
-
-
-def _digests(
-    request: Request, items: Sequence[Item], *, must_be_scored: bool = False
-) -> dict[str, str]:
-    """SHA-256 of each label file, by key; all files are checked.
-
-    Raises:
-        UserError: faults in the files, or, where they must be scored, no pixel of a scored class.
-    """
-    space = request.space
-    found = checks.check_labels(items, space, request.dataset)
+    train, test = items_of(request.train_split), items_of(request.test_split)
+    found = checks.check_labels(train, space, dataset)
+    digests = {item.key: bytes(d).hex() for item, d in zip(train, found.digests, strict=True)}
     ids = cast(Labels, np.arange(space.num_classes, dtype=space.dtype))
-    scored = space.to_evaluation(ids) != space.ignore_index
-    if must_be_scored and not found.totals.pixels[scored].any():
+    is_scored = space.to_evaluation(ids) != space.ignore_index
+    if not checks.check_labels(test, space, dataset).totals.pixels[is_scored].any():
         raise UserError(
             f"{request.root}: no pixel of split {request.test_split} has a class that is scored; "
             "test on another with --split"
         )
-    return {item.key: bytes(d).hex() for item, d in zip(items, found.digests, strict=True)}
+    there = datasets.splits(dataset, request.root)
+    held_splits = {"val", request.test_split, *({"test"} & set(there))} - {request.train_split}
+    # The labels of a test split may be nothing but placeholders, and its photos elsewhere.
+    held = [item for split in sorted(held_splits) for item in items_of(split, need_images=False)]
 
+    def sources(items: Sequence[Item]) -> Sources:
+        keys = frozenset(item.key for item in items)
+        return Sources(keys, frozenset(digests[key] for key in keys))
 
-def _part(digests: Mapping[str, str], items: Sequence[Item]) -> Sources:
-    keys = frozenset(item.key for item in items)
-    return Sources(keys, frozenset(digests[key] for key in keys))
-
-
-def _data(request: Request, items: Sequence[Item]) -> TripleDataset:
-    return TripleDataset(
-        items,
-        request.space,
-        request.dataset,
-        height=request.size[0],
-        width=request.size[1],
-        train=False,
-        edges="none",
+    whole = Part(
+        1, sources(train), sources(train), Sources.of(held), frozenset(held_splits),
+        request.train_split,
+    )  # fmt: skip
+    parts = {
+        fraction: replace(
+            whole, fraction=fraction, own=sources(datasets.take_fraction(train, fraction))
+        )
+        for fraction in request.fractions
+    }
+    height, width = request.size
+    learnt, tested = (
+        TripleDataset(items, space, dataset, height=height, width=width, train=False, edges="none")
+        for items in (train, test)
     )
-
-
-def _numbers(items: Sequence[Item], keys: frozenset[str]) -> tuple[int, ...]:
-    return tuple(number for number, item in enumerate(items) if item.key in keys)
+    return learnt, tested, parts
 
 
 def _opened(place: str, request: Request, faults: list[str]) -> Samples:
-    """A set, if it fits; else what does not."""
+    """Open a set, and add to the faults what does not fit."""
     about, space = read_manifest(place), request.space
     if about is not None:
         own = about.class_list(place)
@@ -381,24 +337,7 @@ def _opened(place: str, request: Request, faults: list[str]) -> Samples:
     return Samples(_absolute(place), space, request.size, is_evaluation)
 
 
-def _look_for_leaks(
-    request: Request,
-    by_fraction: Mapping[float, Sequence[str]],
-    parts: Mapping[float, Part],
-    findings: Findings,
-) -> None:
-    generators = Generators(request.generators)
-    for fraction, places in by_fraction.items():
-        for place in places:
-            found = leaks.check(
-                place, parts[fraction], generators, unknown_generator=request.unknown_generator
-            )
-            findings.faults += found.faults
-            findings.notes += found.notes
-            findings.doubts |= found.doubts
-
-
-def _check_segmenter(request: Request, parts: Mapping[float, Part], findings: Findings) -> None:
+def _check_segmenter(request: Request, smallest: Part, found: Findings) -> None:
     """Refuse to fine-tune what has learnt the tested pairs, or more than the smallest part."""
     name = request.segmenter
     if name is None:
@@ -406,28 +345,27 @@ def _check_segmenter(request: Request, parts: Mapping[float, Part], findings: Fi
     loading.load_for_finetuning(name, request.space.names_for_evaluation, 0)
     learnt = loading.sources_of(name)
     if learnt is None or not learnt.labels:
-        findings.notes.append(f"what the segmenter {name} learnt from before is not known")
+        found.notes.append(f"what the segmenter {name} learnt from before is not known")
         return
-    smallest = parts[min(parts)]
     if seen := learnt.labels & smallest.held.labels - smallest.train.labels:
-        findings.faults.append(
+        found.faults.append(
             f"--segmenter {name}: it learnt from {len(seen)} pairs that nobody may learn from; "
             "give another"
         )
     if more := learnt.labels & smallest.train.labels - smallest.own.labels:
-        findings.faults.append(
+        found.faults.append(
             f"--segmenter {name}: it learnt from {len(more)} real pairs outside of the fraction "
             f"{smallest.fraction:g}; give another"
         )
 
 
 def _absolute(name: str) -> str:
-    """A folder as other processes find it too; addresses and names of the hub as they are."""
+    """Folder by its absolute path; an address or a name on the hub as it is."""
     return str(Path(name).absolute()) if Path(name).is_dir() else name
 
 
 def _fingerprint(samples: Samples) -> str:
-    """Of the bytes of a set: by its manifest, where there is one."""
+    """Hash of the bytes of a set: by its manifest, where there is one."""
     about = read_manifest(samples.place)
     if about is None:
         return samples.fingerprint(0, len(samples)).hex()

@@ -5,13 +5,14 @@ its key. A generator is known by the file that the manifest names by its hash, a
 layouts its training saw.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
 
-from ecgan.checkpoint import GeneratorMetadata, InheritedTraining, read_metadata
+from ecgan.checkpoint import GeneratorMetadata, read_metadata
 from ecgan.runtime.files import sha256
 from ecgan.runtime.storage import HIDDEN, open_store
 from ecgan.segmentation.segmenter import Sources
@@ -27,7 +28,7 @@ from ecgan.shards.manifest import (
 
 
 class Membership(StrEnum):
-    """Pairs that a layout is one of."""
+    """Set of real pairs that a layout belongs to."""
 
     PART = "part"  # the real part that samples are added to
     TRAIN = "train"  # the rest of the training split
@@ -37,22 +38,22 @@ class Membership(StrEnum):
 
 
 class Doubt(StrEnum):
-    """Source of samples that may have been a held-out pair, and is not known."""
+    """Source of samples that may have been a held-out pair, as the report's protocol says it."""
 
-    GENERATOR = "generator"
-    STYLES = "styles"
+    GENERATOR = "what some of them were trained on is not known; taken on request (see the notes)"
+    STYLES = "none saw a held-out pair in its training; its styles may (see the notes)"
 
 
 @dataclass(frozen=True)
 class Part:
-    """The real pairs of an experiment, and those that there are of them.
+    """Real pairs that samples are added to, and those that must not be learnt from.
 
     Attributes:
-        fraction: of the training split.
-        own: the pairs of that fraction.
-        train: the whole training split.
-        held: the splits that must not be learnt from, together.
-        held_splits: their names.
+        fraction: fraction of the training split.
+        own: pairs of that fraction.
+        train: pairs of the whole training split.
+        held: pairs of all splits that must not be learnt from.
+        held_splits: names of these splits.
         split: name of the training split.
     """
 
@@ -64,61 +65,79 @@ class Part:
     split: str
 
     def membership(self, key: str, digest: str | None) -> Membership:
-        """Which pairs a layout is one of.
+        """Set of pairs that a layout belongs to.
 
         Args:
-            key: of the layout.
-            digest: digest of its label map, where it is known.
+            key: key of the layout.
+            digest: digest of its label map; None where it is not known.
         """
-        for name, labels in self._digests.items():
-            if digest is not None and digest in labels:
-                return name
-        in_train, in_held = key in self.train.keys, key in self.held.keys
-        if in_held:
+        if digest is not None and digest in self._by_digest:
+            return self._by_digest[digest]
+        in_train = key in self.train.keys
+        if key in self.held.keys:
             return Membership.UNCLEAR if in_train else Membership.HELD
         if key in self.own.keys:
             return Membership.PART
         return Membership.TRAIN if in_train else Membership.OTHER
 
     @cached_property
-    def _digests(self) -> dict[Membership, frozenset[str]]:
-        """In this order: a label map that two splits have in common is no secret."""
+    def _by_digest(self) -> dict[str, Membership]:
+        """The last one counts: a label map that two splits have in common is no secret."""
         parts = {
-            Membership.PART: self.own,
-            Membership.TRAIN: self.train,
             Membership.HELD: self.held,
+            Membership.TRAIN: self.train,
+            Membership.PART: self.own,
         }
-        return {
-            name: frozenset(label_digest(digest) for digest in pairs.labels)
-            for name, pairs in parts.items()
-        }
+        return {label_digest(d): name for name, pairs in parts.items() for d in pairs.labels}
+
+    def forbidden(self, keys: AbstractSet[str], *, same_split: bool = True) -> AbstractSet[str]:
+        """Keys of layouts that a generator must not have seen.
+
+        Args:
+            keys: keys of the layouts that its training saw.
+            same_split: they are keys of the training split, so that a key of that split means its
+                pair also where another split shares it.
+        """
+        held = self.held.keys - self.train.keys if same_split else self.held.keys
+        return keys & held | (keys - self.own.keys if self.fraction < 1 else set[str]())
+
+    @property
+    def held_names(self) -> str:
+        """Names of the held-out splits, in words."""
+        return " and ".join(sorted(self.held_splits))
+
+    @property
+    def command(self) -> str:
+        """Commands that make samples for this part."""
+        share, run = "", "runs/NAME"
+        if self.fraction < 1:
+            share, run = f" --set data.fraction={self.fraction:g}", "runs/NAME-part"
+        return (
+            f"ecgan train --recipe NAME{share} --out {run}, then ecgan sample --run {run} --num N "
+            "--out DIR"
+        )
 
 
 @dataclass
 class Findings:
-    """What speaks against sets of samples.
+    """Results of checks for leaks.
 
     Attributes:
-        faults: why they are refused.
-        notes: what a reader of the result should know.
-        doubts: sources that may have been a held-out pair, each with a note.
+        faults: reasons to refuse the samples.
+        notes: remarks for the reader of the results.
+        doubts: sources that may have been a held-out pair; each has a note.
     """
 
     faults: list[str] = field(default_factory=list[str])
     notes: list[str] = field(default_factory=list[str])
     doubts: set[Doubt] = field(default_factory=set[Doubt])
 
-    def doubt(self, source: Doubt, note: str) -> None:
-        """Note a source that is not known."""
-        self.doubts.add(source)
-        self.notes.append(note)
-
 
 class Generators:
     """Generator files by their hash.
 
     Args:
-        given: looked at first.
+        given: files that are looked at first.
         runs: folder of runs, whose generators are looked at too.
     """
 
@@ -130,54 +149,183 @@ class Generators:
         found = [*self._given, *sorted(self._runs.glob("*/generator*.safetensors"))]
         return {sha256(path): path for path in reversed(found)}
 
-    def seen(self, digest: str) -> frozenset[str]:
-        """Keys of the layouts that a generator's training saw; empty where they are not known."""
-        metadata = self._metadata(digest)
-        return frozenset() if metadata is None else frozenset(metadata.seen_keys)
-
-    def inherited(self, digest: str) -> list[InheritedTraining]:
-        """What the trainings saw that a generator's training started from (``--init``)."""
-        metadata = self._metadata(digest)
-        return [] if metadata is None else metadata.inherited
-
-    def _metadata(self, digest: str) -> GeneratorMetadata | None:
+    def metadata(self, digest: str) -> GeneratorMetadata | None:
+        """Metadata of the file with a SHA-256; None where there is no such file."""
         path = self._files.get(digest)
         return None if path is None else read_metadata(path)
 
 
 def check(
-    place: str, part: Part, generators: Generators, *, unknown_generator: bool = False
-) -> Findings:
-    """Look for what a set of samples would give away.
+    place: str, part: Part, generators: Generators, take_unknown: bool, found: Findings
+) -> None:
+    """Look for leaks in the layouts, the generator and other networks of a set of samples.
 
     Args:
-        place: of the set.
-        part: the real pairs that it shall be added to.
-        generators: where generator files are.
-        unknown_generator: take a set whose generator is not there to be asked.
+        place: folder or address of the set.
+        part: real pairs that the set is added to.
+        generators: generator files.
+        take_unknown: accept a generator whose training data is not known, with a doubt.
+        found: gets faults, notes and doubts.
 
     Raises:
         UserError: the set cannot be read.
     """
-    found, about = Findings(), read_manifest(place)
-    _check_layouts(place, part, about, found)
-    _check_generator(place, part, about, generators, found, take_unknown=unknown_generator)
-    _note_segmenters(place, part, about, found)
-    return found
+    about, checked = read_manifest(place), _Check(place, part, take_unknown, found)
+    checked.check_layouts()
+    checked.check_generator(about, generators)
+    if about is not None:
+        checked.note_paste(about)
+        checked.note_segmenters(about)
+
+
+@dataclass(frozen=True)
+class _Check:
+    """Checks of one set of samples; see :func:`check`."""
+
+    place: str
+    part: Part
+    take_unknown: bool
+    found: Findings
+
+    def _fault(self, text: str) -> None:
+        self.found.faults.append(f"{self.place}: {text}")
+
+    def _note(self, text: str, doubt: Doubt | None = None) -> None:
+        self.found.notes.append(f"{self.place}: {text}")
+        self.found.doubts |= {doubt} if doubt else set[Doubt]()
+
+    def check_layouts(self) -> None:
+        """Refuse layouts that are not of the part."""
+        part, known = self.part, layouts(self.place)
+        grouped: dict[Membership, list[str]] = {}
+        for key, digest in known.items():
+            grouped.setdefault(part.membership(key, digest), []).append(key)
+        outside = (
+            f"are not of the {part.fraction:g} of the real pairs that they shall be added to; "
+            f"sample with a generator of that part: {part.command}"
+        )
+        faults = {
+            Membership.HELD: f"are of {part.held_names}, which nobody may learn from; sample "
+            f"layouts of the split {part.split}: ecgan sample --split {part.split} --num N",
+            Membership.UNCLEAR: f"have a key that the split {part.split} shares with "
+            f"{part.held_names}, and the set does not say which label map it was made from; give "
+            f"the set with its folder {HIDDEN}, or give files of different splits different names",
+        }
+        if part.fraction < 1:
+            faults |= {Membership.TRAIN: outside, Membership.OTHER: outside}
+        for membership, keys in grouped.items():
+            some = f"{len(keys)} of {len(known)} layouts (first: {keys[0]})"
+            if membership in faults:
+                self._fault(f"{some} {faults[membership]}")
+            elif membership is Membership.OTHER:
+                self._note(f"{some} are of label maps that are not in the real data set")
+
+    def check_generator(self, about: Manifest | None, generators: Generators) -> None:
+        """Refuse a generator that saw more than the part, or is not known."""
+        part, trained_on, digest = self.part, self.part.split, ""
+        if about is not None:
+            trained_on = about.of_recipe("data", "split", trained_on)
+            digest = about.fingerprint.checkpoint or ""
+        if trained_on in part.held_splits:
+            self._fault(f"its generator was trained on the split {trained_on}")
+            return
+        told = None if about is None else about.provenance
+        metadata = generators.metadata(digest)
+        seen = set(told.seen if told else ()) or set(metadata.seen_keys if metadata else ())
+        if not seen:
+            named = f" (SHA-256 {digest[:12]}..., in no runs/*/)" if digest else ""
+            self._unknown(f"what its generator{named} was trained on is not known")
+            return
+        if wrong := part.forbidden(seen, same_split=trained_on == part.split):
+            what = (
+                f"the {part.fraction:g} of the real pairs that its samples shall be added to"
+                if part.fraction < 1
+                else f"what may be learnt from: they are of {part.held_names}"
+            )
+            self._fault(
+                f"its generator saw {len(wrong)} of its {len(seen)} layouts (first: {min(wrong)}) "
+                f"outside of {what}"
+            )
+        names = () if about is None else about.class_list(self.place).names
+        if metadata is not None:
+            self._check_inherited(metadata, names)
+
+    def _check_inherited(self, metadata: GeneratorMetadata, names: Sequence[str]) -> None:
+        """Refuse a generator that started (``--init``) from one that saw what it should not have.
+
+        One of other classes is of another data set, whose keys mean nothing here.
+        """
+        for one in metadata.inherited:
+            started = f"its generator started from another (SHA-256 {one.sha256[:12]}...)"
+            ours = self.part.train.keys | self.part.held.keys
+            wrong = self.part.forbidden(ours & set(one.keys))
+            if not one.keys:
+                self._unknown(f"{started}, and what that one was trained on is not known")
+            elif wrong and one.classes == list(names):
+                self._fault(
+                    f"{started} that saw {len(wrong)} layouts (first: {min(wrong)}) which "
+                    f"segmenters are tested on, or outside of the {self.part.fraction:g} of the "
+                    "real pairs that the samples shall be added to; train it without --init"
+                )
+
+    def _unknown(self, what: str) -> None:
+        """Refuse what is not known, or take it on request."""
+        if self.take_unknown:
+            self._note(
+                f"{what} (taken on request): it may have seen the photos that segmenters are "
+                "tested on",
+                Doubt.GENERATOR,
+            )
+        else:
+            self._fault(
+                f"{what}: it may have seen the photos that segmenters are tested on. Run where its "
+                "run folder is in runs/, or take the set all the same with --unknown-generator: "
+                "the report says so then"
+            )
+
+    def note_paste(self, about: Manifest) -> None:
+        """Note pasted objects, unless the command was given the part's layouts, one and all."""
+        if "paste" not in about.vary:
+            return
+        given = dict(_layout_digests(self.place))
+        is_part = all(
+            self.part.membership(key, label_digest(digest)) is Membership.PART
+            for key, digest in given.items()
+        )
+        if not is_part or layouts_digest(given.items()) != about.fingerprint.labels:
+            self._note(
+                "--vary paste took objects from all layouts that the command was given, and which "
+                "these were is not known"
+            )
+
+    def note_segmenters(self, about: Manifest) -> None:
+        """Note other networks that had a say in the samples, and may have learnt elsewhere."""
+        taught = about.of_recipe("model", "label_generator", "off")
+        named = about.filter.segmenter or "train"
+        for what, name in (("generator's label generator", taught), ("label filter", named)):
+            if name not in {"off", "train"}:
+                self._note(
+                    f"what its {what} ({name}) was trained on is not known; it may be more than "
+                    f"the {self.part.fraction:g} of the real pairs"
+                )
+        if about.style_source.may_show_photos:
+            self._note(
+                f"its styles ({about.styles}) may be of photos that segmenters are tested on: "
+                "which ones they are of is not known",
+                Doubt.STYLES,
+            )
 
 
 def digests(place: str) -> dict[str, str]:
-    """Digests of label maps by layout, of a set that kept them."""
-    return {key: label_digest(digest) for key, digest in _layout_digests(place).items()}
+    """Digests of label maps by layout, of a set that kept them; else empty."""
+    return {key: label_digest(digest) for key, digest in _layout_digests(place)}
 
 
-def _layout_digests(place: str) -> dict[str, str]:
+def _layout_digests(place: str) -> Iterator[tuple[str, str]]:
     store = open_store(place)
-    found: dict[str, str] = {}
     for name in stage_names(store):
         stage = StageRecord.model_validate_json(store.read(name))
-        found |= zip(stage.keys, stage.digests, strict=True)
-    return found
+        yield from zip(stage.keys, stage.digests, strict=True)
 
 
 def layouts(place: str) -> dict[str, str | None]:
@@ -188,186 +336,3 @@ def layouts(place: str) -> dict[str, str | None]:
     dataset = SampleDataset(place)
     raws = (dataset.raw(index) for index in range(len(dataset)))
     return {str(raw.record.get("source", raw.key)): None for raw in raws}
-
-
-def _check_layouts(place: str, part: Part, about: Manifest | None, found: Findings) -> None:
-    known = layouts(place)
-    grouped: dict[Membership, list[str]] = {}
-    for key, digest in known.items():
-        grouped.setdefault(part.membership(key, digest), []).append(key)
-
-    def some(membership: Membership) -> str:
-        keys = grouped[membership]
-        return f"{place}: {len(keys)} of {len(known)} layouts (first: {keys[0]})"
-
-    held = " and ".join(sorted(part.held_splits))
-    if Membership.HELD in grouped:
-        found.faults.append(
-            f"{some(Membership.HELD)} are of {held}, which nobody may learn from; sample layouts "
-            f"of the split {part.split}: ecgan sample --split {part.split} --num N"
-        )
-    if Membership.UNCLEAR in grouped:
-        found.faults.append(
-            f"{some(Membership.UNCLEAR)} have a key that the split {part.split} shares with "
-            f"{held}, and the set does not say which label map it was made from; give the set with "
-            f"its folder {HIDDEN}, or give files of different splits different names"
-        )
-    outside = [one for one in (Membership.TRAIN, Membership.OTHER) if one in grouped]
-    if part.fraction < 1:
-        found.faults += [
-            f"{some(one)} are not of the {part.fraction:g} of the real pairs that they shall be "
-            f"added to; sample with a generator of that part: {command(part.fraction)}"
-            for one in outside
-        ]
-    elif Membership.OTHER in outside:
-        found.notes.append(
-            f"{some(Membership.OTHER)} are of label maps that are not in the real data set"
-        )
-    if about is not None and "paste" in about.vary and not _is_whole_part(place, part, about):
-        found.notes.append(
-            f"{place}: --vary paste took objects from all layouts that the command was given, and "
-            "which these were is not known"
-        )
-
-
-def _is_whole_part(place: str, part: Part, about: Manifest) -> bool:
-    """Whether the layouts that the command was given are those of the part, one and all."""
-    given = _layout_digests(place)
-    same = layouts_digest(given.items()) == about.fingerprint.labels
-    return same and all(
-        part.membership(key, label_digest(digest)) is Membership.PART
-        for key, digest in given.items()
-    )
-
-
-def _check_generator(
-    place: str,
-    part: Part,
-    about: Manifest | None,
-    generators: Generators,
-    found: Findings,
-    *,
-    take_unknown: bool,
-) -> None:
-    trained_on, share = part.split, 1.0
-    if about is not None:
-        trained_on = about.of_recipe("data", "split", trained_on)
-        share = about.of_recipe("data", "fraction", share)
-    if trained_on in part.held_splits:
-        found.faults.append(f"{place}: its generator was trained on the split {trained_on}")
-        return
-    if about is not None and share > part.fraction:
-        found.faults.append(
-            f"{place}: its generator was trained on {share:g} of the real pairs, more than the "
-            f"{part.fraction:g} that its samples shall be added to: {command(part.fraction)}"
-        )
-        return
-    digest = "" if about is None else about.fingerprint.checkpoint or ""
-    told = None if about is None else about.provenance
-    seen = frozenset(told.seen if told else ()) or generators.seen(digest)
-    if seen:
-        _check_seen(place, part, seen, found, by_key=trained_on == part.split)
-        names = () if about is None else about.class_list(place).names
-        before = generators.inherited(digest)
-        _check_inherited(place, part, before, names, found, take_unknown=take_unknown)
-    elif take_unknown:
-        found.doubt(
-            Doubt.GENERATOR,
-            f"{place}: what its generator was trained on is not known; it may have seen the photos "
-            "that segmenters are tested on (taken on request)",
-        )
-    else:
-        named = f" (SHA-256 {digest[:12]}..., in no runs/*/)" if digest else ""
-        found.faults.append(
-            f"{place}: what its generator{named} was trained on is not known: it may have seen "
-            "what segmenters are tested on. Run where its run folder is in runs/, or take the set "
-            "all the same with --unknown-generator: the report says so then"
-        )
-
-
-def _check_seen(
-    place: str, part: Part, seen: frozenset[str], found: Findings, *, by_key: bool
-) -> None:
-    """Refuse a generator that saw what it should not have.
-
-    Args:
-        place: of the set.
-        part: the real pairs.
-        seen: keys of the layouts that training saw.
-        found: gets the fault.
-        by_key: the generator was trained on the same split, so a key of that split means its pair
-            also where another split shares it.
-    """
-    held = part.held.keys - part.train.keys if by_key else part.held.keys
-    wrong = seen & held if part.fraction == 1 else (seen & held) | (seen - part.own.keys)
-    if wrong:
-        what = (
-            f"the {part.fraction:g} of the real pairs that its samples shall be added to"
-            if part.fraction < 1
-            else f"what may be learnt from: they are of {' and '.join(sorted(part.held_splits))}"
-        )
-        found.faults.append(
-            f"{place}: its generator saw {len(wrong)} of its {len(seen)} layouts (first: "
-            f"{min(wrong)}) outside of {what}"
-        )
-
-
-def _check_inherited(
-    place: str,
-    part: Part,
-    inherited: Sequence[InheritedTraining],
-    names: Sequence[str],
-    found: Findings,
-    *,
-    take_unknown: bool,
-) -> None:
-    """Refuse a generator that started (``--init``) from one that saw what it should not have.
-
-    One of other classes is of another data set, whose keys mean nothing here.
-    """
-    for one in inherited:
-        started = f"its generator started from another (SHA-256 {one.sha256[:12]}...)"
-        if not one.keys:
-            what = f"{place}: {started}, and what that one was trained on is not known"
-            if take_unknown:
-                found.doubt(Doubt.GENERATOR, f"{what} (taken on request)")
-            else:
-                found.faults.append(f"{what}; take the set all the same with --unknown-generator")
-            continue
-        beyond = part.train.keys - part.own.keys if part.fraction < 1 else frozenset[str]()
-        wrong = frozenset(one.keys) & ((part.held.keys - part.train.keys) | beyond)
-        if wrong and one.classes == list(names):
-            found.faults.append(
-                f"{place}: {started} that saw {len(wrong)} layouts (first: {min(wrong)}) which "
-                f"segmenters are tested on, or outside of the {part.fraction:g} of the real pairs "
-                "that the samples shall be added to; train it without --init"
-            )
-
-
-def _note_segmenters(place: str, part: Part, about: Manifest | None, found: Findings) -> None:
-    """Other networks that had a say in the samples, and may have learnt elsewhere."""
-    if about is None:
-        return
-    taught = about.of_recipe("model", "label_generator", "off")
-    named = about.filter.segmenter or "train"
-    for what, name in (("generator's label generator", taught), ("label filter", named)):
-        if name not in {"off", "train"}:
-            found.notes.append(
-                f"{place}: what its {what} ({name}) was trained on is not known; it may be more "
-                f"than the {part.fraction:g} of the real pairs"
-            )
-    if about.style_source.may_show_photos:
-        found.doubt(
-            Doubt.STYLES,
-            f"{place}: its styles ({about.styles}) may be of photos that segmenters are "
-            "tested on: which ones they are of is not known",
-        )
-
-
-def command(fraction: float) -> str:
-    """Commands that make a set of samples for a fraction of the real pairs."""
-    share = "" if fraction == 1 else f" --set data.fraction={fraction:g}"
-    return (
-        f"ecgan train --recipe NAME{share} --out runs/NAME{'' if fraction == 1 else '-part'}, then "
-        f"ecgan sample --run runs/NAME{'' if fraction == 1 else '-part'} --num N --out DIR"
-    )

@@ -11,7 +11,7 @@ all that decides it, so that an interrupted experiment goes on with the runs tha
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from ecgan.errors import UserError
 from ecgan.evaluation.downstream import student as students
 from ecgan.evaluation.downstream.experiment import Experiment, Request, check, match_samples
 from ecgan.evaluation.downstream.leakage import Doubt
-from ecgan.evaluation.downstream.student import Run, SegmenterTrainer, StudentConfig
+from ecgan.evaluation.downstream.student import Run, SegmenterTrainer
 from ecgan.evaluation.report.document import (
     Condition,
     Difference,
@@ -50,7 +50,7 @@ def run(request: Request) -> DownstreamReport:
     experiment = check(request)
     found, failed = _results(experiment)
     if not found:
-        raise UserError("--downstream: no run came to its end", [*dict.fromkeys(failed)])
+        raise UserError("ecgan downstream: no run came to its end", [*dict.fromkeys(failed)])
     rows = _rows(experiment, found)
     return DownstreamReport(
         protocol=_protocol(experiment),
@@ -105,63 +105,55 @@ def _kept(path: Path) -> dict[str, Any] | None:
 # What is written
 
 
-@dataclass
-class _Results:
-    """Results of a fraction and a mix, by seed."""
-
-    run: Run
-    by_seed: list[tuple[int, dict[str, Any]]] = field(default_factory=list[Any])
-
-    def values(self, name: str) -> list[float]:
-        return [result[name] for _, result in self.by_seed]
-
-
 def _rows(experiment: Experiment, found: Mapping[Run, Mapping[str, Any]]) -> list[Condition]:
-    conditions: dict[tuple[float, float | None], _Results] = {}
+    conditions: dict[tuple[float, float | None], dict[Run, Mapping[str, Any]]] = {}
     for run in experiment.request.runs:
         if run in found:
-            results = conditions.setdefault((run.fraction, run.mix), _Results(run))
-            results.by_seed.append((run.seed, dict(found[run])))
+            conditions.setdefault((run.fraction, run.mix), {})[run] = found[run]
     return [
         _row(experiment, results, conditions.get((fraction, 0.0)) if mix != 0 else None)
         for (fraction, mix), results in conditions.items()
     ]
 
 
-def _row(experiment: Experiment, results: _Results, real: _Results | None) -> Condition:
-    run, config = results.run, experiment.config
-    names = config.space.names_for_evaluation
-    sets = config.samples[run.fraction] if run.mix != 0 else ()
-    miou, accuracy = (_spread(results.values(name)) for name in ("miou", "accuracy"))
+def _row(
+    experiment: Experiment,
+    results: Mapping[Run, Mapping[str, Any]],
+    real: Mapping[Run, Mapping[str, Any]] | None,
+) -> Condition:
+    """A condition's results over seeds, compared with real pairs only where there are those."""
+    run, config = next(iter(results)), experiment.config
+    scores = [
+        SeedScore(seed=one.seed, miou=result["miou"], accuracy=result["accuracy"])
+        for one, result in results.items()
+    ]
+    mious = [one.miou for one in scores]
     return Condition(
         name=run.name,
         real_fraction=run.fraction,
         mix=run.mix,
         real_images=0 if run.mix is None else len(config.parts[run.fraction]),
-        synthetic_images=sum(map(len, sets)),
-        runs=[
-            SeedScore(seed=seed, miou=result["miou"], accuracy=result["accuracy"])
-            for seed, result in results.by_seed
-        ],
-        miou=miou,
-        accuracy=accuracy,
+        synthetic_images=0 if run.mix == 0 else sum(map(len, config.samples[run.fraction])),
+        runs=scores,
+        miou=_spread(mious),
+        accuracy=_spread([one.accuracy for one in scores]),
         per_class={
-            name: _spread([x for _, r in results.by_seed if (x := r["iou"][c]) is not None])
-            for c, name in enumerate(names)
+            name: _spread([iou for r in results.values() if (iou := r["iou"][c]) is not None])
+            for c, name in enumerate(config.space.names_for_evaluation)
         },
-        against_real=None if real is None else _against(real, results),
+        against_real=None if real is None else _against([r["miou"] for r in real.values()], mious),
     )
 
 
 def _spread(values: Sequence[float]) -> Spread:
-    """Over seeds; of a class, over those in which it occurs or is predicted."""
+    """Spread over seeds; of a class, over those in which it occurs or is predicted."""
     if not values:
         return Spread(mean=None, std=None)
     return Spread(**statistics.over_runs(values)._asdict())
 
 
-def _against(real: _Results, results: _Results) -> Difference:
-    found = statistics.difference(real.values("miou"), results.values("miou"))
+def _against(real: Sequence[float], mixed: Sequence[float]) -> Difference:
+    found = statistics.difference(real, mixed)
     return Difference(
         difference=found.value,
         low=found.low,
@@ -194,33 +186,20 @@ def _missing(request: Request) -> list[str]:
     return notes
 
 
-def _generators(experiment: Experiment) -> str:
-    """What is known of the samples' generators."""
-    if not experiment.places:
-        return "none"
-    if Doubt.GENERATOR in experiment.doubts:
-        return "what some of them were trained on is not known; taken on request (see the notes)"
-    if Doubt.STYLES in experiment.doubts:
-        return "none saw a held-out pair in its training; its styles may (see the notes)"
-    return "none saw a held-out pair, or one outside of the real part"
-
-
-def _student(config: StudentConfig) -> str:
-    if config.segmenter is not None:
-        return f"{config.segmenter}, fine-tuned, the same for all"
-    if config.training.architecture == "unet":
-        return ARCHITECTURES["unet"]
-    return f"SegFormer of width {config.training.channels}, from scratch"
-
-
 def _protocol(experiment: Experiment) -> dict[str, str]:
-    request, config = experiment.request, experiment.config
+    request, config, training = experiment.request, experiment.config, experiment.config.training
     height, width = config.real.size
+    generators = "none saw a held-out pair, or one outside of the real part"
+    student = f"SegFormer of width {training.channels}, from scratch"
+    if config.segmenter is not None:
+        student = f"{config.segmenter}, fine-tuned, the same for all"
+    elif training.architecture == "unet":
+        student = ARCHITECTURES["unet"]
     return {
         "reference": str(request.root),
         "samples": ", ".join(experiment.places) or "none",
-        "student": _student(config),
-        "budget": f"{config.steps} steps of {config.training.batch} images for every "
+        "student": student,
+        "budget": f"{config.steps} steps of {training.batch} images for every "
         "condition, so real pairs are seen less often where samples are mixed in",
         "schedule": "AdamW, gradients clipped at 1, rate up over a tenth of the steps, then "
         "linearly to 0; cross entropy over labelled pixels",
@@ -241,5 +220,7 @@ def _protocol(experiment: Experiment) -> dict[str, str]:
         "larger": "the interval of the difference leaves out 0",
         "precision": "bfloat16 autocast in training on CUDA, else float32; tests float32",
         "held_out": "samples of val and test layouts are refused",
-        "generators": _generators(experiment),
+        "generators": next((d for d in Doubt if d in experiment.doubts), generators)
+        if experiment.places
+        else "none",
     }

@@ -30,7 +30,7 @@ from ecgan.data import transforms
 from ecgan.data.loader import TripleDataset, ordered_batches, to_device, to_images
 from ecgan.data.transforms import Sample
 from ecgan.errors import UserError
-from ecgan.evaluation.sources import Samples
+from ecgan.evaluation.sources import Photos, Samples
 from ecgan.labels import Labels, LabelSpace
 from ecgan.metrics.segmentation import PerImageConfusion, agreement
 from ecgan.recipe_schema import DownstreamTraining
@@ -42,10 +42,9 @@ from ecgan.segmentation.segmenter import Normalisation
 from ecgan.segmentation.training import (
     VOID,
     SegmenterOptimizer,
+    fit,
     new_network,
-    pixel_loss,
 )
-from ecgan.shards.records import decoded
 
 MOST_ZOOM = 1.5  # a random window of 1/zoom of each side fills the picture
 _TEST_BATCH = 16
@@ -57,12 +56,12 @@ _FINE_RATES = 6e-5, 6e-4
 
 @dataclass(frozen=True)
 class Run:
-    """A job: train and test one student.
+    """A job: the training and test of one student.
 
     Attributes:
-        fraction: of the real pairs.
+        fraction: fraction of the real pairs.
         mix: samples for each real pair; None: samples only.
-        seed: of the weights and of all draws.
+        seed: seed of the weights and of all draws.
     """
 
     fraction: float
@@ -71,12 +70,12 @@ class Run:
 
     @property
     def share(self) -> float:
-        """Of the samples among what the student sees, r / (1 + r)."""
+        """Share of samples among what the student sees, r / (1 + r)."""
         return 1.0 if self.mix is None else self.mix / (1 + self.mix)
 
     @property
     def name(self) -> str:
-        """What the student learns from."""
+        """Training data of the student, in words."""
         part = "" if self.fraction == 1 else f" ({self.fraction * 100:g} %)"
         if self.mix is None:
             return f"synthetic only{part}"
@@ -88,19 +87,19 @@ class Run:
 
 @dataclass(frozen=True)
 class StudentConfig:
-    """What is the same for all students of an experiment; small enough for another machine.
+    """Configuration of all students, small enough to be sent to another machine.
 
     Attributes:
         real: the training split, whole pictures at the size of the samples.
-        parts: numbers of its pairs in each fraction.
+        parts: indices of its pairs in each fraction.
         samples: sets of samples for each fraction.
-        test: what students are tested on.
-        space: the classes.
+        test: pairs of the tested split.
+        space: class list.
         training: architecture and length of training.
-        segmenter: to fine-tune, by path or name; None: a SegFormer from scratch.
-        flip: mirror half of what is seen.
+        segmenter: segmenter to fine-tune, by path or name; None: one from scratch.
+        flip: mirror half of the images.
         device: device of each worker.
-        threads: of torch in each worker; None: as they are.
+        threads: torch's threads of each worker; None: as torch has them.
         loaders: threads of each worker that prepare pairs.
     """
 
@@ -118,22 +117,22 @@ class StudentConfig:
 
     @property
     def steps(self) -> int:
-        """Of training."""
+        """Number of training steps."""
         return max(1, self.training.images // self.training.batch)
 
 
 class Pair(NamedTuple):
-    """What a student sees at once."""
+    """An image with its label map."""
 
     image: npt.NDArray[np.uint8]  # (H, W, 3)
     label: Labels  # (H, W), evaluation ids
 
 
 class Draws(NamedTuple):
-    """What a student sees, position by position."""
+    """Images that a student sees, position by position."""
 
-    synthetic: npt.NDArray[np.bool_]  # (T,): a sample, not a real pair
-    indices: npt.NDArray[np.int64]  # (T,): which one
+    synthetic: npt.NDArray[np.bool_]  # (T,): whether it is a sample, not a real pair
+    indices: npt.NDArray[np.int64]  # (T,): its index among the samples, or the real pairs
 
 
 def draws(seed: int, share: float, num_real: int, num_synthetic: int, total: int) -> Draws:
@@ -145,10 +144,10 @@ def draws(seed: int, share: float, num_real: int, num_synthetic: int, total: int
     epoch with a permutation of its own; samples likewise.
 
     Args:
-        seed: of the student.
-        share: of samples, 0 to 1.
-        num_real: real pairs that there are.
-        num_synthetic: samples that there are.
+        seed: seed of the student.
+        share: share of samples, 0 to 1.
+        num_real: number of real pairs.
+        num_synthetic: number of samples.
         total: T.
     """
     chance = [
@@ -168,12 +167,12 @@ def draws(seed: int, share: float, num_real: int, num_synthetic: int, total: int
 
 
 def augment(pair: Pair, rng: np.random.Generator, *, flip: bool) -> Pair:
-    """Zoom into a random window, by up to MOST_ZOOM, and mirror every other picture.
+    """Zoom into a random window, by up to MOST_ZOOM, and mirror every other image.
 
     Args:
-        pair: of one size; so is what comes out.
-        rng: of the draws.
-        flip: mirror at all.
+        pair: image and label map; the result has their size.
+        rng: source of the draws.
+        flip: mirror every other image; else none.
     """
     size = pair.label.shape[0], pair.label.shape[1]
     zoom = rng.uniform(1, MOST_ZOOM)
@@ -224,24 +223,24 @@ class SegmenterTrainer:
     def _train(self, run: Run) -> tuple[nn.Module, Normalisation, float]:
         config, device = self.config, self.device
         network, normalisation, rates = self._beginner(run.seed)
-        network = network.to(device).train()
+        network = network.to(device)
         optimizer = SegmenterOptimizer(_by_rate(network, *rates), config.steps)
-        losses: list[Tensor] = []
         with closing(self._batches(run)) as batches:
-            for images, labels in islice(batches, config.steps):
-                inputs = _normalised(uploaded(images, device), normalisation)
-                with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                    logits = network(pixel_values=inputs).logits
-                loss = pixel_loss(logits.float(), uploaded(labels, device))
-                optimizer.step(loss)
-                losses.append(loss.detach())
-        final = float(torch.stack(losses[-max(1, config.steps // 10) :]).mean())
+            final = fit(
+                network,
+                optimizer,
+                (
+                    (_normalised(uploaded(images, device), normalisation), uploaded(labels, device))
+                    for images, labels in batches
+                ),
+                mixed_precision=True,
+            )
         if not math.isfinite(final):
             raise UserError(f"{run}: the training diverged (loss {final})")
         return network.eval(), normalisation, final
 
     def _beginner(self, seed: int) -> tuple[nn.Module, Normalisation, tuple[float, float]]:
-        """A student that has seen nothing yet, and its rates: of the encoder, of the rest."""
+        """An untrained student, and the learning rates of its encoder and of the rest."""
         config = self.config
         names = config.space.names_for_evaluation
         if config.segmenter is None:
@@ -252,16 +251,20 @@ class SegmenterTrainer:
     # What it learns from
 
     def _batches(self, run: Run) -> Generator[tuple[Tensor, Tensor], None, None]:
-        """Bytes (B, 3, H, W) and labels (B, H, W) of each step, prepared ahead by threads."""
+        """Images (B, 3, H, W) and labels (B, H, W) of each step, prepared ahead by threads."""
         config, batch = self.config, self.config.training.batch
         total = config.steps * batch
         sets = config.samples.get(run.fraction, ())
-        own = config.parts[run.fraction]
-        plan = draws(run.seed, run.share, len(own), sum(map(len, sets)), total)
+        real = Photos(config.real, config.parts[run.fraction])
+        plan = draws(run.seed, run.share, len(real), sum(map(len, sets)), total)
 
         def prepare(position: int) -> tuple[Tensor, Tensor]:
             index = int(plan.indices[position])
-            pair = self._sample(sets, index) if plan.synthetic[position] else self._real(own[index])
+            if plan.synthetic[position]:
+                pair = self._sample(sets, index)
+            else:
+                (photo,) = real.scenes(index, index + 1)
+                pair = Pair(photo.image, photo.label)
             rng = numpy_generator(run.seed, NumpyStream.STUDENT_CROP, position)
             image, label = augment(pair, rng, flip=config.flip)
             known = label < config.space.num_evaluation_classes
@@ -275,23 +278,11 @@ class SegmenterTrainer:
                 images, labels = (torch.stack(part) for part in zip(*pairs, strict=True))
                 yield images.permute(0, 3, 1, 2), labels
 
-    def _real(self, index: int) -> Pair:
-        sample = self.config.real.load_plain(index)
-        assert sample.image is not None
-        return Pair(sample.image, self.config.space.to_evaluation(sample.label))
-
     def _sample(self, sets: tuple[Samples, ...], index: int) -> Pair:
         for samples in sets:
             if index < len(samples):
-                with self._lock:
-                    raw = samples.dataset.raw(index)
-                sample = decoded(raw, samples.place)
-                if sample.label.shape != samples.size or sample.image.shape[:2] != samples.size:
-                    raise UserError(
-                        f"{samples.place}: {sample.key} is not of {samples.size[0]} x "
-                        f"{samples.size[1]}, as the first sample is; all must be of one size"
-                    )
-                return Pair(sample.image, samples.label_of(sample))
+                scene = samples.scene(index, self._lock)
+                return Pair(scene.image, scene.label)
             index -= len(samples)
         raise AssertionError(index)
 
@@ -318,7 +309,7 @@ class SegmenterTrainer:
 
 
 def _by_rate(network: nn.Module, encoder: float, rest: float) -> dict[float, list[nn.Parameter]]:
-    """What is trained, by its rate."""
+    """Parameters by their learning rate."""
     if encoder == rest:
         return {rest: list(network.parameters())}
     inner = getattr(network, "backbone", None) or getattr(network, "encoder", None)
@@ -329,7 +320,7 @@ def _by_rate(network: nn.Module, encoder: float, rest: float) -> dict[float, lis
 
 
 def _normalised(images: Tensor | None, normalisation: Normalisation) -> Tensor:
-    """Bytes (B, 3, H, W) as a network expects them."""
+    """Images in bytes, (B, 3, H, W), as a network expects them."""
     assert images is not None
     both = torch.tensor([normalisation.mean, normalisation.std])
     mean, std = uploaded(both, images.device).view(2, 3, 1, 1)

@@ -49,11 +49,7 @@ from tests.helpers.tiny import NAMES, SIZE
     ],
 )
 def test_sentences_say_whether_a_difference_is_larger_than_the_spread(real, mixed, larger, text):
-    sides = [
-        downstream._Results(Run(1.0, mix, 0), [(s, {"miou": v}) for s, v in enumerate(values)])
-        for mix, values in ((0.0, real), (1.0, mixed))
-    ]
-    against = downstream._against(*sides)
+    against = downstream._against(real, mixed)
     assert against.larger == larger
     assert against.low < against.difference < against.high
     assert text in downstream._sentence("real + 1x synthetic", against, len(mixed))

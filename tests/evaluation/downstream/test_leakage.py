@@ -216,11 +216,11 @@ def test_styles_of_photos_are_noted(world, tmp_path):
     assert "its styles (photos) may be of photos that segmenters are tested on" in note
 
 
-def test_a_generator_of_more_than_the_fraction_is_refused_by_its_recipe(world, tmp_path):
+def test_samples_of_a_generator_of_more_than_the_fraction_are_not_used(world, tmp_path):
     request = request_of(world, tmp_path, fractions=(0.3,), generators=(), unknown_generator=True)
-    whole = world / "whole" / "samples"
-    text = refusal(replace(request, samples={0.3: (whole,)}))
-    assert "was trained on 1 of the real pairs, more than the 0.3" in text
+    assert "--real-fraction 0.3: no samples for it" in refusal(request)
+    (note,) = downstream.check(replace(request, mixes=(0.0,))).notes
+    assert "made by a generator of 1 of the real pairs, which is none of the fractions" in note
 
 
 def test_a_generator_of_the_tested_split_is_refused(world, tmp_path):
@@ -245,9 +245,7 @@ def test_a_key_of_another_split_is_no_proof(tmp_path):
         (False, {"scene-00"}, True),
         (False, {"b"}, False),
     ):
-        found = leaks.Findings()
-        leaks._check_seen("here", part, frozenset(seen), found, by_key=by_key)
-        assert bool(found.faults) == refused
+        assert bool(part.forbidden(seen, same_split=by_key)) == refused
 
 
 def test_an_unknown_generator_is_refused_unless_taken_on_request(world, tmp_path):
@@ -256,7 +254,7 @@ def test_an_unknown_generator_is_refused_unless_taken_on_request(world, tmp_path
     assert "what its generator (SHA-256 " in text
     assert "--unknown-generator" in text
     (note,) = downstream.check(replace(request, unknown_generator=True)).notes
-    assert "what its generator was trained on is not known" in note
+    assert "was trained on is not known (taken on request)" in note
     write_plain(tmp_path / "plain", world / "real", ("scene-00", "scene-01"))
     plain = replace(request, samples=(tmp_path / "plain",))
     assert "what its generator was trained on is not known" in refusal(plain)
@@ -335,7 +333,7 @@ def test_a_whole_part_with_instance_maps_is_known_as_such(world, tmp_path):
         Image.fromarray(np.array(Image.open(path)).astype(np.uint16)).save(folder / path.name)
     make_pasted(tmp_path / "all", real, data={"instances": True}, n_styles=1)
     place = tmp_path / "all" / "samples"
-    assert len(next(iter(leaks._layout_digests(str(place)).values()))) == 32, "two files"
+    assert len(next(leaks._layout_digests(str(place)))[1]) == 32, "two files"
     request = request_of(
         world, tmp_path, samples=(place,), generators=(tmp_path / "all" / checkpoint.GENERATOR,)
     )

@@ -14,13 +14,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from importlib import resources
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from ecgan import class_lists
 from ecgan.errors import UserError
 
 Labels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
@@ -208,34 +208,15 @@ def load_label_space(path: Path) -> LabelSpace:
 def builtin(dataset: str) -> LabelSpace:
     """Class list of a data set of the paper: ``cityscapes``, ``ade20k`` or ``coco_stuff``.
 
-    Ids are those of the generator. ADE20K's label files hold them plus one, with 0 for unlabelled
-    pixels; ``ecgan.data.datasets`` subtracts it when it reads them.
+    Ids are those of the generator. Cityscapes: raw ids, of which 19 are scored; its authors call
+    license plate -1 and never draw it. ADE20K (SceneParse150): label files hold the ids plus one,
+    with 0 for unlabelled pixels; ``ecgan.data.datasets`` subtracts it when it reads them.
+    COCO-Stuff: eleven ids never occur.
     """
-    match dataset:
-        case "cityscapes":
-            return _cityscapes()
-        case "ade20k":
-            return _named(class_lists.ADE20K)
-        case "coco_stuff":
-            return _named(class_lists.COCO_STUFF)
-        case _:
-            raise ValueError(f"no class list for {dataset!r}")
-
-
-def _cityscapes() -> LabelSpace:
-    """35 raw ids, every pixel has one; 19 of them are scored."""
-    entries = class_lists.CITYSCAPES
-    scored = {number: name for name, _, number in entries if number is not None}
-    return LabelSpace(
-        tuple(LabelClass(i, name, color) for i, (name, color, _) in enumerate(entries)),
-        ignore=None,
-        evaluation=tuple(255 if number is None else number for _, _, number in entries),
-        evaluation_names=tuple(scored[number] for number in sorted(scored)),
-    )
-
-
-def _named(names: Sequence[str]) -> LabelSpace:
-    return LabelSpace(tuple(LabelClass(i, n, default_color(i)) for i, n in enumerate(names)))
+    file = resources.files("ecgan").joinpath("class_lists", f"{dataset}.json")
+    if not file.is_file():
+        raise ValueError(f"no class list for {dataset!r}")
+    return from_json(json.loads(file.read_text(encoding="utf-8")), dataset)
 
 
 def default_color(index: int) -> tuple[int, int, int]:

@@ -258,7 +258,6 @@ _ROLES = {
     "ops": "arithmetic, Triton kernels",
     "runtime": "processes, storage, devices",
     "labels": "class lists' meaning",
-    "class_lists": "names and ids",
     "visualization": "grids, colours",
     "seeds": "seeds of all draws",
     "errors": "UserError",

@@ -11,7 +11,7 @@ Shape legend:
 import atexit
 import signal
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -43,16 +43,17 @@ class Batch(NamedTuple):
     boundary: Tensor | None  # (B, 1, H, W), uint8: 0 or 1
 
 
+@dataclass(eq=False)
 class TripleDataset(Dataset[Sample]):
     """Items of a data set, read and prepared for training, by position.
 
-    Args:
+    Attributes:
         items: items sorted by key.
         space: class list.
         dataset: directory structure, which decides what the numbers in label files mean.
         height: height of the prepared samples.
         width: width of the prepared samples.
-        resize_to: size before the random crop; default: no crop.
+        resize_to: size before the random crop; None: no crop.
         flip: mirror half of the training samples.
         train: shuffle, crop and mirror; else positions are items in the order of their keys.
         seed: seed of every draw.
@@ -60,36 +61,40 @@ class TripleDataset(Dataset[Sample]):
         boundary: read instance ids and mark their boundaries.
     """
 
-    def __init__(  # noqa: PLR0913
-        self,
-        items: Sequence[Item],
-        space: LabelSpace,
-        dataset: str,
-        *,
-        height: int,
-        width: int,
-        resize_to: Size | None = None,
-        flip: bool = False,
-        train: bool = True,
-        seed: int = 0,
-        edges: Edges = "canny",
-        boundary: bool = False,
-    ) -> None:
-        if not items:
+    items: Sequence[Item]
+    space: LabelSpace
+    dataset: str
+    _: KW_ONLY
+    height: int
+    width: int
+    resize_to: Size | None = None
+    flip: bool = False
+    train: bool = True
+    seed: int = 0
+    edges: Edges = "canny"
+    boundary: bool = False
+    _order: tuple[int, np.ndarray] | None = field(default=None, init=False)  # epoch, permutation
+    _cache: dict[int, Sample] | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        """Raise UserError where there is no item."""
+        if not self.items:
             raise UserError("the data set is empty: there is nothing to load")
-        self.items = tuple(items)
-        self.keys = tuple(item.key for item in items)
-        self.space = space
-        self.dataset = dataset
-        self.size: Size = height, width
-        self.resize_to: Size = resize_to or self.size
-        self.flip = flip
-        self.train = train
-        self.seed = seed
-        self.edges: Edges = edges
-        self.boundary = boundary
-        self._order: tuple[int, np.ndarray] | None = None  # epoch and its permutation
-        self._cache: dict[int, Sample] | None = None
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Keys of the items."""
+        return tuple(item.key for item in self.items)
+
+    @property
+    def size(self) -> Size:
+        """Height and width of the prepared samples."""
+        return self.height, self.width
+
+    @property
+    def size_before_crop(self) -> Size:
+        """Height and width that items are resized to."""
+        return self.resize_to or self.size
 
     def __len__(self) -> int:
         return len(self.items)
@@ -109,7 +114,7 @@ class TripleDataset(Dataset[Sample]):
 
     def load_plain(self, index: int) -> Sample:
         """Item ``index`` in key order: the whole picture at the training size, not mirrored."""
-        sample = self._resized(index) if self.resize_to == self.size else self._read(index)
+        sample = self._resized(index) if self.size_before_crop == self.size else self._read(index)
         return transforms.cut(sample, self.size, edges=self.edges)
 
     def index(self, position: int) -> int:
@@ -122,15 +127,15 @@ class TripleDataset(Dataset[Sample]):
 
     def keep_in_memory(self) -> None:
         """Keep resized samples from now on, if all of them fit into ``CACHE_BYTES``."""
-        height, width = self.resize_to
+        height, width = self.size_before_crop
         if self._cache is None and len(self) * height * width * 6 <= CACHE_BYTES:
             self._cache = {}
 
     def _resized(self, index: int) -> Sample:
         if self._cache is None:
-            return self._read(index, self.resize_to)
+            return self._read(index, self.size_before_crop)
         if index not in self._cache:
-            self._cache[index] = self._read(index, self.resize_to)
+            self._cache[index] = self._read(index, self.size_before_crop)
         return self._cache[index]
 
     def _read(self, index: int, size: Size | None = None) -> Sample:

@@ -105,7 +105,7 @@ def _calibration_hash(segmenter: Segmenter, dataset: TripleDataset, device: torc
         "files": file_stamps(dataset.items),
         "space": dataset.space.to_json(),
         "dataset": dataset.dataset,
-        "sizes": [dataset.size, dataset.resize_to],
+        "sizes": [dataset.size, dataset.size_before_crop],
         "device": device.type,
     }
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()

@@ -10,6 +10,7 @@ import json
 import logging
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -71,17 +72,8 @@ def train_segmenter(  # noqa: PLR0913  what to learn from, and where
     Raises:
         UserError: the training diverged, or the data cannot be read.
     """
-    pairs = TripleDataset(
-        pairs.items,
-        pairs.space,
-        pairs.dataset,
-        height=pairs.size[0],
-        width=pairs.size[1],
-        resize_to=pairs.resize_to,
-        flip=pairs.flip,
-        seed=pairs.seed if settings.seed is None else settings.seed,
-        edges="none",
-    )
+    seed = pairs.seed if settings.seed is None else settings.seed
+    pairs = replace(pairs, seed=seed, train=True, edges="none", boundary=False)
     names = space.names_for_evaluation if evaluation else space.names
     digest = _data_hash(pairs, space, settings, names, evaluation=evaluation)
     folder = _folder(cache, settings, digest)
@@ -310,7 +302,7 @@ def _data_hash(
         "space": space.to_json(),
         "dataset": pairs.dataset,
         "size": pairs.size,
-        "resize_to": pairs.resize_to,
+        "resize_to": pairs.size_before_crop,
         "flip": pairs.flip,
         "settings": own,
     }

@@ -99,7 +99,7 @@ def write_copy(root, size, out):
     sets = sets_of(root, size)
     dataset = sets[0]
     source = Source(
-        dataset.dataset, root, dataset.space, "train", dataset.resize_to, dataset.size, False
+        dataset.dataset, root, dataset.space, "train", dataset.size_before_crop, dataset.size, False
     )
     write_resized_copy(source, out, threads=os.cpu_count() or 1)
     return time.perf_counter() - start
@@ -211,7 +211,7 @@ def parts(form, batch, images):
             label = timed("label", datasets.read_label, item, dataset.space, dataset.dataset)
             image = timed("photo", datasets.read_image, item)
             sample = Sample(item.key, label, image=image)
-            sample = timed("resize", transforms.resize, sample, dataset.resize_to)
+            sample = timed("resize", transforms.resize, sample, dataset.size_before_crop)
             rng = np.random.default_rng(position)
             samples.append(
                 timed("mirror, edges", transforms.cut, sample, dataset.size, flip=True, rng=rng)

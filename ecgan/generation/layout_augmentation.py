@@ -66,18 +66,13 @@ _UPRIGHT = """
 
 @dataclass(frozen=True, eq=False)
 class Varied:
-    """What became of a scene.
+    """What became of a scene."""
 
-    Attributes:
-        label: (H, W), of the scene's size and type.
-        instances: (H, W); None where the scene has none.
-        done: one sentence in ASCII, at most 200 characters, for the sample's record; empty where
-            nothing could be done, then both maps are the scene's. Rows and columns are those of the
-            mirrored layout before the crop, of the upper left corner.
-    """
-
-    label: Labels
-    instances: Ints | None
+    label: Labels  # (H, W), of the scene's size and type
+    instances: Ints | None  # (H, W); None where the scene has none
+    # One sentence in ASCII, at most 200 characters, for the sample's record; empty where nothing
+    # could be done, then both maps are the scene's. Rows and columns are those of the mirrored
+    # layout before the crop, of the upper left corner.
     done: str
 
 

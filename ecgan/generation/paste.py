@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from ecgan.data.transforms import resize_nearest
 from ecgan.labels import Labels
@@ -84,54 +86,40 @@ class _Piece:
         return self.top + self.mask.shape[0] - 1
 
     @property
+    def width(self) -> int:
+        return self.mask.shape[1]
+
+    @property
     def right(self) -> int:
         """Its last column."""
-        return self.left + self.mask.shape[1] - 1
+        return self.left + self.width - 1
 
 
 @dataclass(frozen=True, eq=False)
 class _Layout:
-    """A layout, and what stands in it.
-
-    Attributes:
-        scene: label and instance ids.
-        pieces: of thing classes.
-        owner: number of the piece that a pixel belongs to, -1 on all else; (H, W).
-        feet: row down to which what stands here reaches, -1 on the ground; (H, W). A thing reaches
-            down to its bottom edge, anything else upright as far as it goes in its column.
-        begins: the first row of which a fiftieth is ground.
-    """
+    """A layout, and what stands in it."""
 
     scene: Scene
-    pieces: list[_Piece]
-    owner: Ints
+    pieces: list[_Piece]  # of thing classes
+    owner: Ints  # number of the piece that a pixel belongs to, -1 on all else; (H, W)
+    # Row down to which what stands here reaches, -1 on the ground; (H, W). A thing reaches down to
+    # its bottom edge, anything else upright as far as it goes in its column.
     feet: Ints
-    begins: int
+    begins: int  # the first row of which a fiftieth is ground
 
 
 @dataclass(frozen=True, eq=False)
 class _Object:
-    """What moves: pieces that belong together, whole, with the ground below them.
+    """What moves: pieces that belong together, whole, with the ground below them."""
 
-    Attributes:
-        key: of the layout it comes from.
-        begins: where the ground begins there.
-        bottom: its last row there.
-        kinds: class of each pixel of its box.
-        parts: number of the piece of each pixel of its box, from 1; 0 outside of the object.
-        stands: class of the piece that stands lowest.
-        height: of that piece.
-        support: class of the ground right below.
-    """
-
-    key: str
-    begins: int
-    bottom: int
-    kinds: Labels
-    parts: Ints
-    stands: int
-    height: int
-    support: int
+    key: str  # of the layout it comes from
+    begins: int  # row at which the ground begins there
+    bottom: int  # its last row there
+    kinds: Labels  # class of each pixel of its box
+    parts: Ints  # number of the piece of each pixel of its box, from 1; 0 outside of the object
+    stands: int  # class of the piece that stands lowest
+    height: int  # of that piece
+    support: int  # class of the ground right below
 
 
 @dataclass(frozen=True)
@@ -198,13 +186,7 @@ def paste(
 
 
 def _survey(scene: Scene, things: frozenset[int], upright: Mask) -> _Layout:
-    """Find what stands in a layout.
-
-    Args:
-        scene: the layout.
-        things: thing classes.
-        upright: for each value of a label whether such pixels are no ground; (ignore_index + 1,).
-    """
+    """Find what stands in a layout; ``upright`` says of each label id whether it is no ground."""
     pieces = list(_pieces(scene, things))
     owner = np.full(scene.label.shape, -1, np.int32)
     for number, piece in enumerate(pieces):
@@ -260,25 +242,22 @@ def _groups(layout: _Layout) -> list[list[_Piece]]:
 
     One is above the other where they share half of the columns of the narrower one.
     """
-    pieces, leader = layout.pieces, list(range(len(layout.pieces)))
+    pieces = layout.pieces
 
-    def lead(number: int) -> int:
-        while leader[number] != number:
-            number = leader[number]
-        return number
-
-    for one, other in _touching(layout.owner):
+    def above(one: int, other: int) -> bool:
         a, b = pieces[one], pieces[other]
         shared = min(a.right, b.right) - max(a.left, b.left) + 1
-        if a.kind != b.kind and 2 * shared >= min(a.mask.shape[1], b.mask.shape[1]):
-            leader[lead(other)] = lead(one)
+        return a.kind != b.kind and 2 * shared >= min(a.width, b.width)
+
+    pairs = np.array([pair for pair in _touching(layout.owner) if above(*pair)], int).reshape(-1, 2)
+    graph = coo_array((np.ones(len(pairs)), tuple(pairs.T)), (len(pieces), len(pieces)))
     groups: dict[int, list[_Piece]] = {}
-    for number, piece in enumerate(pieces):
-        groups.setdefault(lead(number), []).append(piece)
+    for number, piece in zip(connected_components(graph)[1].tolist(), pieces, strict=True):
+        groups.setdefault(number, []).append(piece)
     return list(groups.values())
 
 
-def _touching(owner: Ints) -> list[tuple[int, int]]:
+def _touching(owner: Ints) -> set[tuple[int, int]]:
     """Numbers of pieces that have neighbouring pixels, of the eight."""
     pairs: set[tuple[int, int]] = set()
     for here, there in (
@@ -289,7 +268,7 @@ def _touching(owner: Ints) -> list[tuple[int, int]]:
     ):
         border = (here != there) & (here >= 0) & (there >= 0)
         pairs.update(zip(here[border].tolist(), there[border].tolist(), strict=True))
-    return sorted(pairs)
+    return pairs
 
 
 def _object(layout: _Layout, group: Sequence[_Piece]) -> _Object | None:

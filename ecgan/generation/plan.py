@@ -28,42 +28,33 @@ NUM_DONORS = 8  # layouts that objects for one varied layout may come from
 
 @dataclass(frozen=True)
 class Group:
-    """Styles of one row that lie in one shard.
+    """Styles of one row that lie in one shard."""
 
-    Attributes:
-        item: the layout's files.
-        key: of the row; that of the layout, with ``-vN`` for its N-th varied form.
-        source: key of the layout itself.
-        variant: N; 0 for the layout as it is.
-        first: number of the first style.
-        count: how many styles.
-        fold: which of the filter's segmenters may judge it.
-        donors: layouts whose objects may be pasted into it.
-    """
+    item: Item  # the layout's files
+    variant: int  # N for the N-th varied form of the layout; 0 for the layout as it is
+    first: int  # number of the first style
+    count: int  # how many styles
+    fold: int = 0  # which of the filter's segmenters may judge it
+    donors: tuple[Item, ...] = ()  # layouts whose objects may be pasted into it
 
-    item: Item
-    key: str
-    source: str
-    variant: int
-    first: int
-    count: int
-    fold: int = 0
-    donors: tuple[Item, ...] = ()
+    @property
+    def source(self) -> str:
+        """Key of the layout itself."""
+        return self.item.key
+
+    @property
+    def key(self) -> str:
+        """Key of the row."""
+        return row_key(self.item.key, self.variant)
 
 
 @dataclass(frozen=True)
 class Job:
-    """A shard to make; all that a worker needs beside what is the same for all shards.
+    """A shard to make; all that a worker needs beside what is the same for all shards."""
 
-    Attributes:
-        number: of the shard in the data set.
-        groups: in order.
-        plan: the stage that it belongs to.
-    """
-
-    number: int
-    groups: tuple[Group, ...]
-    plan: str
+    number: int  # of the shard in the data set
+    groups: tuple[Group, ...]  # in order
+    plan: str  # id of the stage that it belongs to
 
     @property
     def samples(self) -> int:
@@ -75,45 +66,33 @@ class Job:
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Rows of a stage, as columns: R rows.
+    """Rows of a stage, as columns: R rows."""
 
-    Attributes:
-        layouts: number of each row's layout among the items, (R,).
-        variants: 0 for the layout itself, N for its N-th varied form, (R,).
-        firsts: number of the first style, (R,); above 0 where an earlier stage has the others.
-        counts: number of styles, at least 1, (R,).
-    """
-
-    layouts: Counts
-    variants: Counts
-    firsts: Counts
-    counts: Counts
+    layouts: Counts  # number of each row's layout among the items, (R,)
+    variants: Counts  # 0 for the layout itself, N for its N-th varied form, (R,)
+    firsts: Counts  # number of the first style, (R,); above 0 where earlier stages have the others
+    counts: Counts  # number of styles, at least 1, (R,)
 
     def __len__(self) -> int:
         return len(self.counts)
 
+    def with_counts(self, firsts: Counts, counts: Counts) -> "Rows":
+        """Rows with other styles, (R,) each; those without a style are left out."""
+        some = counts > 0
+        return Rows(self.layouts[some], self.variants[some], firsts[some], counts[some])
+
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """Samples that were planned together.
+    """Samples that were planned together."""
 
-    Attributes:
-        items: layouts, sorted by key.
-        rows: which of them, how often.
-        first_shard: number of its first shard in the data set.
-        samples_per_shard: all shards but the last have so many.
-        folds: number of the filter's segmenter for each layout, (layouts,); None without a filter.
-        paste: whether varied layouts may get objects of others.
-        plan: hash of everything that decides its samples' bytes.
-    """
-
-    items: Sequence[Item]
-    rows: Rows
-    first_shard: int
-    samples_per_shard: int
-    folds: npt.NDArray[np.int8] | None = None
-    paste: bool = False
-    plan: str = ""
+    items: Sequence[Item]  # layouts, sorted by key
+    rows: Rows  # which of them, how often
+    first_shard: int  # number of its first shard in the data set
+    samples_per_shard: int  # all shards but the last have so many
+    folds: npt.NDArray[np.int8] | None = None  # segmenter of each layout, (layouts,), if any
+    paste: bool = False  # whether varied layouts may get objects of others
+    plan: str = ""  # hash of everything that decides its samples' bytes
 
     @cached_property
     def _starts(self) -> Counts:
@@ -158,20 +137,13 @@ class Stage:
     def first(self, num_samples: int) -> "Stage":
         """Its first samples, in one shard."""
         counts = np.clip(num_samples - self._starts[:-1], 0, self.rows.counts)
-        layouts, variants, firsts, counts = (
-            column[counts > 0]
-            for column in (self.rows.layouts, self.rows.variants, self.rows.firsts, counts)
-        )
-        rows = Rows(layouts, variants, firsts, counts)
+        rows = self.rows.with_counts(self.rows.firsts, counts)
         return replace(self, rows=rows, first_shard=0, samples_per_shard=num_samples)
 
     def _group(self, row: int, skipped: int, count: int) -> Group:
         layout, variant = int(self.rows.layouts[row]), int(self.rows.variants[row])
-        item = self.items[layout]
         return Group(
-            item,
-            row_key(item.key, variant),
-            item.key,
+            self.items[layout],
             variant,
             int(self.rows.firsts[row]) + skipped,
             count,
@@ -263,19 +235,11 @@ def extension(wanted: Stage, earlier: Sequence[Stage]) -> Rows:
             last = int(stage.rows.firsts[row] + stage.rows.counts[row])
             there[key] = max(there.get(key, 0), last)
     firsts = np.array([there.get(wanted.key(row), 0) for row in range(len(wanted.rows))], np.int64)
-    counts = wanted.rows.counts - firsts
-    missing = counts > 0
-    rows = wanted.rows
-    return Rows(rows.layouts[missing], rows.variants[missing], firsts[missing], counts[missing])
+    return wanted.rows.with_counts(firsts, wanted.rows.counts - firsts)
 
 
 def stage_record(stage: Stage, digests: Sequence[str]) -> StageRecord:
-    """Document of a stage.
-
-    Args:
-        stage: stage to keep.
-        digests: digests of the layouts' files, (layouts,).
-    """
+    """Document of a stage; ``digests`` are those of all layouts' files, (layouts,)."""
     used = np.unique(stage.rows.layouts)
     places = np.full(len(stage.items), -1, np.int64)
     places[used] = np.arange(len(used))

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -54,29 +53,17 @@ _MAP_BYTES_PER_PIXEL = 0.4  # label and edge map together
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a call has done.
+    """What a call has done."""
 
-    Attributes:
-        out: the data set.
-        num_samples: in it now.
-        made: samples made by this call.
-        seconds: that they took.
-        bytes: of all shards.
-        made_bytes: of the shards made by this call.
-        failed: what could not be made, one sentence for each shard; empty when all is there.
-        spent: where the time went.
-        filtered: what the label filter did, in words; empty without one.
-    """
-
-    out: str
-    num_samples: int
-    made: int
-    seconds: float
-    bytes: int
-    made_bytes: int = 0
-    failed: tuple[str, ...] = ()
-    spent: StageSeconds = field(default_factory=StageSeconds)
-    filtered: str = ""
+    out: str  # the data set
+    num_samples: int  # in it now
+    made: int  # samples made by this call
+    seconds: float  # that they took
+    bytes: int  # of all shards
+    made_bytes: int = 0  # of the shards made by this call
+    failed: tuple[str, ...] = ()  # a sentence for each shard that could not be made
+    spent: StageSeconds = field(default_factory=StageSeconds)  # where the time went
+    filtered: str = ""  # what the label filter did, in words; empty without one
 
 
 def describe(request: Request) -> str:
@@ -140,20 +127,20 @@ def run(request: Request) -> Outcome:
         prepared.label_cache.save()
         if is_new:
             state.record_stage(plan, prepared.wanted)
-        making = _Generation(request, prepared, state, plan)
+        making = _Generation(prepared, state, plan)
         making.run()
         if not making.failed and store.size(MANIFEST) is None:
-            finish(store, _manifest(request, prepared, making))
+            finish(store, _manifest(prepared, plan, making.committed))
         store.sweep()
     done = making.committed
     return Outcome(
         out=str(request.out),
         num_samples=done.samples,
-        made=making.made,
+        made=making.spent.samples,
         seconds=time.monotonic() - start,
         bytes=done.bytes,
         made_bytes=making.made_bytes,
-        failed=tuple(making.failed),
+        failed=tuple(f"{one.job}: {one.reason}" for one in making.failed),
         spent=making.spent,
         filtered=_filtered(prepared, done),
     )
@@ -190,20 +177,16 @@ def profile(request: Request, num_samples: int) -> str:
 class _Generation:
     """Makes the shards that are missing, and keeps count."""
 
-    def __init__(
-        self, request: Request, prepared: DatasetPlan, state: DatasetState, plan: Plan
-    ) -> None:
-        self.request, self.prepared, self.state, self.plan = request, prepared, state, plan
-        self.committed = state.committed(plan, verify=request.output.verify)
-        self.failed: list[str] = []
-        self._failures: list[str] = []  # lines of failures.jsonl
-        self.made, self.made_bytes = 0, 0
-        settings = prepared.settings
-        self.spent = StageSeconds(settings.encoders, prepared.workers.count)
+    def __init__(self, prepared: DatasetPlan, state: DatasetState, plan: Plan) -> None:
+        self.prepared, self.state, self.plan = prepared, state, plan
+        self.committed = state.committed(plan, verify=prepared.request.output.verify)
+        self.failed: list[Failed[Job]] = []
+        self.made_bytes = 0
+        self.spent = StageSeconds(prepared.settings.encoders, prepared.workers.count)
 
     def run(self) -> None:
-        """Make them; failures are kept in mind and on the disk, and the others are made."""
-        store, plan = self.state.store, self.plan
+        """Make them; a failure is written down, and the others are made."""
+        store, plan, workers = self.state.store, self.plan, self.prepared.workers
         missing = [n for n in range(plan.num_shards) if n not in self.committed.shards]
         store.remove([FAILURES])
         if not missing:
@@ -211,42 +194,45 @@ class _Generation:
         # From here on the data set is not complete, whatever happens
         store.remove([MANIFEST, LOG])
         self.state.uncommit(missing)
-        total = sum(map(plan.samples_in, missing))
         jobs = (plan.job(number) for number in missing)
         make_worker = partial(make_shards, self.prepared.settings)
-        bar = tqdm(total=total, unit="sample", disable=self.request.quiet or None, desc=str(store))
-        with bar:
-            workers = self.prepared.workers
-            with closing(run_jobs(make_worker, jobs, workers)) as outcomes:
-                for outcome in outcomes:
-                    self._note(outcome, bar)
-        self._log()
-
-    def _note(self, outcome: "Done[Job, MadeShard] | Failed[Job]", bar: "tqdm[Any]") -> None:
-        job = outcome.job
-        bar.update(job.samples)
-        if isinstance(outcome, Done):
-            made = outcome.result
-            self.committed.add(job.number, made.shard)
-            self.made += made.shard.samples
-            self.made_bytes += made.shard.bytes
-            self.spent.add(made.seconds, made.elapsed, made.shard.samples)
-            return
-        self.failed.append(f"{job}: {outcome.reason}")
-        line = {"shard": job.number, "attempts": outcome.attempts, "reason": outcome.reason}
-        self._failures.append(json.dumps(line) + "\n")
-        self.state.store.write(FAILURES, "".join(self._failures))
-
-    def _log(self) -> None:
+        with (
+            tqdm(
+                total=sum(map(plan.samples_in, missing)),
+                unit="sample",
+                disable=self.prepared.request.quiet or None,
+                desc=str(store),
+            ) as bar,
+            closing(run_jobs(make_worker, jobs, workers)) as outcomes,
+        ):
+            for outcome in outcomes:
+                bar.update(outcome.job.samples)
+                self._note(outcome)
+        spent = self.spent
         line = {
-            "made": self.made,
+            "made": spent.samples,
             "bytes": self.made_bytes,
-            "workers": self.spent.workers,
-            "encoders": self.spent.encoders,
-            "elapsed": round(self.spent.elapsed, 3),
-            "seconds": {name: round(self.spent.seconds[name], 3) for name in STAGES},
+            "workers": spent.workers,
+            "encoders": spent.encoders,
+            "elapsed": round(spent.elapsed, 3),
+            "seconds": {name: round(spent.seconds[name], 3) for name in STAGES},
         }
-        self.state.store.write(LOG, json.dumps(line) + "\n")
+        store.write(LOG, json.dumps(line) + "\n")
+
+    def _note(self, outcome: Done[Job, MadeShard] | Failed[Job]) -> None:
+        if isinstance(outcome, Done):
+            shard, seconds, elapsed = outcome.result
+            self.committed.add(outcome.job.number, shard)
+            self.made_bytes += shard.bytes
+            self.spent.add(seconds, elapsed, shard.samples)
+            return
+        self.failed.append(outcome)
+        lines = (
+            {"shard": one.job.number, "attempts": one.attempts, "reason": one.reason}
+            for one in self.failed
+        )
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        self.state.store.write(FAILURES, text)
 
 
 def make_shards(settings: planner.GenerationConfig, _: int) -> Callable[[Job], MadeShard]:
@@ -300,11 +286,11 @@ def _estimated_bytes(prepared: DatasetPlan) -> float:
     return height * width * per_pixel + len(prepared.settings.output.mark)
 
 
-def _filtered(prepared: DatasetPlan, committed: Committed) -> str:
+def _filtered(prepared: DatasetPlan, done: Committed) -> str:
     """What the label filter did, in words."""
     if prepared.settings.filter is None:
         return ""
-    totals, count = committed.filter, max(1, committed.samples)
+    totals, count = done.filter, max(1, done.samples)
     return (
         f"filter: {totals.kept / count:.1%} of the labelled pixels kept, consistency "
         f"{totals.consistency / count:.3f}; {totals.inconsistent} inconsistent samples kept, "
@@ -315,9 +301,9 @@ def _filtered(prepared: DatasetPlan, committed: Committed) -> str:
 # The manifest
 
 
-def _manifest(request: Request, prepared: DatasetPlan, making: _Generation) -> Manifest:
-    recipe, output, plan = prepared.recipe, prepared.settings.output, making.plan
-    committed, file, space = making.committed, prepared.file, prepared.space
+def _manifest(prepared: DatasetPlan, plan: Plan, done: Committed) -> Manifest:
+    request, recipe, file = prepared.request, prepared.recipe, prepared.file
+    output, space = prepared.settings.output, prepared.space
     keys = {stage.items[i].key for stage in plan.stages for i in np.unique(stage.rows.layouts)}
     provenance = Provenance(
         digital_source_type=DIGITAL_SOURCE,
@@ -329,7 +315,7 @@ def _manifest(request: Request, prepared: DatasetPlan, making: _Generation) -> M
         versions=prepared.versions,
         format=output.data_format,
         split=SPLIT,
-        samples=committed.samples,
+        samples=done.samples,
         layouts=len(keys),
         seen_layouts=len(keys & set(file.metadata.seen_keys)),
         varied_layouts=sum(int((stage.rows.variants > 0).sum()) for stage in plan.stages),
@@ -339,36 +325,36 @@ def _manifest(request: Request, prepared: DatasetPlan, making: _Generation) -> M
         label_space=request.output.label_space,
         ignore_index=space.ignore_index,
         edge_source=EdgeSource.GENERATOR if recipe.model.edge_generator else EdgeSource.CANNY,
-        boundary_source=_boundary_source(request, prepared),
-        style_source=_style_source(request, prepared),
+        boundary_source=_boundary_source(prepared),
+        style_source=_style_source(prepared),
         seed=request.styles.seed or 0,
         style_seed=request.styles.style_seed,
         balance=request.balance.spread,
         vary=request.layouts.changes,
         license=recipe.sampling.license,
-        filter=_filter_summary(request, prepared, committed),
+        filter=_filter_summary(prepared, done),
         label_generator=LabelGeneratorRecord(**generator) if generator else None,
         recipe=recipe.model_dump(mode="json"),
         fingerprint=prepared.wanted.fingerprint,
         classes=space.to_json(),
         names=space.names_for_evaluation if output.evaluation else space.names,
-        class_pixels=tuple(committed.class_pixels.tolist()),
-        shards=committed.in_order(),
+        class_pixels=tuple(done.class_pixels.tolist()),
+        shards=done.in_order(),
         provenance=provenance if request.output.provenance else None,
     )
 
 
-def _filter_summary(request: Request, prepared: DatasetPlan, committed: Committed) -> FilterSummary:
-    spec = prepared.settings.filter
+def _filter_summary(prepared: DatasetPlan, done: Committed) -> FilterSummary:
+    spec, asked = prepared.settings.filter, prepared.request.filter
     if spec is None:
         return FilterSummary()
-    count, totals = max(1, committed.samples), committed.filter
+    count, totals = max(1, done.samples), done.filter
     return FilterSummary(
         kind="consistency",
-        segmenter=request.filter.label_filter,
+        segmenter=asked.label_filter,
         weights=spec.weights,
         independent=spec.independent,
-        on_inconsistent=request.filter.on_inconsistent,
+        on_inconsistent=asked.on_inconsistent,
         thresholds=asdict(spec.thresholds),
         consistency=totals.consistency / count,
         kept_fraction=totals.kept / count,
@@ -378,16 +364,18 @@ def _filter_summary(request: Request, prepared: DatasetPlan, committed: Committe
     )
 
 
-def _boundary_source(request: Request, prepared: DatasetPlan) -> BoundarySource:
+def _boundary_source(prepared: DatasetPlan) -> BoundarySource:
     if not prepared.recipe.data.instances:
         return BoundarySource.NONE
-    from_files = request.layouts.labels is None or request.layouts.instances is not None
+    asked = prepared.request.layouts
+    from_files = asked.labels is None or asked.instances is not None
     return BoundarySource.INSTANCES if from_files else BoundarySource.CLASSES
 
 
-def _style_source(request: Request, prepared: DatasetPlan) -> StyleSource:
+def _style_source(prepared: DatasetPlan) -> StyleSource:
+    asked = prepared.request.styles
     if not prepared.recipe.model.style:
         return StyleSource.NONE
-    if request.styles.style_images is not None:
+    if asked.style_images is not None:
         return StyleSource.PHOTOS
-    return StyleSource.SEED if request.styles.style_seed is None else StyleSource.STYLE_SEED
+    return StyleSource.SEED if asked.style_seed is None else StyleSource.STYLE_SEED

@@ -13,7 +13,7 @@ Readers and later calls trust committed shards only.
 import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -61,19 +61,12 @@ _SIDECARS = (
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """What a call asks for.
+    """What a call asks for."""
 
-    Attributes:
-        stage: the whole of it, as if nothing were there.
-        digests: what each layout's files hold, (layouts,).
-        fingerprint: everything that decides the bytes.
-        request: options of the command, for the record.
-    """
-
-    stage: Stage
-    digests: Sequence[str]
-    fingerprint: Fingerprint
-    request: Mapping[str, Any]
+    stage: Stage  # the whole of it, as if nothing were there
+    digests: Sequence[str]  # of each layout's files, (layouts,)
+    fingerprint: Fingerprint  # everything that decides the bytes
+    request: Mapping[str, Any]  # options of the command, for the record
 
 
 class _StageEntry(Document):
@@ -107,22 +100,15 @@ class _PlanDocument(Document):
 
 @dataclass
 class Committed:
-    """Shards that are whole, and sums over them.
+    """Shards that are whole, and sums over them."""
 
-    Attributes:
-        shards: by number.
-        class_pixels: of all labels, (classes,).
-        filter: what the label filter did.
-    """
-
-    shards: dict[int, ShardEntry] = field(default_factory=dict[int, ShardEntry])
-    class_pixels: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    filter: FilterTotals = field(default_factory=FilterTotals)
+    shards: dict[int, ShardEntry] = field(default_factory=dict[int, ShardEntry])  # by number
+    class_pixels: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros((), np.int64))
+    filter: FilterTotals = field(default_factory=FilterTotals)  # what the label filter did
 
     def add(self, number: int, shard: CommitRecord) -> None:
         self.shards[number] = shard.entry()
-        own = np.array(shard.class_pixels, np.int64)
-        self.class_pixels = own if not len(self.class_pixels) else self.class_pixels + own
+        self.class_pixels = self.class_pixels + np.array(shard.class_pixels, np.int64)
         self.filter += shard.filter
 
     @property
@@ -209,17 +195,7 @@ class DatasetState:
             raise UserError(
                 f"--extend: {self.store} has all of that already; ask for more styles or layouts"
             )
-        last = kept[-1]
-        whole = wanted.stage
-        added = Stage(
-            whole.items,
-            rows,
-            last.first_shard + last.num_shards,
-            whole.samples_per_shard,
-            whole.folds,
-            whole.paste,
-            whole.plan,
-        )
+        added = replace(wanted.stage, rows=rows, first_shard=kept[-1].numbers.stop)
         return Plan((*kept, added)), True
 
     def record_stage(self, plan: Plan, wanted: PlanRequest) -> None:

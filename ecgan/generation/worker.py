@@ -8,6 +8,7 @@ of Ray, and gives the same bytes.
 """
 
 import time
+from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
@@ -42,73 +43,42 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Output:
-    """How samples are written.
-
-    Attributes:
-        data_format: of the data set.
-        image_format: of images.
-        quality: of jpg and webp.
-        batch: samples of one pass.
-        evaluation: labels are written in evaluation ids.
-        num_classes: of the ids that are written.
-        mark: XMP packet in every image; empty without provenance.
-        digital_source_type: of every record; empty without provenance.
-    """
+    """How samples are written."""
 
     data_format: Format
     image_format: ImageFormat
-    quality: int
-    batch: int
-    evaluation: bool
-    num_classes: int
-    mark: bytes = b""
-    digital_source_type: str = ""
+    quality: int  # of jpg and webp
+    batch: int  # samples of one pass
+    evaluation: bool  # labels are written in evaluation ids
+    num_classes: int  # number of the ids that are written
+    mark: bytes = b""  # XMP packet of every image; empty without provenance
+    digital_source_type: str = ""  # of every record; empty without provenance
 
 
 @dataclass(frozen=True)
 class VariantOptions:
-    """How varied forms of layouts are made.
-
-    Attributes:
-        changes: which kinds.
-        things: classes whose objects may be pasted.
-        seed: of every draw.
-    """
+    """How varied forms of layouts are made."""
 
     changes: tuple[layout_augmentation.Change, ...] = ()
-    things: frozenset[int] = frozenset()
-    seed: int = 0
+    things: frozenset[int] = frozenset()  # classes whose objects may be pasted
+    seed: int = 0  # decides what is drawn
 
 
 @dataclass(frozen=True)
 class GenerationConfig:
-    """What is the same for all shards; small, and it can be sent to another machine.
+    """What is the same for all shards; small, and it can be sent to another machine."""
 
-    Attributes:
-        generator: path of a ``generator.safetensors``.
-        device: device of each worker.
-        out: folder or address of the data set.
-        output: how samples are written.
-        styles: where styles come from.
-        variation: how layouts are varied.
-        filter: the label filter; None without one.
-        on_inconsistent: what becomes of a sample of which the filter keeps too little.
-        retries: bound of ``retry``.
-        encoders: threads that encode.
-        compiled: compile the network for full passes.
-    """
-
-    generator: Path
-    device: str
-    out: str
+    generator: Path  # a generator.safetensors
+    device: str  # of each worker
+    out: str  # folder or address of the data set
     output: Output
     styles: Styles
     variation: VariantOptions = VariantOptions()
-    filter: FilterSpec | None = None
-    on_inconsistent: OnInconsistent = "ignore"
-    retries: int = 3
-    encoders: int = 1
-    compiled: bool = False
+    filter: FilterSpec | None = None  # the label filter, if there is one
+    on_inconsistent: OnInconsistent = "ignore"  # what to do with samples that it rejects
+    retries: int = 3  # most attempts of "retry"
+    encoders: int = 1  # threads that encode
+    compiled: bool = False  # compile the network for full passes
 
 
 class MadeShard(NamedTuple):
@@ -130,6 +100,16 @@ class Sample(NamedTuple):
     variation: str
     made: GeneratedPair
     judgement: Judgement | None
+
+    @property
+    def is_consistent(self) -> bool:
+        """Whether the filter keeps enough of it."""
+        return self.judgement is None or self.judgement.is_consistent
+
+    @property
+    def kept_fraction(self) -> float:
+        """Share of its labelled pixels that the filter keeps."""
+        return 1.0 if self.judgement is None else self.judgement.kept_fraction
 
 
 class ShardWorker:
@@ -161,7 +141,7 @@ class ShardWorker:
             OSError: the shard cannot be written.
         """
         self.timer, start = StageTimer(), time.perf_counter()
-        counted = _Counted()
+        counted = Counter[str]()  # what the filter did, beside the sums over the samples
         output = self.settings.output
         with closing(self._samples(job, counted)) as samples:
             shard = write_shard(
@@ -172,14 +152,15 @@ class ShardWorker:
                 image_format=output.image_format,
                 num_classes=output.num_classes,
             )
-        changes = {"filter": shard.filter + counted.totals(), "plan": job.plan}
+        totals = FilterTotals(**counted)
+        changes = {"filter": shard.filter + totals, "plan": job.plan}
         shard = shard.model_copy(update=changes)
         with self.timer.measured("write"):
             self.store.write(commit_name(job.number), shard.model_dump_json())
         elapsed = time.perf_counter() - start
         return MadeShard(shard, self.timer.seconds, elapsed)
 
-    def _samples(self, job: Job, counted: "_Counted") -> Generator[Encoded, None, None]:
+    def _samples(self, job: Job, counted: Counter[str]) -> Generator[Encoded, None, None]:
         """Encoded samples in order, made ahead in other threads as far as a queue holds."""
         limit = max(8, 2 * self.settings.output.batch)
         with ThreadPoolExecutor(self.settings.encoders, "encode") as pool:
@@ -191,7 +172,7 @@ class ShardWorker:
             with closing(prefetch(futures, limit)) as made:
                 for future in made:
                     yield future.result()
-        if counted.dropped == job.samples:
+        if counted["dropped"] == job.samples:
             raise UserError(
                 f"--on-inconsistent drop left none of the {job.samples} samples of {job}; lower "
                 "sampling.filter_min_kept, raise sampling.filter_tolerance, make shards larger, or "
@@ -210,17 +191,26 @@ class ShardWorker:
             yield self._finish(begun)
 
     def _encoded(
-        self, samples: Sequence[Sample], pool: ThreadPoolExecutor, counted: "_Counted"
+        self, samples: Sequence[Sample], pool: ThreadPoolExecutor, counted: Counter[str]
     ) -> Iterator["Future[Encoded]"]:
         label: Future[tuple[Labels, bytes]] | None = None
         previous: Labels | None = None
         for sample in samples:
-            if not counted.keeps(sample, self.settings.on_inconsistent):
+            if not self._keeps(sample, counted):
                 continue
             own = sample.layout.label if sample.judgement is None else sample.judgement.label
             if label is None or own is not previous:  # once for all styles of a layout
                 label, previous = pool.submit(self._label, own), own
             yield pool.submit(self.encode, sample, label)
+
+    def _keeps(self, sample: Sample, counted: Counter[str]) -> bool:
+        """Whether a sample is written; counts it."""
+        counted["retried"] += sample.retries
+        if sample.is_consistent:
+            return True
+        drops = self.settings.on_inconsistent == "drop"
+        counted["dropped" if drops else "inconsistent"] += 1
+        return not drops
 
     def _begin(self, part: Sequence[Group]) -> "_Begun":
         with self.timer.measured("read"):
@@ -263,7 +253,7 @@ class ShardWorker:
                 height=values.shape[0],
                 class_pixels=count_classes(values, output.num_classes),
                 consistency=-1.0 if judgement is None else judgement.consistency,
-                kept_fraction=1.0 if judgement is None else judgement.kept_fraction,
+                kept_fraction=sample.kept_fraction,
                 variation=sample.variation,
                 digital_source_type=output.digital_source_type,
             )
@@ -328,7 +318,7 @@ class ShardWorker:
         """Inconsistent samples made again from the next seeds; of all attempts the best is kept."""
         best = [*samples]
         for attempt in range(1, self.settings.retries + 1):
-            failing = [i for i, sample in enumerate(best) if not _is_consistent(sample)]
+            failing = [i for i, sample in enumerate(best) if not sample.is_consistent]
             if not failing:
                 break
             group, layout = samples[0].group, samples[0].layout
@@ -345,7 +335,7 @@ class ShardWorker:
                 ],
             )
             for i, sample in zip(failing, again, strict=True):
-                better = sample if _kept(sample) > _kept(best[i]) else best[i]
+                better = sample if sample.kept_fraction > best[i].kept_fraction else best[i]
                 best[i] = better._replace(retries=attempt)
         return best
 
@@ -363,36 +353,3 @@ class _Begun(NamedTuple):
     read: list[tuple[Layout, str]]  # and what was done to it
     styles: list[range]
     pending: Pending
-
-
-@dataclass
-class _Counted:
-    """What the filter did in one shard, beside the sums over its samples."""
-
-    inconsistent: int = 0
-    dropped: int = 0
-    retried: int = 0
-
-    def keeps(self, sample: Sample, on_inconsistent: OnInconsistent) -> bool:
-        """Whether a sample is written; counts it."""
-        self.retried += sample.retries
-        if _is_consistent(sample):
-            return True
-        if on_inconsistent == "drop":
-            self.dropped += 1
-            return False
-        self.inconsistent += 1
-        return True
-
-    def totals(self) -> FilterTotals:
-        return FilterTotals(
-            inconsistent=self.inconsistent, dropped=self.dropped, retried=self.retried
-        )
-
-
-def _is_consistent(sample: Sample) -> bool:
-    return sample.judgement is None or sample.judgement.is_consistent
-
-
-def _kept(sample: Sample) -> float:
-    return cast(Judgement, sample.judgement).kept_fraction

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -52,29 +52,18 @@ def layouts_digest(layouts: Iterable[tuple[str, str]]) -> str:
 
 
 class StageRecord(Document):
-    """Rows of one call's samples, ``.ecgan/stages/NNN.json``: columns of equal length.
-
-    Attributes:
-        plan: hash of everything that decides its samples' bytes.
-        keys: keys of its layouts, (layouts,).
-        digests: digests of their files, (layouts,).
-        folds: segmenters that judge them, (layouts,); None without a label filter.
-        layouts: number of each row's layout, (rows,).
-        variants: 0 for the layout itself, N for its N-th variant, (rows,).
-        firsts: number of the first style, (rows,).
-        counts: number of styles, (rows,).
-    """
+    """Rows of one call's samples, ``.ecgan/stages/NNN.json``: columns of equal length."""
 
     first_shard: int
     samples_per_shard: int
-    plan: str
-    keys: list[str]
-    digests: list[str]
-    folds: list[int] | None
-    layouts: list[int]
-    variants: list[int]
-    firsts: list[int]
-    counts: list[int]
+    plan: str  # hash of everything that decides its samples' bytes
+    keys: list[str]  # of its layouts, (layouts,)
+    digests: list[str]  # of their files, (layouts,)
+    folds: list[int] | None  # segmenters that judge them, (layouts,); None without a label filter
+    layouts: list[int]  # number of each row's layout, (rows,)
+    variants: list[int]  # 0 for the layout itself, N for its N-th variant, (rows,)
+    firsts: list[int]  # number of the first style, (rows,)
+    counts: list[int]  # number of styles, (rows,)
 
 
 def stage_names(store: Store) -> list[str]:
@@ -87,55 +76,34 @@ def stage_names(store: Store) -> list[str]:
 
 
 class FilterTotals(Document):
-    """Sums over a shard of what the label filter did.
+    """Sums over a shard of what the label filter did."""
 
-    Attributes:
-        consistency: sum of the samples' scores.
-        kept: sum of the samples' kept fractions.
-        inconsistent: samples that were kept although too little of them was.
-        dropped: samples left out.
-        retried: samples made again from another seed, each attempt counted.
-    """
-
-    consistency: float = 0.0
-    kept: float = 0.0
-    inconsistent: int = 0
-    dropped: int = 0
-    retried: int = 0
+    consistency: float = 0.0  # of the samples' scores
+    kept: float = 0.0  # of the samples' kept fractions
+    inconsistent: int = 0  # samples that were kept although too little of them was
+    dropped: int = 0  # samples left out
+    retried: int = 0  # samples made again from another seed, each attempt counted
 
     def __add__(self, other: "FilterTotals") -> "FilterTotals":
         return FilterTotals(**{name: value + getattr(other, name) for name, value in self})
 
 
 class ShardEntry(Document):
-    """Entry of a shard in a manifest: enough to check the shard.
+    """Entry of a shard in a manifest: enough to check the shard."""
 
-    Attributes:
-        name: path below the data set's root; of the folder format, the number's name alone.
-        bytes: size of all its files.
-        sha256: hash of the file; of the folder format, of the list of its files' hashes.
-        md5: likewise; wids asks for it.
-    """
-
-    name: str
+    name: str  # path below the data set's root; of the folder format, the number's name alone
     samples: int
-    bytes: int
-    sha256: str
-    md5: str
+    bytes: int  # of all its files
+    sha256: str  # of the file; of the folder format, of the list of its files' hashes
+    md5: str  # likewise; wids asks for it
 
 
 class CommitRecord(ShardEntry):
-    """Record that commits a shard, ``.ecgan/shards/NNNNNN.json``.
-
-    Attributes:
-        class_pixels: pixels of each class.
-        filter: sums over what the label filter did.
-        plan: hash of the stage that it belongs to.
-    """
+    """Record that commits a shard, ``.ecgan/shards/NNNNNN.json``."""
 
     class_pixels: tuple[int, ...]
     filter: FilterTotals = FilterTotals()
-    plan: str = ""
+    plan: str = ""  # hash of the stage that it belongs to
 
     def entry(self) -> ShardEntry:
         return ShardEntry(**{name: getattr(self, name) for name in ShardEntry.model_fields})
@@ -144,43 +112,43 @@ class CommitRecord(ShardEntry):
 class Fingerprint(Document):
     """Everything that decides the bytes of a data set's samples.
 
-    None: the setting has no part in them, or an earlier version did not know it. What a field means
-    to a user is in :data:`WORDING`.
+    None: the setting has no part in them, or an earlier version did not know it. Beside the type
+    stands the name by which a refusal calls the field, where it is not the field's own.
     """
 
     checkpoint: str | None = None
-    seed: int | None = None
-    style_seed: int | None = None
-    interpolate: str | None = None  # of earlier versions
-    format: str | None = None
-    image_format: str | None = None
-    quality: int | None = None
-    samples_per_shard: int | None = None
-    batch: int | None = None
-    label_space: str | None = None
-    provenance: bool | None = None
-    license: str | None = None
-    on_inconsistent: str | None = None
-    targets: tuple[str, ...] | None = None
-    vary: str | None = None
-    n_variants: int | None = None
+    seed: Annotated[int | None, "--seed"] = None
+    style_seed: Annotated[int | None, "--style-seed"] = None
+    interpolate: Annotated[str | None, "--interpolate"] = None  # of earlier versions
+    format: Annotated[str | None, "--format"] = None
+    image_format: Annotated[str | None, "--image-format"] = None
+    quality: Annotated[int | None, "sampling.quality"] = None
+    samples_per_shard: Annotated[int | None, "--samples-per-shard"] = None
+    batch: Annotated[int | None, "--batch"] = None
+    label_space: Annotated[str | None, "--label-space"] = None
+    provenance: Annotated[bool | None, "--provenance"] = None
+    license: Annotated[str | None, "sampling.license"] = None
+    on_inconsistent: Annotated[str | None, "--on-inconsistent"] = None
+    targets: Annotated[tuple[str, ...] | None, "--target"] = None
+    vary: Annotated[str | None, "--vary"] = None
+    n_variants: Annotated[int | None, "--n-variants"] = None
     device: str | None = None
-    arithmetic: int | None = None
+    arithmetic: Annotated[int | None, "order of sums"] = None
     versions: dict[str, str] = {}
-    filter_tolerance: float | None = None
-    filter_min_kept: float | None = None
-    filter_min_class_kept: float | None = None
-    filter_retries: int | None = None
-    balance_max_styles: int | None = None
-    things: tuple[str, ...] | None = None
-    style_images: str | None = None
-    filter: str | None = None
-    balance: str | None = None
+    filter_tolerance: Annotated[float | None, "sampling.filter_tolerance"] = None
+    filter_min_kept: Annotated[float | None, "sampling.filter_min_kept"] = None
+    filter_min_class_kept: Annotated[float | None, "sampling.filter_min_class_kept"] = None
+    filter_retries: Annotated[int | None, "sampling.filter_retries"] = None
+    balance_max_styles: Annotated[int | None, "sampling.balance_max_styles"] = None
+    things: Annotated[tuple[str, ...] | None, "sampling.things"] = None
+    style_images: Annotated[str | None, "--style-images"] = None
+    filter: Annotated[str | None, "--filter"] = None
+    balance: Annotated[str | None, "--balance"] = None
     labels: str | None = None
-    num_layouts: int | None = None
-    styles_per_layout: str | None = None
-    num_samples: int | None = None
-    compile: bool | None = None
+    num_layouts: Annotated[int | None, "layouts"] = None
+    styles_per_layout: Annotated[str | None, "styles of a layout"] = None
+    num_samples: Annotated[int | None, "samples"] = None
+    compile: Annotated[bool | None, "sampling.compile"] = None
 
     def differences(self, now: "Fingerprint") -> "list[Difference]":
         """Settings of another call that are not those of this one, but ecgan's own version.
@@ -188,7 +156,7 @@ class Fingerprint(Document):
         A change of ecgan that changes bytes raises ``arithmetic``.
         """
         found = [
-            Difference(key, WORDING.get(key, key), value, getattr(now, key))
+            Difference(key, WORDING[key], value, getattr(now, key))
             for key, value in self
             if key != "versions" and value != getattr(now, key)
         ]
@@ -209,38 +177,8 @@ class Difference(NamedTuple):
     now: object
 
 
-WORDING = {
-    "seed": "--seed",
-    "style_seed": "--style-seed",
-    "interpolate": "--interpolate",
-    "format": "--format",
-    "image_format": "--image-format",
-    "quality": "sampling.quality",
-    "samples_per_shard": "--samples-per-shard",
-    "batch": "--batch",
-    "label_space": "--label-space",
-    "provenance": "--provenance",
-    "license": "sampling.license",
-    "on_inconsistent": "--on-inconsistent",
-    "targets": "--target",
-    "vary": "--vary",
-    "n_variants": "--n-variants",
-    "arithmetic": "order of sums",
-    "filter_tolerance": "sampling.filter_tolerance",
-    "filter_min_kept": "sampling.filter_min_kept",
-    "filter_min_class_kept": "sampling.filter_min_class_kept",
-    "filter_retries": "sampling.filter_retries",
-    "balance_max_styles": "sampling.balance_max_styles",
-    "things": "sampling.things",
-    "style_images": "--style-images",
-    "filter": "--filter",
-    "balance": "--balance",
-    "num_layouts": "layouts",
-    "styles_per_layout": "styles of a layout",
-    "num_samples": "samples",
-    "compile": "sampling.compile",
-}
-"""Fields of a fingerprint as a refusal names them; the others by their own name."""
+WORDING = {key: (*field.metadata, key)[0] for key, field in Fingerprint.model_fields.items()}
+"""Field of a fingerprint -> the name by which refusals call it."""
 _KEYS_2 = {wording: key for key, wording in WORDING.items()} | {
     "--style-images or --styles": "style_images"
 }
@@ -299,24 +237,17 @@ class BoundarySource(StrEnum):
 
 
 class FilterSummary(Document):
-    """Label filter of a data set, and what it did.
-
-    Attributes:
-        segmenter: train, or the segmenter by path or name.
-        weights: hashes of the segmenters' weights.
-        independent: whether no segmenter judged what was made from a pair that it learnt from.
-        consistency: mean score of the samples.
-        kept_fraction: mean share of the labelled pixels that was kept.
-    """
+    """Label filter of a data set, and what it did."""
 
     kind: str = "none"
-    segmenter: str | None = None
-    weights: tuple[str, ...] = ()
+    segmenter: str | None = None  # train, or the segmenter by path or name
+    weights: tuple[str, ...] = ()  # hashes of the segmenters' weights
+    # Whether no segmenter judged what was made from a pair that it learnt from
     independent: Literal["yes", "no", "unknown"] = "unknown"
     on_inconsistent: str = "ignore"
     thresholds: dict[str, float] = {}
-    consistency: float | None = None
-    kept_fraction: float | None = None
+    consistency: float | None = None  # mean score of the samples
+    kept_fraction: float | None = None  # mean share of the labelled pixels that was kept
     inconsistent: int = 0
     dropped: int = 0
     retried: int = 0
@@ -330,16 +261,12 @@ class CheckpointRecord(Document):
 
 
 class Provenance(Document):
-    """Marks of synthetic media, and the generator that made them.
-
-    Attributes:
-        seen: keys of the layouts that the generator's training saw, where they are recorded.
-    """
+    """Marks of synthetic media, and the generator that made them."""
 
     digital_source_type: str = ""
     checkpoint: CheckpointRecord = CheckpointRecord()
     recipe_hash: str = ""
-    seen: tuple[str, ...] = ()
+    seen: tuple[str, ...] = ()  # layouts that the generator's training saw, where that is recorded
 
 
 class LabelGeneratorRecord(Document):
@@ -357,19 +284,6 @@ class Manifest(Document):
 
     No time is in it, so that the same data set has the same bytes. Fields with a default may be
     missing in data sets of earlier versions.
-
-    Attributes:
-        schema_version: version of this document.
-        classes: class list, as :func:`ecgan.labels.from_json` reads it.
-        label_space: ids of the labels that are written.
-        recipe: recipe of the generator, with the call's overrides.
-        shards: shards, in order.
-        seen_layouts: layouts that training saw, by key.
-        varied_layouts: variants of layouts.
-        size: height and width.
-        names: names of the ids that are written.
-        class_pixels: pixels of each of them.
-        converted_from: format that the samples were made in.
     """
 
     schema_version: int = Field(default=SCHEMA, alias="schema")
@@ -378,13 +292,13 @@ class Manifest(Document):
     split: str = "train"
     samples: int = 0
     layouts: int | None = None
-    seen_layouts: int | None = None
-    varied_layouts: int = 0
-    size: tuple[int, int] = (0, 0)
+    seen_layouts: int | None = None  # that training saw, by key
+    varied_layouts: int = 0  # variants of layouts
+    size: tuple[int, int] = (0, 0)  # height and width
     image_format: ImageFormat | None = None
     quality: int | None = None
     jpeg_subsampling: str = "4:4:4"
-    label_space: Literal["input", "evaluation"]
+    label_space: Literal["input", "evaluation"]  # ids of the labels that are written
     ignore_index: int = 255
     edge_source: EdgeSource = EdgeSource.GENERATOR
     boundary_source: BoundarySource = BoundarySource.NONE
@@ -396,13 +310,13 @@ class Manifest(Document):
     license: str = ""
     filter: FilterSummary = FilterSummary()
     label_generator: LabelGeneratorRecord | None = None
-    recipe: dict[str, Any]
+    recipe: dict[str, Any]  # of the generator, with the call's overrides
     fingerprint: Fingerprint = Fingerprint()
-    classes: Any
-    names: tuple[str, ...] = ()
-    class_pixels: tuple[int, ...] = ()
-    shards: list[ShardEntry]
-    converted_from: Format | None = None
+    classes: Any  # class list, as ecgan.labels.from_json() reads it
+    names: tuple[str, ...] = ()  # of the ids that are written
+    class_pixels: tuple[int, ...] = ()  # of each of them
+    shards: list[ShardEntry]  # in order
+    converted_from: Format | None = None  # that the samples were made in
     provenance: Provenance | None = None
 
     @field_validator("schema_version")

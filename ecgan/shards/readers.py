@@ -42,7 +42,8 @@ def read_raw(store: Store, name: str) -> Iterator[Raw]:
         elif name.endswith(".tar"):
             yield from _read_tar(store, name, place)
         else:
-            yield from _read_listing(store, store.read(listing_name(name)), place)
+            for line in store.read(listing_name(name)).splitlines():
+                yield raw_from_line(store, line, place)
     except FileNotFoundError:
         raise UserError(_missing(place)) from None
 
@@ -67,7 +68,10 @@ class OpenShard:
         self._parquet: pq.ParquetFile | None = None
         try:
             if name.endswith(".tar"):
-                self._members = _tar_members(store, name, self.place)
+                with _open_tar(store, name, self.place) as tar:
+                    found = [(i.name, i.offset_data, i.size) for i in tar if i.isfile()]
+                grouped = itertools.groupby(found, key=lambda member: _stem(member[0]))
+                self._members = [list(members) for _, members in grouped]
             elif name.endswith(".parquet"):
                 self._starts = _group_starts(store, name, self.place)
             else:
@@ -86,14 +90,12 @@ class OpenShard:
         if self._lines:
             return raw_from_line(self._store, self._lines[place], self.place)
         if self._members:
-            found: dict[str, bytes] = {}
+            fields: dict[str, bytes] = {}
             with self._store.open(self._name) as file:
                 for member, offset, size in self._members[place]:
                     file.seek(offset)
-                    found[member] = file.read(size)
-            key = next(iter(found)).partition(".")[0]
-            fields = {member.partition(".")[2].lower(): data for member, data in found.items()}
-            return raw_from_fields(self.place, key, fields)
+                    fields[_field(member)] = file.read(size)
+            return raw_from_fields(self.place, _stem(self._members[place][0][0]), fields)
         group = int(np.searchsorted(self._starts, place, side="right")) - 1
         with _reading_parquet(self.place):
             if self._parquet is None:
@@ -107,22 +109,25 @@ def _missing(place: str) -> str:
     return f"{place}: the manifest lists this shard, but it is not there; make the set again"
 
 
+@contextmanager
+def _open_tar(store: Store, name: str, place: str) -> Iterator[tarfile.TarFile]:
+    """A tar that is read; UserError where it is damaged."""
+    try:
+        with store.open(name) as file, tarfile.open(fileobj=file) as tar:
+            yield tar
+    except (tarfile.TarError, EOFError) as error:
+        text = str(error)  # of what is no tar, a line for each compression
+        fault = "not a tar file" if "\n" in text else f"a damaged tar: {text}"
+        raise UserError(f"{place}: {fault}; {_REMEDY}") from error
+
+
 def _stem(name: str) -> str:
+    """What stands before the first dot of a file's name: of members of a tar, the sample's key."""
     return name.rpartition("/")[2].partition(".")[0]
 
 
-def _tar_members(store: Store, name: str, place: str) -> list[list[tuple[str, int, int]]]:
-    try:
-        with store.open(name) as file, tarfile.open(fileobj=file) as tar:
-            infos = [
-                (info.name.rpartition("/")[2], info.offset_data, info.size)
-                for info in tar
-                if info.isfile()
-            ]
-    except (tarfile.TarError, EOFError) as error:
-        raise UserError(_tar_fault(place, error)) from error
-    grouped = itertools.groupby(infos, key=lambda info: info[0].partition(".")[0])
-    return [list(group) for _, group in grouped]
+def _field(name: str) -> str:
+    return name.rpartition("/")[2].partition(".")[2].lower()
 
 
 def _group_starts(store: Store, name: str, place: str) -> npt.NDArray[np.int64]:
@@ -133,29 +138,11 @@ def _group_starts(store: Store, name: str, place: str) -> npt.NDArray[np.int64]:
 
 
 def _read_tar(store: Store, name: str, place: str) -> Iterator[Raw]:
-    try:
-        with store.open(name) as file, tarfile.open(fileobj=file) as tar:
-            key, members = "", dict[str, bytes]()
-            for info in tar:
-                member = tar.extractfile(info)
-                if member is None:
-                    continue
-                own, _, field_name = info.name.rpartition("/")[2].partition(".")
-                if own != key and members:
-                    yield raw_from_fields(place, key, members)
-                    members = {}
-                key, members[field_name.lower()] = own, member.read()
-            if members:
-                yield raw_from_fields(place, key, members)
-    except (tarfile.TarError, EOFError) as error:
-        raise UserError(_tar_fault(place, error)) from error
-
-
-def _tar_fault(place: str, error: Exception) -> str:
-    """What is wrong with a tar; of what is none, tarfile says a line for each compression."""
-    text = str(error)
-    fault = "not a tar file" if "\n" in text else f"a damaged tar: {text}"
-    return f"{place}: {fault}; {_REMEDY}"
+    with _open_tar(store, name, place) as tar:
+        files = ((info.name, file) for info in tar if (file := tar.extractfile(info)) is not None)
+        for key, members in itertools.groupby(files, key=lambda member: _stem(member[0])):
+            fields = {_field(member): file.read() for member, file in members}
+            yield raw_from_fields(place, key, fields)
 
 
 def raw_from_fields(place: str, key: str, members: dict[str, bytes]) -> Raw:
@@ -217,11 +204,6 @@ def raw_from_row(row: dict[str, Any], name: str) -> Raw:
     image_format = (row["image"].get("path") or "image.jpg").rpartition(".")[2]
     images = row["image"]["bytes"], row["label"]["bytes"]
     return Raw(row.get("key", name), record, *images, edge, image_format)
-
-
-def _read_listing(store: Store, text: bytes, place: str) -> Iterator[Raw]:
-    for line in text.splitlines():
-        yield raw_from_line(store, line, place)
 
 
 def raw_from_line(store: Store, line: bytes, place: str) -> Raw:

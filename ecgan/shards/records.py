@@ -28,34 +28,24 @@ DIGITAL_SOURCE = DIGITAL_SOURCE_TYPE.rpartition("/")[2]  # IPTC's word for what 
 class Record:
     """What is known of a sample beside its pixels.
 
-    Every value always there and of one type: readers infer a schema from the first samples.
-
-    Attributes:
-        key: of the sample, unique in the data set.
-        source: key of the layout.
-        style: number of the style, from 0.
-        seed: that the style was drawn from.
-        consistency: score of the label filter; -1 without one.
-        kept_fraction: share of the labelled pixels that the label filter kept.
-        variation: what was done to the layout before synthesis; empty for the layout itself.
-        digital_source_type: IPTC's word for synthetic media; empty without provenance.
-        class_pixels: pixels of each class in the label, in order of the ids.
+    Every value is always there and of one type: readers infer a schema from the first samples.
     """
 
-    key: str
-    source: str
-    style: int
-    seed: int
+    key: str  # of the sample, unique in the data set
+    source: str  # key of the layout
+    style: int  # number of the style, from 0
+    seed: int  # that the style was drawn from
     width: int
     height: int
-    class_pixels: tuple[int, ...]
-    consistency: float = -1.0
-    kept_fraction: float = 1.0
-    variation: str = ""
-    digital_source_type: str = ""
+    class_pixels: tuple[int, ...]  # of each class in the label, in order of the ids
+    consistency: float = -1.0  # score of the label filter; -1 without one
+    kept_fraction: float = 1.0  # share of the labelled pixels that the label filter kept
+    variation: str = ""  # what was done to the layout before synthesis; empty for the layout itself
+    digital_source_type: str = ""  # IPTC's word for synthetic media; empty without provenance
 
     def to_json(self) -> dict[str, Any]:
-        return {name: _plain(getattr(self, name)) for name in RECORD_FIELDS}
+        value = {name: getattr(self, name) for name in RECORD_FIELDS}
+        return {**value, "class_pixels": list(self.class_pixels)}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Record":
@@ -180,7 +170,3 @@ def _as_map(image: Image.Image) -> Labels:
         )
     values = np.asarray(image)
     return values.astype(np.uint16) if image.mode.startswith("I") else values
-
-
-def _plain(value: Any) -> Any:  # noqa: ANN401
-    return list(value) if isinstance(value, tuple) else value

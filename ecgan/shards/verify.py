@@ -23,19 +23,12 @@ MAX_FAULTS = 20
 
 @dataclass
 class Findings:
-    """What was found in a data set.
+    """What was found in a data set."""
 
-    Attributes:
-        shards: that were looked at.
-        samples: that were looked at.
-        faults: one sentence each, the first twenty.
-        more: faults beyond these.
-    """
-
-    shards: int = 0
-    samples: int = 0
-    faults: list[str] = field(default_factory=list[str])
-    more: int = 0
+    shards: int = 0  # that were read
+    samples: int = 0  # that were read
+    faults: list[str] = field(default_factory=list[str])  # a sentence each, the first twenty
+    more: int = 0  # faults beyond these
 
     def add(self, fault: str) -> None:
         if len(self.faults) < MAX_FAULTS:

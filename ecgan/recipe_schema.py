@@ -100,7 +100,8 @@ class Data(Section, frozen=True):
     """Source of real edges: Canny on the crop, HED (needs hed_weights), or edge maps in edges/
     beside labels/."""
     hed_weights: str | None = None
-    """HDF5 file with HED's weights, for data.edges hed and losses.perceptual_network vgg16_hed."""
+    """HDF5 file with HED's weights, for data.edges hed, and for vgg16_hed as
+    losses.perceptual_network and in evaluate.features."""
     workers: Count = 2
     """Loader processes per rank; 0 loads in the training process."""
 
@@ -273,12 +274,13 @@ class Evaluate(Section, frozen=True):
     transformers by local path or hub name."""
     judge_training: JudgeTraining = JudgeTraining()
     """Training of the judge."""
-    features: list[Literal["efficientnet_lite0", "inception", "inception_clean", "dinov2"]] = [
-        "efficientnet_lite0"
-    ]
+    features: list[
+        Literal["efficientnet_lite0", "vgg16_hed", "inception", "inception_clean", "dinov2"]
+    ] = ["efficientnet_lite0"]
     """Networks for distances of distributions: inception gives fid and kid, inception_clean the
-    same with clean-fid's resize, dinov2 fd_dinov2, efficientnet_lite0 fd_efficientnet_lite0; each
-    gives precision and recall."""
+    same with clean-fid's resize, dinov2 fd_dinov2, efficientnet_lite0 fd_efficientnet_lite0,
+    vgg16_hed (data.hed_weights) fd_vgg16_hed, kd_vgg16_hed and style_spread_deep; each gives
+    precision and recall."""
     inception_weights: str | None = None
     """Weights pt_inception-2015-12-05 (.pth), for fid and kid."""
     dinov2: str | None = None

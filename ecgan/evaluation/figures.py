@@ -20,7 +20,6 @@ from ecgan.evaluation.sources import Samples, Scene
 from ecgan.metrics.segmentation import PerImageConfusion
 from ecgan.runtime.files import sha256
 from ecgan.shards.manifest import Manifest
-from ecgan.shards.records import ShardSample
 from ecgan.visualization import colorize
 
 _ROWS, _EXTREMES = 6, 4
@@ -83,14 +82,12 @@ class Rows:
 
     def row(self, index: int) -> page.Row:
         """A sample with its layout, its photo and the judge's prediction."""
-        sample = self.samples.dataset.sample(index)
-        label, key = self.samples.label_of(sample), sample.key
-        palette = self.samples.space.evaluation_palette
-        scene = Scene(key, sample.source, sample.image, label)
-        images = images_of([scene], self.device)
+        sample = self.samples.scene(index)
+        key, palette = sample.key, self.samples.space.evaluation_palette
+        images = images_of([sample], self.device)
         prediction = self.judge.segmenter.predict(images)[0].cpu().numpy()
         cells = [
-            page.Picture(colorize(label, palette), f"layout of {key}", exact=True),
+            page.Picture(colorize(sample.label, palette), f"layout of {key}", exact=True),
             None if sample.edge is None else page.Picture(sample.edge, f"edges of {key}"),
             page.Picture(sample.image, f"image {key}"),
             self._photo(sample),
@@ -102,7 +99,7 @@ class Rows:
         )
         return page.Row(key, text, cells)
 
-    def _photo(self, sample: ShardSample) -> page.Picture | None:
+    def _photo(self, sample: Scene) -> page.Picture | None:
         if sample.source not in self.photos:
             return None
         photo = self.reference.load_plain(self.reference.keys.index(sample.source)).image

@@ -1,4 +1,4 @@
-"""Measurements of images, chunk by chunk: a judge's predictions, features, edges, diversity.
+"""Measurements of images, chunk by chunk: a judge's predictions, features, edges, styles.
 
 Measurements of a chunk are kept in a file named by a hash of everything that decides them: the
 bytes of the images, the networks, the judge, the size. So a second call (another report, further
@@ -7,7 +7,7 @@ several workers add up to what one would have measured.
 
 Shape legend:
     n  images      E  evaluation classes      d  features of an image      B  images in a batch
-    H, W  height and width
+    H, W  height and width      g  groups, several styles of a layout each      C  channels
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -28,21 +28,29 @@ from torch import Tensor, nn
 from ecgan.data.loader import to_images
 from ecgan.data.transforms import canny_edges
 from ecgan.errors import UserError
-from ecgan.evaluation.feature_networks import StageFeatures, feature_networks
+from ecgan.evaluation.feature_networks import (
+    StageFeatures,
+    Vgg16HedFeatures,
+    feature_networks,
+)
 from ecgan.evaluation.sources import Photos, Scene, Source
 from ecgan.labels import LabelSpace
 from ecgan.metrics.distribution import pairwise_distances
 from ecgan.metrics.segmentation import PER_IMAGE, EdgeCounts, PerImageConfusion, edge_agreement
+from ecgan.metrics.styles import class_means, class_sums, scatter
+from ecgan.metrics.texture import top_octave_share
 from ecgan.runtime.device import setup_worker
 from ecgan.runtime.files import write_whole
 from ecgan.segmentation.loading import load_segmenter
 from ecgan.segmentation.segmenter import Segmenter
 
-_VERSION = 3  # of the files, and of the measurements in them
+_VERSION = 4  # of the files, and of the measurements in them
 _BATCH = 16  # images in one pass
 CHUNK = 128  # images of a job
 
 Features = dict[str, npt.NDArray[np.float32]]
+ByMap = dict[str, npt.NDArray[np.float64]]  # of colours and, where VGG16 is measured, of its map
+COLOUR, DEEP = "colour", "deep"
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,8 @@ class MeasureConfig:
     Attributes:
         sources: sources of images, by name.
         judged: names of the sources that the judge predicts.
+        described: names of the sources whose features all networks measure; the photos of the
+            others only tell how their classes vary.
         compared: names of the sources whose images are compared with each other.
         space: the recipe's classes.
         judge: folder or hub name of the judge.
@@ -71,6 +81,7 @@ class MeasureConfig:
         networks: names of the feature networks.
         inception_weights: path of Inception's weights.
         dinov2: folder of a DINOv2.
+        hed_weights: path of HED's weights.
         device: device of each worker.
         cache: folder of measurements.
         threads: threads of each worker; None: as torch has them.
@@ -78,6 +89,7 @@ class MeasureConfig:
 
     sources: Mapping[str, Source]
     judged: frozenset[str]
+    described: frozenset[str]
     compared: frozenset[str]
     space: LabelSpace
     judge: str
@@ -85,6 +97,7 @@ class MeasureConfig:
     networks: tuple[str, ...]
     inception_weights: str | None
     dinov2: str | None
+    hed_weights: str | None
     device: str
     cache: Path
     threads: int | None = None
@@ -109,6 +122,10 @@ class Measurements:
         edge_layouts: layouts of these images.
         distances: perceptual distances of pairs of images.
         pair_layouts: layout of each pair; of photos, that of the first.
+        octaves: share of each image's variance in the top octave.
+        styles: of each group, how its class means scatter, (g, 2, E).
+        style_layouts: layouts of the groups.
+        photo_sums: sums of the photos' class means, (E, 2 + C).
     """
 
     confusion: PerImageConfusion
@@ -117,17 +134,29 @@ class Measurements:
     edge_layouts: list[str] = field(default_factory=list)
     distances: list[float] = field(default_factory=list)
     pair_layouts: list[str] = field(default_factory=list)
+    octaves: list[float] = field(default_factory=list)
+    styles: ByMap = field(default_factory=dict)
+    style_layouts: list[str] = field(default_factory=list)
+    photo_sums: ByMap = field(default_factory=dict)
 
     def extend(self, other: "Measurements") -> None:
         """Add another chunk."""
         self.confusion.extend(other.confusion)
-        for name, features in other.features.items():
-            before = self.features.get(name)
-            self.features[name] = features if before is None else np.concatenate([before, features])
-        self.edges += other.edges
-        self.edge_layouts += other.edge_layouts
-        self.distances += other.distances
-        self.pair_layouts += other.pair_layouts
+        _append(self.features, other.features)
+        _append(self.styles, other.styles)
+        for name, sums in other.photo_sums.items():
+            self.photo_sums[name] = self.photo_sums.get(name, 0) + sums
+        for name in _LISTS:
+            getattr(self, name).extend(getattr(other, name))
+
+
+_Rows = TypeVar("_Rows", bound=npt.NDArray[Any])
+
+
+def _append(own: dict[str, _Rows], others: Mapping[str, _Rows]) -> None:
+    """Add rows to the arrays of these names."""
+    for name, rows in others.items():
+        own[name] = cast(_Rows, np.concatenate([own[name], rows])) if name in own else rows
 
 
 class MeasureWorker:
@@ -162,9 +191,14 @@ class MeasureWorker:
         config = self.config
         scenes = [*source.scenes(chunk.start, chunk.stop)]
         judge = self._judge if chunk.source in config.judged else None
-        found = measured(
-            scenes, judge, self._networks, config.space.num_evaluation_classes, self.device
+        networks = {name: self._networks[name] for name in self._needed(chunk.source)}
+        found, means = measured(
+            scenes, judge, networks, config.space.num_evaluation_classes, self.device
         )
+        if isinstance(source, Photos):
+            found.photo_sums = {name: class_sums(values) for name, values in means.items()}
+        else:
+            _add_styles(found, scenes, means)
         if chunk.source in config.compared:
             self._add_pairs(found, scenes, of_photos=isinstance(source, Photos))
             for scene in scenes:
@@ -174,22 +208,29 @@ class MeasureWorker:
         return found
 
     def _add_pairs(self, found: Measurements, scenes: Sequence[Scene], *, of_photos: bool) -> None:
-        """Add distances between styles of a layout; of photos, between those half a chunk apart.
-
-        An augmented layout is another one: its mirror image is no style of it.
-        """
-        groups: dict[tuple[str, str], list[Scene]] = {}
-        for number, scene in enumerate(scenes):
+        """Add distances between styles of a layout; of photos, between those half a chunk apart."""
+        if of_photos:
             half = max(1, len(scenes) // 2)
-            name = scenes[number % half].source if of_photos else scene.source
-            groups.setdefault((name, scene.variant), []).append(scene)
-        for (layout, _), group in groups.items():
+            groups = [[*range(first, len(scenes), half)] for first in range(half)]
+        else:
+            groups = [*_styles_of(scenes).values()]
+        for group in groups:
             if len(group) < 2:
                 continue
-            stages = [self._stages(images_of(batch, self.device)) for batch in _batches(group)]
+            batches = _batches([scenes[number] for number in group])
+            stages = [self._stages(images_of(batch, self.device)) for batch in batches]
             values = pairwise_distances([torch.cat(maps) for maps in zip(*stages, strict=True)])
             found.distances += values.tolist()
-            found.pair_layouts += [layout] * len(values)
+            found.pair_layouts += [scenes[group[0]].source] * len(values)
+
+    def _needed(self, source: str) -> list[str]:
+        """Names of the networks that measure a source."""
+        described = source in self.config.described
+        return [
+            name
+            for name, network in self._networks.items()
+            if described or isinstance(network, Vgg16HedFeatures)
+        ]
 
     def _key(self, chunk: Chunk, source: Source) -> str:
         config = self.config
@@ -197,7 +238,7 @@ class MeasureWorker:
             "version": _VERSION,
             "judge": config.judge_hash if chunk.source in config.judged else "",
             "pairs": chunk.source in config.compared,
-            "networks": self._hashes,
+            "networks": {name: self._hashes[name] for name in self._needed(chunk.source)},
             "device": self.device.type,
             "content": source.fingerprint(chunk.start, chunk.stop).hex(),
         }
@@ -210,6 +251,7 @@ class MeasureWorker:
             config.networks,
             inception_weights=config.inception_weights,
             dinov2=config.dinov2,
+            hed_weights=config.hed_weights,
             device=self.device,
         )[0]
 
@@ -229,8 +271,8 @@ def measured(
     networks: Mapping[str, nn.Module],
     num_classes: int,
     device: torch.device,
-) -> Measurements:
-    """A judge's predictions and the features of images.
+) -> tuple[Measurements, ByMap]:
+    """A judge's predictions, features of images, and their texture; and their class means.
 
     Args:
         scenes: images of one size.
@@ -238,21 +280,55 @@ def measured(
         networks: feature networks by name: images in [-1, 1], (B, 3, H, W), to (B, d).
         num_classes: E.
         device: where judge and networks are.
+
+    Returns:
+        Measurements, and the mean of each class in each image, (n, E, C).
     """
-    confusion = PerImageConfusion(num_classes)
+    found = Measurements(PerImageConfusion(num_classes))
     features: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in networks}
+    means: dict[str, list[npt.NDArray[np.float64]]] = {}
     for group in _batches(scenes):
         images = images_of(group, device)
         if judge is not None:
-            found, sums = predictions(judge, images, group)
-            for scene, prediction, own in zip(group, found, sums, strict=True):
-                confusion.add(scene.key, scene.source, scene.label, prediction, own)
+            classes, sums = predictions(judge, images, group)
+            for scene, prediction, own in zip(group, classes, sums, strict=True):
+                found.confusion.add(scene.key, scene.source, scene.label, prediction, own)
+        maps = {COLOUR: images}
         with torch.inference_mode():
             for name, network in networks.items():
-                features[name].append(network(images).float().cpu().numpy())
-    return Measurements(
-        confusion, {name: np.concatenate(parts) for name, parts in features.items() if parts}
-    )
+                if isinstance(network, Vgg16HedFeatures):
+                    pooled, maps[DEEP] = network.with_map(images)
+                else:
+                    pooled = network(images)
+                features[name].append(pooled.float().cpu().numpy())
+            found.octaves += top_octave_share(images).tolist()
+        labels = np.stack([scene.label for scene in group])
+        for name, values in maps.items():
+            means.setdefault(name, []).append(class_means(values, labels, num_classes))
+    found.features = {name: np.concatenate(parts) for name, parts in features.items() if parts}
+    return found, {name: np.concatenate(parts) for name, parts in means.items()}
+
+
+def _add_styles(found: Measurements, scenes: Sequence[Scene], means: ByMap) -> None:
+    """Add how the class means of each layout's styles scatter, where it has several."""
+    groups = [group for group in _styles_of(scenes).values() if len(group) > 1]
+    if groups:
+        found.style_layouts = [scenes[group[0]].source for group in groups]
+        found.styles = {
+            name: np.stack([scatter(class_sums(values[group])) for group in groups])
+            for name, values in means.items()
+        }
+
+
+def _styles_of(scenes: Sequence[Scene]) -> dict[tuple[str, str], list[int]]:
+    """Numbers of the scenes that show one layout.
+
+    An augmented layout is another one: its mirror image is no style of it.
+    """
+    groups: dict[tuple[str, str], list[int]] = {}
+    for number, scene in enumerate(scenes):
+        groups.setdefault((scene.source, scene.variant), []).append(number)
+    return groups
 
 
 @torch.no_grad()
@@ -288,14 +364,19 @@ def write_measurements(path: Path, found: Measurements) -> None:
         "matrix": found.confusion.matrix,
         **{name: getattr(found.confusion, name) for name in PER_IMAGE},
         **{name: getattr(found, name) for name in _LISTS},
-        **{f"features_{name}": values for name, values in found.features.items()},
+        **{
+            f"{kind}_{name}": values
+            for kind in _NAMED
+            for name, values in getattr(found, kind).items()
+        },
     }
     stream = io.BytesIO()
     np.savez(stream, allow_pickle=False, **{n: np.asarray(values) for n, values in arrays.items()})
     write_whole(path, stream.getvalue())
 
 
-_LISTS = ("edges", "edge_layouts", "distances", "pair_layouts")
+_LISTS = ("edges", "edge_layouts", "distances", "pair_layouts", "octaves", "style_layouts")
+_NAMED = ("features", "styles", "photo_sums")  # arrays by the network or map
 
 
 def read_measurements(path: Path) -> Measurements:
@@ -319,8 +400,10 @@ def read_measurements(path: Path) -> Measurements:
     for name in PER_IMAGE:
         values = arrays[name]
         getattr(confusion, name).extend(values if values.ndim > 1 else values.tolist())
-    features = {
-        n.removeprefix("features_"): v for n, v in arrays.items() if n.startswith("features_")
+    lists: dict[str, Any] = {name: arrays[name].tolist() for name in _LISTS}
+    lists["edges"] = [EdgeCounts(*row) for row in lists["edges"]]
+    named: dict[str, Any] = {
+        kind: {n.removeprefix(f"{kind}_"): v for n, v in arrays.items() if n.startswith(f"{kind}_")}
+        for kind in _NAMED
     }
-    edges, *lists = (arrays[name].tolist() for name in _LISTS)
-    return Measurements(confusion, features, [EdgeCounts(*row) for row in edges], *lists)
+    return Measurements(confusion, **lists, **named)

@@ -7,6 +7,7 @@ that it did.
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from ecgan.checkpoint import GENERATOR, load_generator, resolve_generator
@@ -201,9 +202,15 @@ def _setup(request: Request, recipe: Recipe, sets: Sequence[SampleSet]) -> Setup
         )
 
     reference, train = data(split, train=False), data(recipe.data.split, train=True)
+    others: dict[str, TripleDataset] = {}
+    if any(one.may_have_styles for one in sets):
+        for name in datasets.splits(recipe.data.dataset, root):
+            if name not in {split, recipe.data.split}:
+                with suppress(UserError):  # such as photos without labels, as a test split may be
+                    others[name] = data(name, train=False)
     cache.save()
     device = choose_device(request.device)
-    return Setup(request, recipe, space, size, split, reference, train, device)
+    return Setup(request, recipe, space, size, split, reference, train, others, device)
 
 
 def _space(recipe: Recipe, sets: Sequence[SampleSet]) -> LabelSpace:

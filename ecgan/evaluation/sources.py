@@ -185,6 +185,12 @@ class SampleSet:
         return self.manifest is not None and self.manifest.label_space == "evaluation"
 
     @property
+    def may_have_styles(self) -> bool:
+        """Whether a layout may have several images; of a set of others it is not known."""
+        about = self.manifest
+        return about is None or about.samples > (about.layouts or 0) + about.varied_layouts
+
+    @property
     def checkpoint(self) -> str | None:
         """SHA-256 of the generator file; None where it is not known."""
         return None if self.manifest is None else self.manifest.fingerprint.checkpoint

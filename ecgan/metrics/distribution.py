@@ -1,8 +1,8 @@
 """Distances between two sets of images, from their features: Frechet, kernel, precision, recall.
 
 Features are arrays (images, d) that a frozen network gave. The names of metrics say the network:
-only Inception's are called FID and KID. Everything is float64, so neither the batch size nor the
-order of the images matters (KID draws its subsets by position).
+only Inception's are called FID and KID, others' FD and KD. Everything is float64, so neither the
+batch size nor the order of the images matters (KID draws its subsets by position).
 
 Every distance stands beside that of the reference's own train photos. A Frechet distance of fewer
 images than features is biased upwards, and a note says so.
@@ -110,7 +110,7 @@ class Kid(NamedTuple):
 
 
 def kid(real: Floats, generated: Floats, *, seed: int = 0) -> Kid:
-    """Kernel Inception distance by torchmetrics, of Inception features (n, 2048) and (m, 2048).
+    """Kernel Inception distance by torchmetrics, of Inception's features or another network's.
 
     Unbiased for any number of images, unlike FID. Subsets of 1,000 images as is usual, or half of
     the smaller set, so that subsets differ and their deviation says something.
@@ -235,8 +235,9 @@ _FRECHET = {
     "inception": "fid",
     "inception_clean": "fid_clean",
     "dinov2": "fd_dinov2",
+    "vgg16_hed": "fd_vgg16_hed",
 }
-_KERNEL = {"inception": "kid", "inception_clean": "kid_clean"}
+_KERNEL = {"inception": "kid", "inception_clean": "kid_clean", "vgg16_hed": "kd_vgg16_hed"}
 
 
 class Distance(NamedTuple):

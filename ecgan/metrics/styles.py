@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from ecgan.metrics.statistics import Estimate, resampled, with_percentiles
@@ -51,14 +50,15 @@ def class_means(maps: Tensor, labels: npt.NDArray[np.integer[Any]], num_classes:
     rows, columns = (2 * np.arange(h) + 1) * H // (2 * h), (2 * np.arange(w) + 1) * W // (2 * w)
     small = labels[:, rows][:, :, columns].reshape(len(labels), -1).astype(np.int64)
     least = max(1.0, LEAST_PIXELS * h * w / (H * W))
-    means = np.full((len(labels), num_classes, maps.shape[1]), np.nan)
-    for pixels, label, own in zip(maps, small, means, strict=True):
-        counts = np.bincount(label, minlength=num_classes)[:num_classes]
-        kept = np.flatnonzero(counts >= least)
-        masks = torch.from_numpy(label == kept[:, None]).to(maps.device, torch.float64)
-        sums = masks @ pixels.flatten(1).double().T  # (kept, C)
-        own[kept] = sums.cpu().numpy() / counts[kept, None]
-    return means
+    means: list[Numbers] = []
+    for pixels, label in zip(maps.flatten(2).double().cpu().numpy(), small, strict=True):
+        count, *sums = (
+            np.bincount(label, channel, minlength=num_classes)[:num_classes]
+            for channel in (None, *pixels)
+        )
+        mean = np.column_stack(sums) / np.maximum(count, 1)[:, None]
+        means.append(np.where(count[:, None] >= least, mean, np.nan))
+    return np.stack(means)
 
 
 def class_sums(means: Numbers) -> Numbers:

@@ -112,7 +112,7 @@ def test_validate_scores_a_generator(world):
         for item in items
         if (label := datasets.read_label(item, space, "folder")) is not None
     ]
-    found = measure.measured(scenes, judge, {}, len(NAMES), torch.device("cpu"))
+    found, _ = measure.measured(scenes, judge, {}, len(NAMES), torch.device("cpu"))
     assert agreement(found.confusion).overall["accuracy"].value > 0.99
 
 

@@ -1,5 +1,7 @@
 """Networks of features: what they give, what stands for them in a cache, what is refused."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -12,13 +14,18 @@ from ecgan.evaluation import feature_networks as features
 from ecgan.metrics import distribution
 from ecgan.metrics.distribution import pairwise_distances
 from ecgan.models.pretrained.efficientnet_lite import EfficientNetLite0
+from ecgan.models.pretrained.hed import Vgg16Hed
 
 CPU = torch.device("cpu")
 
 
-def networks(*wanted, inception_weights=None, dinov2=None):
+def networks(*wanted, inception_weights=None, dinov2=None, hed_weights=None):
     return features.feature_networks(
-        wanted, inception_weights=inception_weights, dinov2=dinov2, device=CPU
+        wanted,
+        inception_weights=inception_weights,
+        dinov2=dinov2,
+        hed_weights=hed_weights,
+        device=CPU,
     )
 
 
@@ -55,15 +62,44 @@ def test_lite0_is_the_network_of_validation():
 
 
 def test_what_has_no_weights_is_skipped_with_its_reason():
-    found, skipped = networks("inception", "inception_clean", "dinov2")
+    found, skipped = networks("inception", "inception_clean", "dinov2", "vgg16_hed")
     assert found == {}
     assert set(skipped) == {
         *("fid", "kid", "precision_inception", "recall_inception"),
         *("fid_clean", "kid_clean", "precision_inception_clean", "recall_inception_clean"),
         *("fd_dinov2", "precision_dinov2", "recall_dinov2"),
+        *("fd_vgg16_hed", "kd_vgg16_hed", "precision_vgg16_hed", "recall_vgg16_hed"),
     }
+    assert "data.hed_weights is not set" in skipped["kd_vgg16_hed"]
     assert "evaluate.inception_weights is not set" in skipped["kid_clean"]
     assert "evaluate.dinov2 is not set" in skipped["fd_dinov2"]
+
+
+def test_vgg16_is_means_of_heds_deep_maps(hed_file):
+    network = networks("vgg16_hed", hed_weights=str(hed_file))[0]["vgg16_hed"]
+    x = images()
+    *_, relu3, relu4, relu5 = Vgg16Hed(hed_file)(x)
+    pooled, shown = network.with_map(x)
+    assert torch.equal(shown, relu3)
+    expected = torch.cat([relu4.mean(dim=(2, 3)) / 6.5, relu5.mean(dim=(2, 3)) / 2.5], dim=1)
+    torch.testing.assert_close(pooled, expected)
+    assert torch.equal(network(x), pooled)
+    with pytest.raises(UserError, match=r"data\.hed_weights: nowhere\.h5: no such file"):
+        networks("vgg16_hed", hed_weights="nowhere.h5")
+
+
+def test_vgg16_of_hed_has_features_of_order_one(camvid):
+    path = os.environ.get("ECGAN_HED_WEIGHTS")
+    if not path:
+        pytest.skip("ECGAN_HED_WEIGHTS does not name HED's weights")
+    photos = sorted((camvid / "images" / "test").iterdir())[::40]
+    pixels = np.stack([np.asarray(Image.open(p).convert("RGB").resize((128, 96))) for p in photos])
+    x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+    network = networks("vgg16_hed", hed_weights=path)[0]["vgg16_hed"]
+    pooled = network(x)
+    assert pooled.shape == (len(photos), network.dim)
+    for half in pooled.split(512, dim=1):
+        assert 0.7 < half.square().mean().sqrt() < 1.4
 
 
 def small_dinov2(folder, **changes):

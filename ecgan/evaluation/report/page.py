@@ -26,9 +26,9 @@ from ecgan.visualization import data_url
 
 _GROUPS = {  # of the metrics whose names begin so
     "Agreement of the judge with the layouts": ("miou", "frequency", "accuracy", "consistency"),
-    "Distance between samples and photos, as sets": ("fid", "kid", "fd_"),
+    "Distance between samples and photos, as sets": ("fid", "kid", "fd_", "kd_"),
     "Shares of one set within the other": ("precision_", "recall_"),
-    "Styles and edges": ("diversity_", "edge_"),
+    "Styles, texture and edges": ("style_spread", "diversity_", "top_octave", "edge_"),
 }
 
 
@@ -98,6 +98,7 @@ def html(report: Report, illustrations: Sequence[Illustrations]) -> str:
         number=tables.number,
         spread=tables.spread,
         interval=tables.interval,
+        mark=tables.mark,
         source=_source,
         percent=tables.percent,
         signed=tables.signed,
@@ -146,7 +147,8 @@ def _sentence(text: str) -> str:
 def _gauge(name: str, metric: Metric) -> dict[str, float | None]:
     """Positions on a bar of length 100: value, interval and real."""
     numbers = [v for v in (metric.value, metric.real, metric.high) if v is not None]
-    full = 1.0 if not tables.lower(name) else 1.15 * max([*numbers, 1e-12])
+    most = max([*numbers, 1e-12])
+    full = 1.15 * most if tables.lower(name) or most > 1 else 1.0
 
     def at(value: float | None) -> float | None:
         return None if value is None else round(100 * min(max(value / full, 0), 1), 2)

@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 from ecgan.evaluation.report.document import (
     Difference,
     DownstreamReport,
+    Metric,
     Report,
     SetReport,
 )
@@ -16,7 +17,7 @@ class Meaning(NamedTuple):
     """Title and explanation of a metric."""
 
     title: str
-    better: str  # higher or lower
+    better: str  # higher or lower; equal: as near to 1 as can be
     text: str
 
 
@@ -25,6 +26,7 @@ _NETWORKS = {
     "inception_clean": "Inception, clean",
     "dinov2": "DINOv2",
     "efficientnet_lite0": "EfficientNet-Lite0",
+    "vgg16_hed": "VGG16 of HED",
 }
 MEANINGS = {
     "miou": Meaning(
@@ -50,11 +52,33 @@ MEANINGS = {
         "lower",
         "Fréchet distance of EfficientNet-Lite0 features; not FID",
     ),
+    "fd_vgg16_hed": Meaning(
+        "FD, VGG16 of HED", "lower", "Fréchet distance of features of HED's VGG16; not FID"
+    ),
+    "kd_vgg16_hed": Meaning(
+        "KD, VGG16 of HED", "lower", "kernel distance of features of HED's VGG16; not KID"
+    ),
     "diversity_efficientnet_lite0": Meaning(
-        "Diversity",
+        "Diversity (real: other layouts)",
         "higher",
-        "mean perceptual distance between styles of one layout; real: between photos of different "
-        "layouts",
+        "mean perceptual distance between styles of one layout",
+    ),
+    "style_spread": Meaning(
+        "Style spread",
+        "higher",
+        "variance of the classes' mean colours over styles of one layout, by that over photos: 1 "
+        "where styles differ as photos do",
+    ),
+    "style_spread_deep": Meaning(
+        "Style spread, VGG16 of HED",
+        "higher",
+        "the same of the classes' mean features (relu3_1 of HED's VGG16)",
+    ),
+    "top_octave": Meaning(
+        "Top octave",
+        "equal",
+        "share of a picture's variance above half of Nyquist, by that of photos: 1 is as photos, "
+        "more is a woven texture, less is blur",
     ),
     "edge_precision": Meaning(
         "Edge precision", "higher", "generated edge pixels that lie on an edge of the image"
@@ -72,7 +96,7 @@ MEANINGS = {
         )
     },
 }
-_HEADLINES = ("miou", "accuracy", "fid", "fd_efficientnet_lite0")
+_HEADLINES = ("miou", "accuracy", "fid", "fd_efficientnet_lite0", "fd_vgg16_hed", "style_spread")
 
 
 class HasInterval(Protocol):
@@ -109,9 +133,14 @@ def _numbers(one: SetReport, *, markdown: bool) -> list[str]:
     if len(shown) < len(names):
         lines += _folded(f"All {len(names)} numbers", _rows(one, names))
     if one.per_class:
-        classes = [("class", "samples", "95 % interval", "real photos", "share of pixels")]
+        spreads = "style_spread" in one.metrics
+        head = ("class", "samples", "95 % interval", "real photos", "share of pixels")
+        classes = [(*head, "style spread") if spreads else head]
         classes += [
-            (name, number(c.iou), interval(c), number(c.real), percent(c.share))
+            (
+                *(name, number(c.iou), interval(c), number(c.real), percent(c.share)),
+                *([number(c.style_spread)] if spreads else []),
+            )
             for name, c in one.per_class.items()
         ]
         lines += _folded("IoU of each class", classes)
@@ -122,7 +151,7 @@ def _rows(one: SetReport, names: Sequence[str]) -> list[tuple[str, ...]]:
     """Head and rows of a table of metrics."""
     return [("metric", "samples", "95 % interval", "real photos", "n")] + [
         (
-            title(name) + (" ↓" if lower(name) else ""),
+            title(name) + mark(metric) + (" ↓" if lower(name) else ""),
             spread(metric.value, metric.std),
             interval(metric),
             number(metric.real),
@@ -248,6 +277,11 @@ def explanation(name: str) -> str:
 def lower(name: str) -> bool:
     """Whether a lower value is better."""
     return name in MEANINGS and MEANINGS[name].better == "lower"
+
+
+def mark(metric: Metric) -> str:
+    """A dagger where the generator was trained against features of the metric's family."""
+    return "" if metric.trained_against is None else " †"
 
 
 def percent(value: float | None) -> str:

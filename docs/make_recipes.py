@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ecgan.recipe import Recipe
+from ecgan_cli.recipes import sections, value_type
 
 TARGET = Path(__file__).with_name("recipes.md")
 WIDTH = 120
@@ -23,58 +24,18 @@ _INTRODUCTION = (
 
 def render() -> str:
     """The whole page as Markdown."""
-    schema = Recipe.model_json_schema()
-    parts = ["# Recipe keys\n", _fill(_INTRODUCTION), ""]
-    for name, entry in schema["properties"].items():
-        section = _resolve(entry, schema)
-        if "properties" in section:
-            parts += _render_section(name, section, schema)
-        else:
-            parts += [_render_key(name, entry, schema), ""]
+    name = Recipe.model_json_schema()["properties"]["name"]
+    parts = ["# Recipe keys\n", _fill(_INTRODUCTION), "", _line("name", name), ""]
+    for section, description, fields in sections():
+        lines = [_line(f"{section}.{key}", field) for key, field in fields]
+        parts += [f"## {section}\n\n{_fill(description)}\n", *lines, ""]
     return "\n".join(parts).rstrip() + "\n"
 
 
-def _render_section(name: str, section: dict[str, Any], schema: dict[str, Any]) -> list[str]:
-    keys = [_render_key(f"{name}.{key}", e, schema) for key, e in section["properties"].items()]
-    return [f"## {name}\n\n{_fill(section['description'])}\n", *keys, ""]
-
-
-def _render_key(name: str, entry: dict[str, Any], schema: dict[str, Any]) -> str:
-    nested = _resolve(entry, schema)
-    if "properties" in nested:
-        inner = nested["properties"].items()
-        return "\n".join(_render_key(f"{name}.{key}", e, schema) for key, e in inner)
-    default = json.dumps(entry.get("default"), ensure_ascii=False)
-    head = f"* **`{name}`**: {_type(entry, schema)}, default `{default}`."
-    return _fill(f"{head} {entry.get('description', '')}", indent="  ")
-
-
-def _resolve(entry: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
-    reference = entry.get("$ref")
-    return schema["$defs"][reference.rpartition("/")[2]] if reference else entry
-
-
-def _type(entry: dict[str, Any], schema: dict[str, Any]) -> str:
-    entry = _resolve(entry, schema)
-    if "anyOf" in entry:
-        return " or ".join(_type(choice, schema) for choice in entry["anyOf"])
-    if "enum" in entry:
-        return " or ".join(f"`{value}`" for value in entry["enum"])
-    if "const" in entry:
-        return f"`{entry['const']}`"
-    kind = entry.get("type", "any")
-    if kind == "array":
-        return f"list of ({_type(entry.get('items', {}), schema)})"
-    return kind + _bounds(entry)
-
-
-def _bounds(entry: dict[str, Any]) -> str:
-    signs = {
-        "exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<=",
-        "multipleOf": "multiple of",
-    }  # fmt: skip
-    found = [f"{sign} {entry[key]}" for key, sign in signs.items() if key in entry]
-    return f" ({', '.join(found)})" if found else ""
+def _line(name: str, field: dict[str, Any]) -> str:
+    default = json.dumps(field.get("default"), ensure_ascii=False)
+    head = f"* **`{name}`**: `{value_type(field)}`, default `{default}`."
+    return _fill(f"{head} {field.get('description', '')}", indent="  ")
 
 
 def _fill(text: str, indent: str = "") -> str:

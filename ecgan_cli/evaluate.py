@@ -24,7 +24,6 @@ from ecgan_cli.options import (
     WORKERS,
     CommaList,
     Command,
-    Decorator,
     folder_option,
     interruptible,
     option,
@@ -56,41 +55,36 @@ _OUTPUT = (
 _WORKERS = (WORKERS, GPUS_PER_WORKER, RAY_ADDRESS, DEVICE)
 
 
-def _experiment(*, hidden: bool = False) -> tuple[Decorator, ...]:
-    return (
-        option(
-            "--mix",
-            hidden=hidden,
-            type=CommaList(_ratio, "expected numbers or synthetic, separated by commas"),
-            default="0,1",
-            metavar="X,...",
-            help="Synthetic-to-real ratios to train with, e.g. 0,1,2; `synthetic` trains on "
-            "samples only.",
-        ),
-        option(
-            "--real-fraction",
-            hidden=hidden,
-            type=CommaList(float, "expected numbers, separated by commas"),
-            default="1",
-            metavar="F,...",
-            help="Fractions of the real pairs to train with; below 1, the generator must have been "
-            "trained on the same fraction.",
-        ),
-        option("--seeds", hidden=hidden, type=POSITIVE, default=3, help="Seeds of each training."),
-        option(
-            "--segmenter",
-            hidden=hidden,
-            metavar="DIR|NAME",
-            help="Segmenter to fine-tune.",
-            show_default="a SegFormer from scratch",
-        ),
-        option(
-            "--unknown-generator",
-            hidden=hidden,
-            is_flag=True,
-            help="Accept samples whose generator's training data is unknown; the report says so.",
-        ),
-    )
+_EXPERIMENT = (
+    option(
+        "--mix",
+        type=CommaList(_ratio, "expected numbers or synthetic, separated by commas"),
+        default="0,1",
+        metavar="X,...",
+        help="Synthetic-to-real ratios to train with, e.g. 0,1,2; `synthetic` trains on "
+        "samples only.",
+    ),
+    option(
+        "--real-fraction",
+        type=CommaList(float, "expected numbers, separated by commas"),
+        default="1",
+        metavar="F,...",
+        help="Fractions of the real pairs to train with; below 1, the generator must have been "
+        "trained on the same fraction.",
+    ),
+    option("--seeds", type=POSITIVE, default=3, help="Seeds of each training."),
+    option(
+        "--segmenter",
+        metavar="DIR|NAME",
+        help="Segmenter to fine-tune.",
+        show_default="a SegFormer from scratch",
+    ),
+    option(
+        "--unknown-generator",
+        is_flag=True,
+        help="Accept samples whose generator's training data is unknown; the report says so.",
+    ),
+)
 
 
 @click.command(cls=Command)
@@ -138,8 +132,9 @@ def _experiment(*, hidden: bool = False) -> tuple[Decorator, ...]:
 )
 @under(
     "Downstream",
-    option("--downstream", is_flag=True, hidden=True, help="Run ecgan downstream."),
-    *_experiment(hidden=True),
+    option("--downstream", is_flag=True, help="Run ecgan downstream."),
+    *_EXPERIMENT,
+    hidden=True,
 )
 @under(
     "Output",
@@ -193,7 +188,7 @@ def evaluate(
     ),
     *_DATA,
 )
-@under("Experiment", *_experiment())
+@under("Experiment", *_EXPERIMENT)
 @under("Output", *_OUTPUT)
 @under("Workers", *_WORKERS)
 @QUIET

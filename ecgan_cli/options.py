@@ -170,13 +170,14 @@ class CommaList(click.ParamType):  # pyright: ignore[reportMissingTypeArgument]
         return items or self.fail(f"{value!r}: {self.expected}", param, ctx)
 
 
-def under(heading: str, *options: Decorator) -> Decorator:
-    """Decorator that adds several options below one heading of the help."""
+def under(heading: str, *options: Decorator, hidden: bool = False) -> Decorator:
+    """Decorator that adds several options below one heading of the help, or hidden ones."""
 
     def decorate(command: Any) -> Any:  # noqa: ANN401
         for decorator in reversed(options):
             command = decorator(command)
-            vars(command)["__click_params__"][-1].heading = heading
+            added = vars(command)["__click_params__"][-1]
+            added.heading, added.hidden = heading, hidden
         return command
 
     return decorate

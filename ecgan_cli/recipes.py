@@ -62,45 +62,51 @@ def schema(*, as_json: bool) -> None:
 
     With --json, print a JSON Schema, which editors use to complete and check recipes.
     """
-    document = Recipe.model_json_schema()
     if as_json:
-        click.echo(json.dumps(document, indent=2))
+        click.echo(json.dumps(Recipe.model_json_schema(), indent=2))
         return
-    for name, section in Recipe.model_fields.items():
-        if section.annotation is str:
-            continue
-        click.echo(f"{name}:  {section.description}")
-        for key, field in _fields(document, document["properties"][name]):
+    for name, description, fields in sections():
+        click.echo(f"{name}:  {description}")
+        for key, field in fields:
             default = json.dumps(field.get("default"))
             click.echo(f"  {key}: {value_type(field)}  [default: {default}]")
             click.echo(f"      {' '.join(field.get('description', '').split())}")
+
+
+def sections() -> Iterator[tuple[str, str, list[tuple[str, dict[str, Any]]]]]:
+    """Name, description and keys of each section of a recipe, keys with their JSON Schema."""
+    document = Recipe.model_json_schema()
+    for name, section in Recipe.model_fields.items():
+        if section.annotation is not str:
+            yield (
+                name,
+                section.description or "",
+                [*_fields(document, document["properties"][name])],
+            )
 
 
 def _fields(document: dict[str, Any], section: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Keys of a section in a JSON Schema, those of its inner sections too."""
     definition = document["$defs"][section["$ref"].rpartition("/")[2]]
     for key, field in definition["properties"].items():
-        if "$ref" not in field:
+        if "$ref" in field:
+            yield from ((f"{key}.{name}", inner) for name, inner in _fields(document, field))
+        else:
             yield key, field
-            continue
-        for inner, of_inner in _fields(document, field):
-            yield f"{key}.{inner}", of_inner
 
 
 def value_type(field: dict[str, Any]) -> str:
     """Type of a recipe's key in words, from its JSON Schema: choices, bounds, kinds of items."""
     if "anyOf" in field:
-        return " or ".join(value_type(choice) for choice in field["anyOf"])
+        return " or ".join(map(value_type, field["anyOf"]))
     if "enum" in field or "const" in field:
-        return " | ".join(str(value) for value in field.get("enum", [field.get("const")]))
+        return " | ".join(map(str, field.get("enum", [field.get("const")])))
     kind = str(field.get("type", "any"))
     if kind == "array":
         return f"list of {value_type(field['items'])}"
-    bounds = (
-        ("minimum", ">="),
-        ("exclusiveMinimum", ">"),
-        ("maximum", "<="),
-        ("multipleOf", "multiple of"),
-    )
-    words = [f"{sign} {field[bound]:g}" for bound, sign in bounds if bound in field]
-    return " ".join([kind, ", ".join(words)]).rstrip()
+    signs = {
+        "minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<",
+        "multipleOf": "multiple of",
+    }  # fmt: skip
+    bounds = [f"{sign} {field[bound]:g}" for bound, sign in signs.items() if bound in field]
+    return " ".join([kind, ", ".join(bounds)]).rstrip()

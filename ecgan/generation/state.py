@@ -31,7 +31,7 @@ from ecgan.generation.plan import (
     stage_of,
     stage_record,
 )
-from ecgan.runtime.storage import HIDDEN, Store, matching
+from ecgan.runtime.storage import HIDDEN, Store
 from ecgan.shards.formats import files_of, is_intact, measured_size
 from ecgan.shards.manifest import (
     CommitRecord,
@@ -150,12 +150,11 @@ class DatasetState:
     def remove(self) -> None:
         """Remove what we wrote; by plan.json, which goes last, the place is known to be ours."""
         store = self.store
-        names = list(_SIDECARS)
-        endings = (".tar", ".parquet")
-        names += matching(store, "data", lambda n: n.startswith(SPLIT) and n.endswith(endings))
-        for listing in matching(store, f"{HIDDEN}/records", lambda n: n.endswith(".jsonl")):
-            shard = listing.rpartition("/")[2].removesuffix(".jsonl")
-            names += [n for n in files_of(store, shard) if not n.startswith(HIDDEN)]
+        shards = [n for n in store.sizes("data") if n.endswith((".tar", ".parquet"))]
+        names = [*_SIDECARS, *(f"data/{name}" for name in shards if name.startswith(SPLIT))]
+        for listing in store.sizes(f"{HIDDEN}/records"):
+            files = files_of(store, listing.removesuffix(".jsonl"))
+            names += [name for name in files if not name.startswith(HIDDEN)]
         store.remove(names)
         for folder in ("shards", "records", "stages"):
             store.remove_folder(f"{HIDDEN}/{folder}")

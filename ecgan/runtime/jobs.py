@@ -27,26 +27,17 @@ class Workers:
 
     One runs in this process. More than one, one on a cluster, and one that can be timed out (nobody
     could end this process) run on Ray.
-
-    Attributes:
-        count: number of workers.
-        gpus_each: GPUs of a worker, which Ray gives out. A fraction shares a GPU; above 1 whole
-            numbers only.
-        device: cpu or cuda, in this process also cuda:N.
-        address: Ray cluster, as Ray takes it; ``auto`` looks into RAY_ADDRESS and at this machine;
-            None starts one here. A Ray that this process has joined already is used as it is.
-        attempts: number of times that a job is tried, each on another worker where possible.
-        timeout: seconds that a job may take before its worker is taken for stalled; None: any time.
-        start_timeout: seconds for a worker to come up, its model loaded.
     """
 
     count: int = 1
-    gpus_each: float = 0
-    device: str = "cpu"
+    gpus_each: float = 0  # which Ray gives out; a fraction shares a GPU, above 1 whole numbers only
+    device: str = "cpu"  # or cuda, in this process also cuda:N
+    # Ray cluster, as Ray takes it; "auto" looks into RAY_ADDRESS and at this machine; None starts
+    # one here. A Ray that this process has joined already is used as it is.
     address: str | None = None
-    attempts: int = 3
-    timeout: float | None = None
-    start_timeout: float = 300
+    attempts: int = 3  # number of times that a job is tried, each on another worker if possible
+    timeout: float | None = None  # seconds of a job, before its worker is replaced; None: any time
+    start_timeout: float = 300  # seconds for a worker to come up, its model loaded
 
     @property
     def in_process(self) -> bool:
@@ -120,13 +111,9 @@ def _require_ray(workers: Workers, device: str, gpus: int) -> None:
 
 
 def require_room(workers: Workers, where: str, machines: Sequence[tuple[float, float]]) -> None:
-    """Refuse more workers than fit: Ray would wait for ever.
+    """Refuse more workers than fit on machines with so many CPUs and GPUs: Ray would wait for ever.
 
-    Args:
-        workers: how many, with how many GPUs each.
-        where: what the machines are, for the message.
-        machines: CPUs and GPUs of each. Workers are not spread over machines, nor is a fraction of
-            a GPU over GPUs.
+    Workers are not spread over machines, nor is a fraction of a GPU over GPUs.
     """
     most, each = workers.count, workers.gpus_each
     room = sum(int(min(most, cpus, workers_on(gpus, each))) for cpus, gpus in machines)
@@ -173,12 +160,7 @@ Outcome = Done[Job, Result] | Failed[Job]
 
 
 class StopRun(Exception):  # noqa: N818  # like StopIteration: a request rather than a mistake
-    """A job raises it to end the whole run; the caller gets it.
-
-    Args:
-        reason: a sentence.
-        errno: number of the system's error, say ENOSPC for a full disk.
-    """
+    """A job raises it to end the whole run; the caller gets it, with the system's error number."""
 
     def __init__(self, reason: str, errno: int | None = None) -> None:
         self.reason, self.errno = reason, errno
@@ -213,19 +195,12 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Fault:
-    """Any other end of a start or a job.
+    """Any other end of a start or a job."""
 
-    Attributes:
-        reason: a sentence without the worker's name.
-        traceback: traceback of an exception.
-        died: whether the worker is gone, or as good as.
-        late: whether it took too long.
-    """
-
-    reason: str
-    traceback: str = ""
-    died: bool = False
-    late: bool = False
+    reason: str  # a sentence without the worker's name
+    traceback: str = ""  # of an exception
+    died: bool = False  # whether the worker is gone, or as good as
+    late: bool = False  # whether it took too long
 
 
 Answer = Value | Refusal | Fault

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
@@ -30,14 +30,10 @@ class Store(ABC):
     """Storage of a data set: files by relative names."""
 
     url: str  # as the user named it
+    is_private = False  # whether other processes cannot see it
 
     def __str__(self) -> str:
         return self.url
-
-    @property
-    def is_private(self) -> bool:
-        """Whether other processes cannot see it."""
-        return False
 
     @abstractmethod
     def open(self, name: str) -> BinaryIO:
@@ -81,11 +77,7 @@ class Store(ABC):
 
     @abstractmethod
     def holds_anything(self) -> bool:
-        """Whether there is any file or folder here.
-
-        Raises:
-            UserError: it cannot be used: a file, no rights, no such bucket.
-        """
+        """Whether there is any file or folder; UserError for a file, no rights, no such bucket."""
 
     def read(self, name: str) -> bytes:
         """Bytes of a file; FileNotFoundError where there is none."""
@@ -223,8 +215,9 @@ class ObjectStore(Store):
         core: Any = import_module("fsspec.core")  # it takes a while, and has no types
         self.url = url.rstrip("/")
         protocol = url.partition("://")[0]
+        self.is_private = protocol == "memory"
         try:
-            filesystem, prefix = core.url_to_fs(self.url)
+            self._fs, prefix = core.url_to_fs(self.url)
         except ImportError as error:
             extra = _EXTRAS.get(protocol)
             remedy = f"pip install 'ecgan[{extra}]'" if extra else str(error)
@@ -234,13 +227,7 @@ class ObjectStore(Store):
                 f"{url}: no such protocol ({error}); give a folder, s3://BUCKET/PREFIX or "
                 "gs://BUCKET/PREFIX"
             ) from error
-        self._fs = filesystem
         self._prefix = str(prefix).rstrip("/")
-        self._protocol = protocol
-
-    @property
-    def is_private(self) -> bool:
-        return self._protocol == "memory"
 
     def open(self, name: str) -> BinaryIO:
         # No cache of listings: another process may have written the file a moment ago
@@ -347,17 +334,14 @@ class ObjectStore(Store):
             yield
         except (UserError, *passed):
             raise
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{self.url}: {error or type(error).__name__}; check the bucket, the prefix and "
-                "your credentials"
-            ) from error
         except Exception as error:
             # botocore's errors share no base with ours: NoCredentialsError, EndpointConnectionError
-            if not type(error).__module__.startswith(("botocore", "aiohttp", "gcsfs", "google")):
+            own = type(error).__module__.startswith(("botocore", "aiohttp", "gcsfs", "google"))
+            if not own and not isinstance(error, OSError | ValueError):
                 raise
             raise UserError(
-                f"{self.url}: {error}; check the address, the rights and your credentials"
+                f"{self.url}: {error or type(error).__name__}; check the bucket, the prefix, your "
+                "rights and your credentials"
             ) from error
 
 
@@ -372,11 +356,6 @@ def cache_folder() -> Path:
     shared = os.environ.get("XDG_CACHE_HOME", "")
     # The standard of that variable has relative paths ignored.
     return (Path(shared) if Path(shared).is_absolute() else Path.home() / ".cache") / "ecgan"
-
-
-def matching(store: Store, folder: str, accepts: Callable[[str], bool]) -> list[str]:
-    """Names of the files directly in a folder that ``accepts`` takes, sorted, with the folder."""
-    return [f"{folder}/{name}" for name in sorted(store.sizes(folder)) if accepts(name)]
 
 
 def _sync_folder(folder: Path) -> None:

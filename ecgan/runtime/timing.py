@@ -82,21 +82,13 @@ class StageTimer:
 
 @dataclass
 class StageSeconds:
-    """Seconds of each stage, summed over shards and workers.
+    """Seconds of each stage, summed over shards and workers."""
 
-    Attributes:
-        encoders: threads of each worker that encode.
-        workers: number of workers.
-        seconds: time that each stage was busy, over all workers; of ``encode``, over all threads.
-        elapsed: time that the workers were busy.
-        samples: number of samples that they made.
-    """
-
-    encoders: int = 1
+    encoders: int = 1  # threads of each worker that encode
     workers: int = 1
-    seconds: Counter[str] = field(default_factory=Counter[str])
-    elapsed: float = 0.0
-    samples: int = 0
+    seconds: Counter[str] = field(default_factory=Counter[str])  # of encode, over all threads
+    elapsed: float = 0.0  # seconds that the workers were busy
+    samples: int = 0  # number that they made
 
     def add(self, seconds: Mapping[str, float], elapsed: float, samples: int) -> None:
         """Count a shard."""

@@ -16,7 +16,6 @@ import yaml
 from PIL import Image
 
 from ecgan.runtime.storage import Store
-from ecgan.shards.codecs import ImageFormat
 from ecgan.shards.formats import listing_name
 from ecgan.shards.manifest import MANIFEST, Format, Manifest, ShardEntry
 from ecgan.shards.readers import read_raw
@@ -48,25 +47,14 @@ data = load_dataset("FOLDER", split="{split}")  # columns image, label, edge, ke
 
 
 def finish(store: Store, about: Manifest) -> None:
-    """Write what stands beside the shards.
-
-    Args:
-        store: of the data set, with all shards.
-        about: its manifest; with it the data set is complete.
-    """
+    """Write what stands beside all shards of a data set; its manifest makes it complete."""
     space = about.class_list(store)
     palette = space.evaluation_palette if about.label_space == "evaluation" else space.palette
     texts = {"id2label.json": id2label(about.names), "README.md": card(about)}
     if about.format == "webdataset":
         texts["index.json"] = wids_index(str(about.recipe["name"]), about.shards)
-    if about.format == "folder" and about.image_format is not None:
-        texts |= folder_sidecars(
-            about.names,
-            palette,
-            split=about.split,
-            image_format=about.image_format,
-            ignore_index=about.ignore_index,
-        )
+    if about.format == "folder":
+        texts |= folder_sidecars(about, palette)
         names = [listing_name(shard.name) for shard in about.shards]
         with store.writing("metadata.jsonl") as file:
             for text in store.read_many(names):
@@ -159,7 +147,9 @@ def _made_by(about: Manifest) -> str:
     if about.filter.kind != "none":
         labels = "the labels are the maps, less what the label filter made unlabelled"
     if about.varied_layouts:
-        labels += f"; {about.varied_layouts} of the maps were varied before ({_listed(about)})"
+        labels += (
+            f"; {about.varied_layouts} of the maps were varied before ({', '.join(about.vary)})"
+        )
     if made is None:
         return f"Images and edges from label maps; {labels}. All images are synthetic."
     return (
@@ -169,10 +159,6 @@ def _made_by(about: Manifest) -> str:
         "All images are synthetic (IPTC digital source type "
         f"{made.digital_source_type}, in each image's XMP and each record)."
     )
-
-
-def _listed(about: Manifest) -> str:
-    return ", ".join(about.vary)
 
 
 _INDEPENDENT = {
@@ -267,20 +253,14 @@ def id2label(names: Sequence[str]) -> str:
     return json.dumps(dict(enumerate(names)), indent=2, ensure_ascii=False) + "\n"
 
 
-def folder_sidecars(
-    names: Sequence[str],
-    palette: npt.NDArray[np.uint8],
-    *,
-    split: str,
-    image_format: ImageFormat,
-    ignore_index: int,
-) -> dict[str, str]:
+def folder_sidecars(about: Manifest, palette: npt.NDArray[np.uint8]) -> dict[str, str]:
     """Files by which mmsegmentation, Ultralytics and others open the folder format.
 
     Returns:
         Name -> text: dataset.yaml (Ultralytics) and mmseg_dataset.py, both up to 255 classes, and
         dataset_meta.json (Datumaro, in a folder with images and masks side by side).
     """
+    names, split, ignore_index = about.names, about.split, about.ignore_index
     colors = [palette[i].tolist() for i in range(len(names))]
     classes = "".join(f"  {i}: {json.dumps(n, ensure_ascii=False)}\n" for i, n in enumerate(names))
     images, masks = f"images/{split}", f"masks/{split}"
@@ -291,7 +271,7 @@ dataset = dict(
     type="BaseSegDataset",
     data_root="{{{{ fileDirname }}}}",
     data_prefix=dict(img_path={images!r}, seg_map_path={masks!r}),
-    img_suffix={"." + image_format!r},
+    img_suffix='.{about.image_format}',
     seg_map_suffix=".png",
     ignore_index={ignore_index},
     reduce_zero_label=False,

@@ -15,7 +15,6 @@ from ecgan.runtime.storage import (
     Folder,
     ObjectStore,
     cache_folder,
-    matching,
     open_store,
 )
 from ecgan.shards.manifest import read_manifest
@@ -54,7 +53,6 @@ def test_what_is_written_is_there_with_its_size(store):
     assert store.sizes("data") == {"a.tar": 5}
     assert store.sizes("nowhere") == {}
     assert store.names() == [HIDDEN, "data"]
-    assert matching(store, "data", lambda n: n.endswith(".tar")) == ["data/a.tar"]
     with store.open("data/a.tar") as file:
         file.seek(3)
         assert file.read() == b"45"
@@ -195,7 +193,7 @@ def test_a_store_that_refuses_to_be_read_is_named(tmp_path, monkeypatch, ask):
 
     for name in ("open", "cat", "info", "ls", "rm", "rm_file"):
         monkeypatch.setattr(store._fs, name, refuse)
-    with pytest.raises(UserError, match=r"memory://.*/out: Forbidden; check .* your credentials"):
+    with pytest.raises(UserError, match=r"memory://.*/out: Forbidden; check .*credentials"):
         ask(store)
 
 
@@ -208,7 +206,7 @@ def test_a_bucket_without_credentials_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     s3fs.S3FileSystem.clear_instance_cache()
     try:
-        with pytest.raises(UserError, match=r"s3://nobucket/x: .*credentials; check the address"):
+        with pytest.raises(UserError, match=r"s3://nobucket/x: .*credentials; check the bucket"):
             read_manifest("s3://nobucket/x")
     finally:
         s3fs.S3FileSystem.clear_instance_cache()

@@ -68,6 +68,8 @@ def write_data_set(root, data_format):
     about = {
         "schema": manifest.SCHEMA,
         "format": data_format,
+        "image_format": "jpg",
+        "names": ["road", "sky", "car: 2"],
         "label_space": "input",
         "recipe": {},
         "classes": {"classes": [{"id": 0, "name": "road"}]},
@@ -75,13 +77,8 @@ def write_data_set(root, data_format):
     }
     (root / "manifest.json").write_text(json.dumps(about))
     if data_format == "folder":
-        texts = finalize.folder_sidecars(
-            ["road", "sky", "car: 2"],
-            np.arange(768, dtype=np.uint8).reshape(256, 3),
-            split="train",
-            image_format="jpg",
-            ignore_index=255,
-        )
+        palette = np.arange(768, dtype=np.uint8).reshape(256, 3)
+        texts = finalize.folder_sidecars(manifest.read_manifest(root), palette)
         for name, text in texts.items():
             (root / name).write_text(text)
         listings = [root / shards.listing_name(shard.name) for shard in written]

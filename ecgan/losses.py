@@ -14,14 +14,14 @@ Shape legend:
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ecgan.ops.pair_similarity import pair_similarity
-from ecgan.ops.pixel_contrast import pixel_contrast
+from ecgan.ops.pixel_contrast import ContrastOptions, pixel_contrast
 from ecgan.ops.precision import to_exact
 
 AdversarialKind = Literal["hinge", "log"]
@@ -182,16 +182,13 @@ def similarity_loss(probabilities: Tensor, labels: Tensor, ignore: int) -> Tenso
     return pair_similarity(probabilities, labels, ignore).mean()
 
 
-def pixel_contrastive_loss(  # noqa: PLR0913  pixels, the bank and the ranks
+def pixel_contrastive_loss(
     embeddings: Tensor,
     classes: Tensor,
     temperature: float,
     *,
-    anchors: slice | None = None,
-    bank: Tensor | None = None,
-    bank_classes: Tensor | None = None,
-    ignore: int | None = None,
     reduce_sums: ReduceSums | None = None,
+    **options: Unpack[ContrastOptions],
 ) -> Tensor:
     """Pixel-wise contrastive loss, Eq. 5, averaged over the anchors that have a positive.
 
@@ -202,26 +199,13 @@ def pixel_contrastive_loss(  # noqa: PLR0913  pixels, the bank and the ranks
         embeddings: L2-normalised pixel embeddings, (M, D).
         classes: class of each embedding, (M,).
         temperature: tau of Eq. 5, above 0.
-        anchors: embeddings that are anchors; None for all. A rank takes its own among those
-            gathered from all ranks; the gradient reaches all of them.
-        bank: embeddings of earlier steps, (Mb, D): positives and negatives, never anchors; they
-            get no gradient.
-        bank_classes: their classes, (Mb,).
-        ignore: class of embeddings, and of the bank's, that take no part.
         reduce_sums: adds up over ranks (module docstring) the anchors' sum and count, (2,).
+        options: anchors and memory bank, see :class:`~ecgan.ops.pixel_contrast.ContrastOptions`.
 
     Returns:
         The loss, a scalar; 0 when no anchor has a positive.
     """
-    total, count = pixel_contrast(
-        embeddings,
-        classes,
-        temperature,
-        anchors=anchors,
-        bank=bank,
-        bank_classes=bank_classes,
-        ignore=ignore,
-    )
+    total, count = pixel_contrast(embeddings, classes, temperature, **options)
     sums = torch.stack([total, count.to(total.dtype)])
     if reduce_sums is not None:
         sums = reduce_sums(sums)

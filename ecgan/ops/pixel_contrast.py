@@ -16,7 +16,7 @@ Shape legend:
 """
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -36,15 +36,26 @@ EXPONENTS = {torch.float32: 60.0, torch.float64: 600.0}
 """Largest range of exponents whose exponentials, and sums of them, a type still holds."""
 
 
+class ContrastOptions(TypedDict, total=False):
+    """Which embeddings take part in Eq. 5, and as what.
+
+    Attributes:
+        anchors: embeddings that are anchors; None for all. All are positives and negatives. A rank
+            takes its own among those gathered from all ranks; the gradient reaches all of them.
+        bank: further embeddings, such as those of earlier steps, (Mb, D): positives and negatives,
+            never anchors, without gradient.
+        bank_classes: their classes, (Mb,).
+        ignore: class of embeddings, and of the bank's, that take no part.
+    """
+
+    anchors: slice | None
+    bank: Tensor | None
+    bank_classes: Tensor | None
+    ignore: int | None
+
+
 def pixel_contrast(
-    embeddings: Tensor,
-    classes: Tensor,
-    temperature: float,
-    *,
-    anchors: slice | None = None,
-    bank: Tensor | None = None,
-    bank_classes: Tensor | None = None,
-    ignore: int | None = None,
+    embeddings: Tensor, classes: Tensor, temperature: float, **options: Unpack[ContrastOptions]
 ) -> tuple[Tensor, Tensor]:
     """Sum of Eq. 5 over the anchors that have a positive, and their number.
 
@@ -52,15 +63,13 @@ def pixel_contrast(
         embeddings: L2-normalised pixel embeddings, (M, D).
         classes: class of each, any integer type, (M,).
         temperature: tau of Eq. 5, above 0.
-        anchors: embeddings that are anchors; None for all. All are positives and negatives.
-        bank: further embeddings, (Mb, D), positives and negatives but never anchors, without
-            gradient.
-        bank_classes: their classes, (Mb,).
-        ignore: class of embeddings, and of the bank's, that take no part.
+        options: anchors and bank, see :class:`ContrastOptions`.
 
     Returns:
         The sum, a scalar in float32 or float64, and the number of anchors in it, int64.
     """
+    bank, bank_classes = options.get("bank"), options.get("bank_classes")
+    anchors, ignore = options.get("anchors"), options.get("ignore")
     everything = embeddings = to_exact(embeddings)
     classes = classes.long()
     if bank is not None and bank_classes is not None:

@@ -9,8 +9,9 @@ Shape legend:
 """
 
 import atexit
+import itertools
 import signal
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from typing import Any, NamedTuple, cast
@@ -173,7 +174,8 @@ def batches(
     """
     if batch % world:
         raise UserError(f"train.batch ({batch}) must divide by the number of ranks ({world})")
-    steps = _PositionSampler(start, batch, rank, world)
+    share = batch // world
+    steps = (range(at, at + share) for at in itertools.count(start + rank * share, batch))
     if workers == 0:
         dataset.keep_in_memory()
     return _load(dataset, steps, workers=workers, pin=pin)
@@ -211,23 +213,6 @@ def to_images(pixels: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _PositionSampler:
-    """Positions of one rank, step after step, without end."""
-
-    start: int
-    batch: int
-    rank: int
-    world: int
-
-    def __iter__(self) -> Iterator[range]:
-        share = self.batch // self.world
-        first = self.start + self.rank * share
-        while True:
-            yield range(first, first + share)
-            first += self.batch
-
-
-@dataclass(frozen=True)
 class _BatchDataset(Dataset["Batch | UserError"]):
     """Positions -> batch, in a loader process or here.
 
@@ -249,7 +234,7 @@ class _BatchDataset(Dataset["Batch | UserError"]):
 
 def _load(
     dataset: TripleDataset,
-    steps: "_PositionSampler | Sequence[range]",
+    steps: Iterable[range],
     *,
     workers: int,
     pin: bool = False,

@@ -129,28 +129,24 @@ def _check_folder(source: Source, out: Path) -> None:
 
 def _write(source: Source, store: Folder, split: str, item: Item) -> bool:
     """Write the files of an item, unless they are newer than their sources."""
-    kinds = ["labels", *(["images"] if item.image else [])]
-    kinds += ["instances"] if source.instances else []
-    names = {kind: f"{kind}/{split}/{item.key}.png" for kind in kinds}
-    origins = [item.label, *([item.image] if item.image else [])]
-    origins += [item.instances] if source.instances and item.instances else []
-    newest = max(path.stat().st_mtime_ns for path in origins)
+    origins = {"labels": item.label, "images": item.image}
+    if source.instances:
+        origins["instances"] = item.instances
+    files = {kind: path for kind, path in origins.items() if path is not None}
+    names = {kind: f"{kind}/{split}/{item.key}.png" for kind in files}
+    newest = max(path.stat().st_mtime_ns for path in files.values())
     targets = [store.path / name for name in names.values()]
     if all(path.is_file() and path.stat().st_mtime_ns >= newest for path in targets):
         return False
     size = source.size if split == source.split else source.cropped
-    maps: dict[str, npt.NDArray[Any]] = {
-        "labels": transforms.resize_nearest(
-            datasets.read_label(item, source.space, source.dataset), size
-        )
-    }
-    if item.image:
+    label = datasets.read_label(item, source.space, source.dataset)
+    maps: dict[str, npt.NDArray[Any]] = {"labels": transforms.resize_nearest(label, size)}
+    if "images" in files:
         image = transforms.resize_image(datasets.read_image(item), size)
         maps["images"] = image[:, :, ::-1]  # OpenCV's order
-    if source.instances:
-        maps["instances"] = _numbered(
-            transforms.resize_nearest(datasets.read_instances(item), size), item.key
-        )
+    if "instances" in files:
+        instances = transforms.resize_nearest(datasets.read_instances(item), size)
+        maps["instances"] = _numbered(instances, item.key)
     # The label last: where it is, the others are
     for kind in sorted(names, key=lambda kind: kind == "labels"):
         done, png = cv2.imencode(".png", np.ascontiguousarray(maps[kind]))
@@ -160,7 +156,7 @@ def _write(source: Source, store: Folder, split: str, item: Item) -> bool:
 
 
 def _numbered(instances: npt.NDArray[np.integer[Any]], key: str) -> npt.NDArray[np.uint16]:
-    """The same instances by small numbers: only their borders matter."""
+    """Instance ids as small numbers: only the borders of instances matter."""
     known, numbers = np.unique(instances, return_inverse=True)
     if len(known) > 65536:
         raise UserError(f"{key}: {len(known)} instances, more than 65536")

@@ -38,13 +38,12 @@ def implementation(operation: str, x: torch.Tensor) -> Implementation:
 
     Float64 is for reference values: it always goes to plain torch.
     """
-    match _wanted():
-        case _ if x.dtype == torch.float64:
-            return "torch"
-        case "auto":
-            return "triton" if operation not in _failed and _runs_triton(x.device) else "torch"
-        case forced:
-            return forced
+    wanted = _wanted()
+    if x.dtype == torch.float64:
+        return "torch"
+    if wanted == "auto":
+        return "triton" if operation not in _failed and _runs_triton(x.device) else "torch"
+    return wanted
 
 
 def run(
@@ -133,15 +132,10 @@ def _failures() -> tuple[type[Exception], ...]:
 
 
 def _wanted() -> Literal["auto", "torch", "triton"]:
-    match os.environ.get("ECGAN_KERNELS", "auto"):
-        case "auto" | "":
-            return "auto"
-        case "torch":
-            return "torch"
-        case "triton":
-            return "triton"
-        case other:
-            raise UserError(f"ECGAN_KERNELS={other}: must be auto, torch or triton")
+    wanted = os.environ.get("ECGAN_KERNELS") or "auto"
+    if wanted not in ("auto", "torch", "triton"):
+        raise UserError(f"ECGAN_KERNELS={wanted}: must be auto, torch or triton")
+    return wanted
 
 
 def _runs_triton(device: torch.device) -> bool:

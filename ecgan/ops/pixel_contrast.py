@@ -37,7 +37,7 @@ EXPONENTS = {torch.float32: 60.0, torch.float64: 600.0}
 
 
 class ContrastOptions(TypedDict, total=False):
-    """Which embeddings take part in Eq. 5, and as what.
+    """Choice of the embeddings that take part in Eq. 5, and of their roles.
 
     Attributes:
         anchors: embeddings that are anchors; None for all. All are positives and negatives. A rank
@@ -213,7 +213,7 @@ class _Pairs:
         self.buffers = everything.new_empty(2, self.elements)
 
     def sums(self, *, with_gradient: bool) -> _Sums:
-        """All of it."""
+        """Loss, number of anchors and gradient, by the three passes."""
         l = self.log_negatives()
         total, g = self.positives(l, with_gradient=with_gradient)
         num_anchors = (self.layout.num_positives[: self.layout.num_anchors] > 0).sum()

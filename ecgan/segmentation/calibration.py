@@ -58,7 +58,7 @@ def calibrate(
     Args:
         segmenter: segmenter of the recipe's input ids, on ``device``.
         dataset: real pairs; each is used whole and once.
-        device: where the segmenter is.
+        device: device of the segmenter.
         cache: folder of measurements, in files named by a hash of the segmenter and the data.
         progress: show a progress bar.
 
@@ -158,7 +158,7 @@ def prepare_filter(  # noqa: PLR0913  what the recipe does not say
         layouts: layouts to be judged: key -> SHA-256 of the label file.
         root: folder of the recipe's data.
         cache: folder of trained segmenters and their losses.
-        device: where it all runs.
+        device: device of the segmenters.
         thresholds: thresholds of the label filter.
         progress: show progress bars.
 

@@ -134,12 +134,8 @@ def pixel_losses(probabilities: Tensor, labels: Tensor, ignore: int) -> Tensor:
 
     Probabilities are bounded from below by 1e-6. A softmax in float32 ends at an exact zero, whose
     infinite loss would make the class's mean infinite and so let everything pass; with the bound,
-    no pixel weighs more than 14, about five times a guess among 19 classes.
-
-    Args:
-        probabilities: probabilities of the classes, (B, N, H, W).
-        labels: int64, (B, H, W).
-        ignore: the value of unlabelled pixels.
+    no pixel weighs more than 14, about five times a guess among 19 classes. The arguments are those
+    of :func:`class_probabilities`.
     """
     return -class_probabilities(probabilities, labels, ignore).clamp(min=_SMALLEST).log()
 
@@ -250,7 +246,7 @@ class FilterSpec:
         losses: mean losses of each of them.
         thresholds: thresholds of the label filter.
         hash: hash of the segmenters' weights and of their losses.
-        independent: whether no segmenter judges what was made from a pair that it learnt from.
+        independent: whether each segmenter judges only samples of pairs that it did not learn from.
         weights: hash of each segmenter's weights, so that none of them is taken for a judge.
     """
 
@@ -313,7 +309,7 @@ class Filter:
     Args:
         spec: configuration from ``prepare_filter``.
         space: the recipe's classes.
-        device: where the segmenters run.
+        device: device of the segmenters.
 
     Raises:
         UserError: a segmenter is not there, or not the one that the spec was made with.

@@ -47,7 +47,7 @@ def load_segmenter(
         space: the recipe's classes.
         class_map: the network's class -> class of the recipe; default: the map that our own
             folders carry, else by name.
-        device: where it goes.
+        device: device of the segmenter.
         evaluation: map to evaluation ids instead of input ids.
 
     Raises:
@@ -92,7 +92,7 @@ def load_for_finetuning(
     classes are called.
 
     Args:
-        path_or_name: as for :func:`load_segmenter`.
+        path_or_name: a local folder, or a name on the Hugging Face hub.
         names: names of the classes to learn.
         seed: seed of a new head.
 

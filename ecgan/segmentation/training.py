@@ -63,7 +63,7 @@ def train_segmenter(  # noqa: PLR0913  what to learn from, and where
         space: the recipe's classes.
         settings: architecture and length of training.
         cache: folder of trained segmenters, each in a folder named by a hash of data and settings.
-        device: where to train and where the segmenter goes.
+        device: device of the training and of the segmenter.
         role: purpose of the segmenter, to announce the training and show a progress bar; None: no
             output.
         evaluation: learn the evaluation ids.

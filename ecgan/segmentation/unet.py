@@ -35,13 +35,13 @@ _DECODER = (128, 96, 64, 48)  # channels at strides 16, 8, 4 and 2
 
 
 class Logits(NamedTuple):
-    """As the models of transformers call it."""
+    """Output of a network, named as by the models of transformers."""
 
     logits: Tensor  # (B, K, H / 2, W / 2), rounded up
 
 
 class Config(NamedTuple):
-    """What a model of transformers says of itself."""
+    """Description of a network, named as by the models of transformers."""
 
     id2label: dict[int, str]
     model_type: str = "ecgan-unet"
@@ -51,7 +51,7 @@ class UNet(nn.Module):
     """Images, normalised as Lite1 was trained ([-1, 1]) -> scores at half of the size.
 
     Args:
-        names: of the K classes.
+        names: names of the K classes.
         pretrained: start from ImageNet's weights; without, weights are drawn and read later.
 
     Raises:

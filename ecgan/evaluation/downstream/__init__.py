@@ -1,1 +1,1 @@
-"""What samples are worth to a segmenter that is trained with them."""
+"""Downstream experiments: segmenters trained with and without samples, and compared."""

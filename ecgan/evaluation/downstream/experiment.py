@@ -122,7 +122,7 @@ class Experiment:
     doubts: frozenset[Doubt]
 
     def path(self, run: Run) -> Path:
-        """Where a run's result is kept, by everything that decides it."""
+        """File of a run's result, named by a hash of everything that decides it."""
         own = self.config.parts[run.fraction] if run.mix is not None else ()
         sets = self.config.samples[run.fraction] if run.mix != 0 else ()
         about = self._common | {

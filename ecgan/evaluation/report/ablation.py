@@ -9,7 +9,7 @@ from typing import Any
 from ecgan import checkpoint
 from ecgan.errors import UserError
 from ecgan.evaluation.report import tables
-from ecgan.evaluation.report.document import Metric, SetReport, load
+from ecgan.evaluation.report.document import SetReport, load
 from ecgan.recipe import Recipe, parse_recipe
 from ecgan.runtime.files import sha256
 from ecgan.shards.manifest import read_manifest
@@ -58,8 +58,8 @@ def read(places: Sequence[Path], reports: Sequence[Path] = (Path("reports"),)) -
     A report with several sets of samples gives as many rows.
 
     Args:
-        places: in the order of the table.
-        reports: where those of runs are looked for: reports, or folders of reports.
+        places: runs and reports, in the order of the table.
+        reports: reports, or folders of reports, among which those of runs are looked for.
 
     Raises:
         UserError: places without a report, or reports that cannot be compared; all at once.
@@ -125,7 +125,7 @@ def _of_report(place: Path, one: SetReport) -> Entry:
 
 
 def _differences(entries: Sequence[Entry]) -> list[str]:
-    """What keeps reports from being compared: no mIoU, or protocols other than the first one's."""
+    """Faults of reports that cannot be compared: no mIoU, or another protocol than the first."""
     faults = [
         f"{entry.place}: no judge scored {entry.numbers.samples}, so it has no mIoU"
         for entry in entries
@@ -157,15 +157,11 @@ def to_json(entries: Sequence[Entry]) -> dict[str, Any]:
             "place": entry.place,
             "images": entry.images,
             "warnings": entry.numbers.warnings,
-            **{name: _json(entry.numbers.metrics.get(name)) for name in names},
+            **{n: m.model_dump() if (m := entry.numbers.metrics.get(n)) else None for n in names},
         }
         for entry in entries
     ]
     return {"rows": rows, "distance": distance, "notes": _notes(entries)}
-
-
-def _json(metric: Metric | None) -> dict[str, Any] | None:
-    return None if metric is None else metric.model_dump()
 
 
 def _number(value: float | None, scale: float = 1) -> str:

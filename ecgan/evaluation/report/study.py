@@ -81,8 +81,8 @@ def write(  # noqa: PLR0913  what is compared, and how it is asked
         b: another, of the same layouts.
         out: folder.
         num: most trials; of more layouts, evenly spread ones.
-        seed: of the order in the page's data.
-        question: what participants are asked.
+        seed: seed of the order in the page's data.
+        question: question to the participants.
         show_reference: show the real photo of the layout, too.
         reference: the real data set; default: the one of the samples' recipe.
 
@@ -99,7 +99,8 @@ def write(  # noqa: PLR0913  what is compared, and how it is asked
     trials = _trials(pairs, _palette(a, b, pairs), photos, seed)
     names = {"a": str(a), "b": str(b)}
     known = [
-        [t.id, t.source, t.a_is_first, *(_digest(image) for image in (t.first, t.second))]
+        [t.id, t.source, t.a_is_first]
+        + [hashlib.sha256(image.tobytes()).hexdigest() for image in (t.first, t.second)]
         for t in trials
     ]
     asked = [names, known, question, seed, bool(photos)]
@@ -209,12 +210,7 @@ def _photos(a: Path, b: Path, reference: Path | None, pairs: Pairs) -> dict[str,
     }
 
 
-def _trials(
-    pairs: Pairs,
-    palette: Palette,
-    photos: Mapping[str, Pixels],
-    seed: int,
-) -> list[Trial]:
+def _trials(pairs: Pairs, palette: Palette, photos: Mapping[str, Pixels], seed: int) -> list[Trial]:
     # Whoever knows this code and guesses the seed must not know the sides: the pixels of the
     # originals take part, which the page does not hold.
     secret = hashlib.sha256(str(seed).encode())
@@ -266,21 +262,13 @@ def _palette(a: Path, b: Path, pairs: Pairs) -> Palette:
     return Palette(space.palette, space.names)
 
 
-def _digest(image: Pixels) -> str:
-    return hashlib.sha256(image.tobytes()).hexdigest()
-
-
 def _size(sample: ShardSample) -> str:
     return f"{sample.image.shape[0]} x {sample.image.shape[1]}"
 
 
 def _page(study: str, question: str, trials: Sequence[Trial]) -> str:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    template = (
-        resources.files("ecgan.evaluation.report")
-        .joinpath("study.html.j2")
-        .read_text(encoding="utf-8")
-    )
+    template = resources.files("ecgan.evaluation.report").joinpath("study.html.j2")
     shown = [
         {
             "id": trial.id,
@@ -292,7 +280,7 @@ def _page(study: str, question: str, trials: Sequence[Trial]) -> str:
         for trial in trials
     ]
     height, width = trials[0].first.shape[:2]
-    return environment.from_string(template).render(
+    return environment.from_string(template.read_text(encoding="utf-8")).render(
         study=study,
         question=question,
         trials=shown,
@@ -308,12 +296,12 @@ def _page(study: str, question: str, trials: Sequence[Trial]) -> str:
 
 @dataclass(frozen=True)
 class Results:
-    """What participants preferred.
+    """Votes of the participants.
 
     Attributes:
         a: name of one set.
         b: name of the other.
-        votes: of each participant, for ``a`` and for ``b``.
+        votes: name of each participant -> votes for ``a`` and for ``b``.
         trials: layouts that somebody answered.
         left: votes for the image that was shown on the left, and votes of which the side is known.
     """
@@ -361,7 +349,7 @@ class Results:
         return {"low": found.low, "high": found.high}
 
     def _notes(self) -> list[str]:
-        """What speaks against taking the interval at its word."""
+        """Reasons to read the intervals with care."""
         if len(self.votes) < 2:
             return ["one participant: nothing is known of how far people differ"]
         notes = [
@@ -375,7 +363,7 @@ class Results:
         return notes
 
     def table(self) -> str:
-        """The same in words."""
+        """Shares, intervals and counts as text for people."""
         found = self.to_json()
         lines = [
             f"{self.a} was preferred to {self.b} in {100 * found['preference']:.1f} % of "
@@ -405,7 +393,7 @@ def read(files: Sequence[Path], assignment: Path) -> Results:
     name. A later answer to the same trial takes the place of an earlier one.
 
     Args:
-        files: what the page exported, one for each participant or session.
+        files: answers that the page exported, one file for each participant or session.
         assignment: the file beside the page.
 
     Raises:
@@ -455,14 +443,15 @@ def _answers(
     except UserError as error:
         faults.append(str(error))
         return []
+    fault = ""
     if not isinstance(found, dict) or not isinstance(found.get("answers"), list):
-        faults.append(f"{file}: not answers that a study exported")
-        return []
-    if found.get("schema") != SCHEMA:
-        faults.append(f"{file}: schema {found.get('schema')}, this ecgan reads {SCHEMA}")
-        return []
-    if found.get("study") != known["study"]:
-        faults.append(f"{file}: of study {found.get('study')}, not of {known['study']}")
+        fault = "not answers that a study exported"
+    elif found.get("schema") != SCHEMA:
+        fault = f"schema {found.get('schema')}, this ecgan reads {SCHEMA}"
+    elif found.get("study") != known["study"]:
+        fault = f"of study {found.get('study')}, not of {known['study']}"
+    if fault:
+        faults.append(f"{file}: {fault}")
         return []
     good: list[tuple[tuple[str, str], dict[str, Any]]] = []
     for answer in found["answers"]:

@@ -277,10 +277,10 @@ class FeatureSets:
         both = (f"precision_{self.network}", f"recall_{self.network}")
         measures: dict[tuple[str, ...], Callable[[], Sequence[Distance]]] = {
             (_FRECHET[self.network],): self._frechet,
-            both: self._neighbours,
         }
         if self.network in _KERNEL:
             measures[(_KERNEL[self.network],)] = self._kernel
+        measures[both] = self._neighbours
         found: dict[str, Distance] = {}
         skipped: dict[str, str] = {}
         for names, measure in measures.items():

@@ -1,7 +1,8 @@
 """What a run leaves on disk: the generator for sampling, and checkpoints to go on from.
 
 ``generator.safetensors`` alone is all that sampling needs: the averaged generator, the style
-encoder under the prefix ``style_encoder.``, and, in its metadata, the resolved recipe, the class
+encoder and the prior of styles under the prefixes ``style_encoder.`` and ``style_prior.``, and, in
+its metadata, the resolved recipe, the class
 list and the keys of the layouts that training saw. ``checkpoints/<images seen>/`` holds what
 training needs to go on: networks as safetensors, optimiser states read with ``weights_only``, and
 ``state.json``. Nothing here is ever read in a way that could run code, and every file or folder
@@ -28,7 +29,7 @@ from ecgan import labels
 from ecgan.errors import UsageError, UserError
 from ecgan.labels import LabelSpace
 from ecgan.models.generator import Generator
-from ecgan.models.style import StyleEncoder
+from ecgan.models.style import StatisticsEncoder, StyleEncoder, StylePrior
 from ecgan.recipe import Recipe, load_recipe, num_upsamplings, parse_recipe
 from ecgan.runtime.files import read_safetensors, sha256, whole_folder, write_whole, writing
 
@@ -37,7 +38,7 @@ BEST = "generator-best.safetensors"
 FORMAT = 1  # of generator.safetensors and of checkpoints
 
 _METADATA = "ecgan"  # the one entry of generator.safetensors' metadata
-_STYLE_PREFIX = "style_encoder."
+_STYLE_PREFIX, _PRIOR_PREFIX = "style_encoder.", "style_prior."
 _CHECKPOINT_NAME = re.compile(r"\d{9,}")
 
 # What may change between a run and its continuation: length, cadences, places, what comes after.
@@ -109,7 +110,8 @@ class GeneratorFile:
     recipe: Recipe
     space: LabelSpace
     generator: Generator
-    style_encoder: StyleEncoder | None
+    style_encoder: StyleEncoder | StatisticsEncoder | None
+    style_prior: StylePrior | None  # not in files of version 0.2 and before
     metadata: GeneratorMetadata
     sha256: str  # of the file
 
@@ -134,6 +136,7 @@ def build_generator(recipe: Recipe, space: LabelSpace) -> Generator:
         channels=model.width,
         upsamplings=num_upsamplings(data.height, data.width, model.upsamplings),
         style=model.style,
+        style_injection=model.style_injection,
         output=model.output,
         spectral_norm=model.spectral_norm,
         edge_generator=model.edge_generator,
@@ -143,9 +146,12 @@ def build_generator(recipe: Recipe, space: LabelSpace) -> Generator:
     )
 
 
-def build_style_encoder(recipe: Recipe) -> StyleEncoder | None:
+def build_style_encoder(recipe: Recipe) -> StyleEncoder | StatisticsEncoder | None:
     """The style encoder, if the recipe has one."""
-    return StyleEncoder(recipe.model.width) if recipe.model.style else None
+    if not recipe.model.style:
+        return None
+    kinds = {"gaugan": StyleEncoder, "statistics": StatisticsEncoder}
+    return kinds[recipe.model.style_encoder](recipe.model.width)
 
 
 def save_generator(  # noqa: PLR0913  what the file holds
@@ -155,6 +161,7 @@ def save_generator(  # noqa: PLR0913  what the file holds
     space: LabelSpace,
     *,
     style_encoder: nn.Module | None = None,
+    style_prior: StylePrior | None = None,
     seen_keys: Iterable[str] = (),
     inherited: Sequence[InheritedTraining] = (),
     label_generator: Mapping[str, Any] | None = None,
@@ -168,6 +175,7 @@ def save_generator(  # noqa: PLR0913  what the file holds
         recipe: the run's.
         space: its class list.
         style_encoder: as :func:`build_style_encoder` made it.
+        style_prior: prior of the styles, fitted to photos of the training.
         seen_keys: keys of the layouts that training saw.
         inherited: what the generators saw that it started from (``--init``); :func:`inheritance`.
         label_generator: what the segmenter was that trained it, with its hash.
@@ -176,6 +184,8 @@ def save_generator(  # noqa: PLR0913  what the file holds
     tensors = dict(generator.state_dict())
     if style_encoder is not None:
         tensors |= {_STYLE_PREFIX + k: v for k, v in style_encoder.state_dict().items()}
+    if style_prior is not None:
+        tensors |= {_PRIOR_PREFIX + k: v for k, v in style_prior.state_dict().items()}
     metadata = GeneratorMetadata(
         version=ecgan.__version__,
         recipe=recipe.model_dump(mode="json"),
@@ -223,11 +233,9 @@ def load_generator(path: Path) -> GeneratorFile:
     recipe = parse_recipe(metadata.recipe, f"{path}: its recipe")
     space = labels.from_json(metadata.classes, f"{path}: its classes")
     generator, style_encoder = build_generator(recipe, space), build_style_encoder(recipe)
-    own = {k: v for k, v in tensors.items() if not k.startswith(_STYLE_PREFIX)}
-    style = {
-        k.removeprefix(_STYLE_PREFIX): v for k, v in tensors.items() if k.startswith(_STYLE_PREFIX)
-    }
-    _load_state(generator, own, path)
+    style, prior = _with_prefix(tensors, _STYLE_PREFIX), _with_prefix(tensors, _PRIOR_PREFIX)
+    prefixes = (_STYLE_PREFIX, _PRIOR_PREFIX)
+    _load_state(generator, {k: v for k, v in tensors.items() if not k.startswith(prefixes)}, path)
     if style_encoder is not None:
         _load_state(style_encoder, style, path)
     return GeneratorFile(
@@ -235,14 +243,34 @@ def load_generator(path: Path) -> GeneratorFile:
         space=space,
         generator=generator.eval(),
         style_encoder=style_encoder.eval() if style_encoder is not None else None,
+        style_prior=_style_prior(prior, path) if prior else None,
         metadata=metadata,
         sha256=sha256(path),
     )
 
 
-def images_seen(path: Path) -> int | None:
-    """Length of the training of the generator in a file; None if there is no such file."""
-    return read_metadata(path).images_seen if path.is_file() else None
+def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def _style_prior(tensors: Mapping[str, Tensor], path: Path) -> StylePrior:
+    axes = tensors.get("axes")
+    prior = StylePrior(0 if axes is None else len(axes))
+    _load_state(prior, tensors, path)
+    return prior
+
+
+def is_written(run: Path, images_seen: int, recipe: Recipe) -> bool:
+    """Whether a run's generator is that of this length of the training and of the recipe's styles.
+
+    A run that ended under another prior of the styles writes its generator again.
+    """
+    path = run / GENERATOR
+    if not path.is_file():
+        return False
+    metadata = read_metadata(path)
+    prior = metadata.recipe.get("sampling", {}).get("style_prior", "normal")
+    return metadata.images_seen == images_seen and prior == recipe.sampling.style_prior
 
 
 def newest_run(folder: Path) -> Path:

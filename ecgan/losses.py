@@ -171,6 +171,94 @@ def class_specific_l1(
             return total.sum() / count.sum().clamp(min=1)
 
 
+def class_balance(
+    labels: Tensor,
+    num_classes: int,
+    ignore: int,
+    *,
+    limits: tuple[float, float],
+    reduce_sums: ReduceSums | None = None,
+) -> Tensor:
+    """Weight of each class by its inverse frequency, w_k = M / (K n_k) (OASIS, arXiv:2012.04781).
+
+    M pixels are labelled, n_k of them class k, and K classes are present.
+
+    Args:
+        labels: class of each pixel, any integer type, (B, H, W).
+        num_classes: N.
+        ignore: label of unlabelled pixels.
+        limits: least and largest weight.
+        reduce_sums: adds up over ranks (module docstring) the counts, (N,).
+
+    Returns:
+        Weights, (N,), float32; the largest for a class that is not there.
+    """
+    flat = labels.flatten().long()
+    counts = torch.bincount(flat[flat != ignore], minlength=num_classes).float()
+    if reduce_sums is not None:
+        counts = reduce_sums(counts)
+    present = (counts > 0).sum().clamp(min=1)
+    return (counts.sum() / (present * counts)).nan_to_num(nan=limits[1]).clamp(*limits)
+
+
+def segmentation_real(
+    logits: Tensor,
+    labels: Tensor,
+    weights: Tensor,
+    ignore: int,
+    *,
+    smoothing: float = 0.0,
+    reduce_sums: ReduceSums | None = None,
+) -> Tensor:
+    """Class-balanced cross-entropy of a discriminator of N + 1 classes with the labels.
+
+    Of photos it is the discriminator's loss, of generated pictures the generator's (OASIS,
+    arXiv:2012.04781, Eqs. 1 and 2).
+
+    Args:
+        logits: (B, N + 1, H, W), the last of generated pictures.
+        labels: class of each pixel, any integer type, (B, H, W).
+        weights: weight of each class, (N,), see :func:`class_balance`.
+        ignore: label of unlabelled pixels.
+        smoothing: share of the target that the N other logits have among them.
+        reduce_sums: adds up over ranks (module docstring) the sum and the count, (2,).
+
+    Returns:
+        Mean over labelled pixels, a scalar; 0 where nothing is labelled.
+    """
+    log_p = to_exact(logits).log_softmax(dim=1)
+    known = labels != ignore
+    classes = labels.long().masked_fill(~known, 0)[:, None]
+    own = log_p.gather(1, classes)[:, 0]
+    others = (log_p.sum(dim=1) - own) / (logits.shape[1] - 1)
+    loss = -((1 - smoothing) * own + smoothing * others)
+    loss = loss * weights.to(loss.dtype)[classes[:, 0]]
+    return _mean_where(loss, known, reduce_sums)
+
+
+def segmentation_made(
+    logits: Tensor, shown: Tensor, *, reduce_sums: ReduceSums | None = None
+) -> Tensor:
+    """Cross-entropy of generated pictures with the class "made", for the discriminator.
+
+    Args:
+        logits: (B, N + 1, H, W), the last of generated pictures.
+        shown: pixels that show something generated, bool (B, H, W).
+        reduce_sums: adds up over ranks (module docstring) the sum and the count, (2,).
+
+    Returns:
+        Mean over the pixels that are shown, a scalar.
+    """
+    return _mean_where(-to_exact(logits).log_softmax(dim=1)[:, -1], shown, reduce_sums)
+
+
+def _mean_where(values: Tensor, where: Tensor, reduce_sums: ReduceSums | None) -> Tensor:
+    sums = torch.stack([values.masked_fill(~where, 0).sum(), where.sum().to(values.dtype)])
+    if reduce_sums is not None:
+        sums = reduce_sums(sums)
+    return sums[0] / sums[1].detach().clamp(min=1)
+
+
 def similarity_loss(probabilities: Tensor, labels: Tensor, ignore: int) -> Tensor:
     """Similarity loss, Eq. 3, of each image over all pairs of its labelled pixels; batch mean.
 

@@ -131,6 +131,12 @@ class Model(Section, frozen=True):
     both sides divide by 64 and the image is wider than high."""
     style: bool = False
     """Style encoder (App. C), for several images per layout."""
+    style_encoder: Literal["gaugan", "statistics"] = "gaugan"
+    """Network of the style encoder: gaugan is the paper's, statistics sees the means and deviations
+    of channels without instance norm, so that light and colours are part of the style."""
+    style_injection: Literal["start", "blocks"] = "start"
+    """Places where the style enters the trunk: its start alone, or also the output of each block,
+    as a scale and a shift of every channel."""
     output: Literal["refined", "fused"] = "refined"
     """Final image: I'', or its per-pixel fusion with the class-specific image I_g."""
     spectral_norm: Literal["default", "all", "none"] = "default"
@@ -146,6 +152,9 @@ class Model(Section, frozen=True):
     """Class-specific generation, Eqs. 6-7."""
     contrastive: bool = True
     """Contrastive learning Gc, Eq. 5."""
+    feature_discriminator: bool = False
+    """A second discriminator, on features of a frozen EfficientNet-Lite0, beside the paper's; for
+    small data sets."""
     label_generator: str = "train"
     """Label generator Gl: off, train (on the real pairs), or a segmenter of transformers by local
     path or hub name."""
@@ -177,6 +186,8 @@ class Losses(Section, frozen=True):
     """Weight lambda_s of the similarity term, Eq. 3; needs model.label_generator."""
     contrastive: Weight = 1.0
     """Weight lambda_l of the pixel-wise contrastive term, Eq. 5; needs model.contrastive."""
+    feature_adversarial: Weight = 1.0
+    """Weight of the adversarial term of model.feature_discriminator, which needs it."""
     class_l1: Weight = 1.0
     """Weight of the class-specific L1 term, Eq. 6; needs model.class_specific."""
     feature_matching: Weight = 10.0
@@ -307,6 +318,11 @@ class Sampling(Section, frozen=True):
     """Quality of jpg and webp; jpg is written 4:4:4."""
     license: str = "other"
     """Licence named in the data set card and in the images."""
+    style_prior: Literal["normal", "photos"] = "normal"
+    """Distribution of the styles: N(0, 1), or a Gaussian fitted to the styles of the photos of the
+    training, which a small losses.kl needs."""
+    style_temperature: Weight = 1.0
+    """Factor of the spread of styles along the principal axes of the prior photos."""
     filter_tolerance: Annotated[float, Field(gt=0)] = 1.25
     """Label filter: a pixel becomes unlabelled if its cross-entropy exceeds this many times the
     mean of its class on real images (FreeMask)."""
@@ -341,6 +357,7 @@ class Parts:
         fusion: fusion of the image with the class-specific one.
         style_encoder: the style encoder.
         discriminator: D.
+        feature_discriminator: D on features of a frozen network.
         perceptual_network: the network of the perceptual term.
     """
 
@@ -355,6 +372,7 @@ class Parts:
     fusion: bool
     style_encoder: bool
     discriminator: bool
+    feature_discriminator: bool
     perceptual_network: bool
 
     @property
@@ -376,6 +394,7 @@ class Parts:
             "fusion": self.fusion,
             "style_encoder": self.style_encoder,
             "D": self.discriminator,
+            "feature_discriminator": self.feature_discriminator,
             "perceptual_network": self.perceptual_network,
         }
         return ["E", *(name for name, there in optional.items() if there)]
@@ -436,6 +455,7 @@ class Recipe(Section, frozen=True):
             fusion=fusion,
             style_encoder=model.style,
             discriminator=bool({"adversarial", "feature_matching"} & terms.keys()),
+            feature_discriminator="feature_adversarial" in terms,
             perceptual_network="perceptual" in terms,
         )
 
@@ -444,6 +464,7 @@ class Recipe(Section, frozen=True):
         candidates = {
             "adversarial": weights.adversarial,
             "feature_matching": weights.feature_matching,
+            "feature_adversarial": weights.feature_adversarial * model.feature_discriminator,
             "perceptual": weights.perceptual * (weights.perceptual_network != "none"),
             "similarity": weights.similarity * (model.label_generator != "off"),
             "contrastive": weights.contrastive * model.contrastive,
@@ -471,6 +492,10 @@ class Recipe(Section, frozen=True):
         document = self.model_dump(mode="json", exclude={"evaluate", "sampling"})
         # As version 0.1 wrote it, so that its data sets can be resumed
         training: dict[str, Any] = document["model"].pop("label_generator_training")
+        for key in _ADDED:  # later, and at their defaults without effect
+            section, _, name = key.partition(".")
+            if document[section][name] == getattr(getattr(Recipe(), section), name):
+                del document[section][name]
         document["model"]["label_generator_images"] = training.pop("images")
         document["model"]["label_generator_width"] = training.pop("channels")
         defaults = SegmenterTraining().model_dump()
@@ -478,6 +503,14 @@ class Recipe(Section, frozen=True):
         if changed:
             document["model"]["label_generator_training"] = changed
         return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+_ADDED = (  # keys that version 0.2 does not have
+    "model.style_encoder",
+    "model.style_injection",
+    "model.feature_discriminator",
+    "losses.feature_adversarial",
+)
 
 
 def num_upsamplings(height: int, width: int, upsamplings: Literal["auto", 5, 6]) -> int:

@@ -248,3 +248,49 @@ def sample(generator, S, labels, ignore, z):
     edges = [one.edge for one in made]
     images = torch.stack([one.image for one in made], dim=1)
     return images, None if edges[0] is None else torch.stack(edges, dim=1)
+
+
+def class_balance(labels, num_classes, ignore, limits):
+    """M / (K n_k) of every class k, within limits; labels is a flat list."""
+    counts = [sum(label == k for label in labels) for k in range(num_classes)]
+    present, total = sum(count > 0 for count in counts), sum(counts)
+    raw = [total / (present * count) if count else math.inf for count in counts]
+    return [min(max(value, limits[0]), limits[1]) for value in raw]
+
+
+def segmentation_real(logits, labels, weights, ignore, smoothing):
+    """Weighted cross-entropy with smoothed targets; logits[m] are those of pixel m."""
+    losses = []
+    for scores, label in zip(logits, labels, strict=True):
+        if label == ignore:
+            continue
+        logarithms = [x - math.log(sum(math.exp(y) for y in scores)) for x in scores]
+        target = [smoothing / (len(scores) - 1)] * len(scores)
+        target[label] = 1 - smoothing
+        entropy = -sum(t * x for t, x in zip(target, logarithms, strict=True))
+        losses.append(weights[label] * entropy)
+    return sum(losses) / max(1, len(losses))
+
+
+def segmentation_made(logits, shown):
+    """Cross-entropy with the last class over the pixels that are shown."""
+    losses = [
+        -math.log(math.exp(scores[-1]) / sum(math.exp(x) for x in scores))
+        for scores, is_shown in zip(logits, shown, strict=True)
+        if is_shown
+    ]
+    return sum(losses) / max(1, len(losses))
+
+
+def style_of(noise, mean, axes, deviations, residual, temperature):
+    """A style of the photos' prior; all are lists of numbers, axes a list of unit vectors."""
+    along = [sum(a * e for a, e in zip(axis, noise, strict=True)) for axis in axes]
+    style = []
+    for i, e in enumerate(noise):
+        rest = e - sum(x * axis[i] for x, axis in zip(along, axes, strict=True))
+        wide = sum(
+            temperature * s * x * axis[i]
+            for s, x, axis in zip(deviations, along, axes, strict=True)
+        )
+        style.append(mean[i] + wide + residual * rest)
+    return style

@@ -267,3 +267,80 @@ def test_every_loss_is_float32_or_float64(loss, given_in, computed_in):
     x = torch.randn(4, 3, 2, 2).to(given_in)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert loss(x, torch.randint(0, 3, (4, 2, 2))).dtype == computed_in
+
+
+# Discriminators of N + 1 classes
+
+
+def labelled(shape, num_classes):
+    """Labels with unlabelled pixels among them and one class that is not there."""
+    labels = torch.randint(num_classes - 1, shape)
+    return labels.masked_fill(torch.rand(shape) < 0.2, IGNORE)
+
+
+@pytest.mark.parametrize("limits", [(0.0, 1e9), (0.5, 2.0)])
+def test_class_balance_matches_its_definition(limits):
+    labels = labelled((2, 5, 7), 4)
+    labels[0, 0, 0] = 0
+    expected = naive.class_balance(labels.flatten().tolist(), 4, IGNORE, limits)
+    actual = losses.class_balance(labels, 4, IGNORE, limits=limits)
+    assert actual.tolist() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_loss_of_labelled_pixels_matches_its_definition(smoothing):
+    logits, labels = 2 * doubles(2, 5, 4, 6), labelled((2, 4, 6), 4)
+    weights = torch.tensor([0.5, 1.0, 2.0, 3.0], dtype=torch.float64)
+    expected = naive.segmentation_real(
+        logits.permute(0, 2, 3, 1).flatten(0, 2).tolist(),
+        labels.flatten().tolist(), weights.tolist(), IGNORE, smoothing,
+    )  # fmt: skip
+    actual = losses.segmentation_real(logits, labels, weights, IGNORE, smoothing=smoothing)
+    assert actual.item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_loss_of_generated_pixels_matches_its_definition():
+    logits, shown = 2 * doubles(2, 5, 4, 6), torch.rand(2, 4, 6) < 0.7
+    expected = naive.segmentation_made(
+        logits.permute(0, 2, 3, 1).flatten(0, 2).tolist(), shown.flatten().tolist()
+    )
+    assert losses.segmentation_made(logits, shown).item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_pixels_without_a_label_or_outside_of_the_picture_weigh_nothing():
+    logits = doubles(1, 4, 3, 3).requires_grad_()
+    labels = torch.full((1, 3, 3), IGNORE)
+    labels[0, 1, 1] = 2
+    loss = losses.segmentation_real(logits, labels, torch.ones(3), IGNORE)
+    loss = loss + losses.segmentation_made(logits, labels == 2)
+    loss.backward()
+    assert logits.grad[0, :, 1, 1].abs().min() > 0
+    logits.grad[0, :, 1, 1] = 0
+    assert not logits.grad.any()
+    nothing = losses.segmentation_real(logits, labels.fill_(IGNORE), torch.ones(3), IGNORE)
+    assert nothing.item() == 0
+
+
+@pytest.mark.parametrize("name", ["class_balance", "segmentation_real", "segmentation_made"])
+def test_over_two_ranks_the_losses_of_n_plus_1_classes_are_those_of_the_whole_batch(name):
+    """A sum over ranks is played by adding the other half's sums."""
+    logits, labels = doubles(2, 5, 4, 6), labelled((2, 4, 6), 4)
+
+    def compute(part, reduce_sums=None):
+        if name == "class_balance":
+            return losses.class_balance(
+                labels[part], 4, IGNORE, limits=(0, 1e9), reduce_sums=reduce_sums
+            )
+        if name == "segmentation_real":
+            weights = torch.ones(4, dtype=torch.float64)
+            return losses.segmentation_real(
+                logits[part], labels[part], weights, IGNORE, reduce_sums=reduce_sums
+            )
+        return losses.segmentation_made(logits[part], labels[part] == 1, reduce_sums=reduce_sums)
+
+    sums = []
+    for part in (slice(0, 1), slice(1, 2)):
+        compute(part, lambda x: sums.append(x) or x)
+    whole = compute(slice(0, 2))
+    of_rank = compute(slice(0, 1), lambda x: x + sums[1])
+    torch.testing.assert_close(of_rank, whole)

@@ -22,7 +22,7 @@ from ecgan.checkpoint import GeneratorFile
 from ecgan.data import checks, datasets
 from ecgan.data.datasets import Item
 from ecgan.data.label_cache import LabelCache
-from ecgan.errors import UsageError
+from ecgan.errors import UsageError, UserError
 from ecgan.generation import balance, layout_augmentation
 from ecgan.generation.plan import Counts, Stage, refuse_colliding_keys, spread, whole_rows
 from ecgan.generation.request import LayoutOptions, Request, StyleOptions, check_options
@@ -160,7 +160,13 @@ class DatasetPlan:
             device=self.workers.device,
             out=_absolute(request.out),
             output=self._output,
-            styles=Styles(seed, request.styles.style_seed, self.styles),
+            styles=Styles(
+                seed,
+                request.styles.style_seed,
+                self.styles,
+                self.file.style_prior if sampling.style_prior == "photos" else None,
+                sampling.style_temperature,
+            ),
             variation=VariantOptions(changes, things, seed),
             filter=None if self.judge is None else self.judge.spec,
             on_inconsistent=request.filter.on_inconsistent,
@@ -224,6 +230,8 @@ class DatasetPlan:
             keys.append("balance_max_styles")
         if "paste" in changes:
             keys.append("things")
+        if self.recipe.model.style and not self.photos and sampling.style_prior == "photos":
+            keys += ["style_prior", "style_temperature"]
         photos = [path.stem for path in self.photos]
         return Fingerprint(
             checkpoint=self.file.sha256,
@@ -275,7 +283,7 @@ def plan(request: Request) -> DatasetPlan:
     if request.overrides:
         document = recipe.model_dump(mode="json")
         recipe = parse_recipe(document, f"recipe of {request.generator}", request.overrides)
-    _check_against_generator(request, recipe)
+    _check_against_generator(request, recipe, file)
     items = _items(request.layouts, recipe)
     folder = request.styles.style_images
     photos = () if folder is None else _style_photos(folder)
@@ -339,12 +347,18 @@ def train_filter(plan: DatasetPlan) -> DatasetPlan:
 # Checks
 
 
-def _check_against_generator(request: Request, recipe: Recipe) -> None:
+def _check_against_generator(request: Request, recipe: Recipe, file: GeneratorFile) -> None:
     if request.layouts.instances is not None and not recipe.data.instances:
         raise UsageError(
             "--instances: this run takes no instance boundaries (data.instances is false)"
         )
     if recipe.model.style:
+        if recipe.sampling.style_prior == "photos" and file.style_prior is None:
+            raise UserError(
+                f"{request.generator}: sampling.style_prior=photos, but the file holds no prior of "
+                "the photos' styles: it was written by an earlier version of ecgan. Repeat the "
+                "ecgan train of its run, which adds it, or give --set sampling.style_prior=normal"
+            )
         return
     for name, given in (
         ("--style-images", request.styles.style_images is not None),

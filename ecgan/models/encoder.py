@@ -2,7 +2,8 @@
 
     S resized to the start --> conv --+
                                       +--> 7 SPADE residual blocks, x2 between them --> F
-    z --> linear (with a style) ------+       ^ each is modulated by S at its own size
+    z --> linear (with a style) ------+       ^ each is modulated by S at its own size,
+                                                and its output, if wanted, by z
 
 Shape legend:
     B  images in the batch      H, W  height and width
@@ -94,6 +95,24 @@ class SpadeResidualBlock(nn.Module):
         return shortcut + y
 
 
+class StyleModulation(nn.Module):
+    """A scale and a shift of each channel of a block's output, made of the style z.
+
+    It changes nothing at the start of a training: its weights begin at 0.
+    """
+
+    def __init__(self, style_dim: int, channels: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(style_dim, 2 * channels)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        """Modulate x, (B, C, h, w), by styles z, (B, style_dim)."""
+        scale, shift = self.linear(z).to(x.dtype)[:, :, None, None].chunk(2, dim=1)
+        return torch.addcmul(shift, x, 1 + scale)
+
+
 class Trunk(nn.Module):
     """E: condition S, and a style z if ``style_dim`` is given, to features F.
 
@@ -103,6 +122,7 @@ class Trunk(nn.Module):
         size: height and width of S and F, pixels; multiples of 2 to the power of ``upsamplings``.
         upsamplings: x2 steps, 5 or 6. With 5, there is none between the second and third block.
         style_dim: length of z, which then takes the place of S at the start; None for no style.
+        modulates: z scales and shifts the output of every block too.
         spectral_norm: "default": convolutions of the residual blocks; "all": those of SPADE too.
     """
 
@@ -114,9 +134,11 @@ class Trunk(nn.Module):
         *,
         upsamplings: int,
         style_dim: int | None,
+        modulates: bool = False,
         spectral_norm: SpectralNorm,
     ) -> None:
         super().__init__()
+        assert style_dim is not None or not modulates, "only a style can modulate"
         assert upsamplings in {5, 6}
         step = 2**upsamplings
         assert size[0] % step == 0, f"height {size[0]} is not a multiple of {step}"
@@ -138,6 +160,11 @@ class Trunk(nn.Module):
                 c_in * width, c_out * width, num_conditions, 2 * width, spectral_norm=spectral_norm
             )
             for c_in, c_out in BLOCK_WIDTHS
+        )
+        self.style_modulations = nn.ModuleList(
+            StyleModulation(style_dim, c_out * width)
+            for _, c_out in BLOCK_WIDTHS
+            if style_dim is not None and modulates
         )
         self.tap_channels = self._tap_channels(width, upsamplings)
         self.checkpointed = 0
@@ -183,6 +210,8 @@ class Trunk(nn.Module):
                 assert isinstance(x, Tensor)
             else:
                 x = _modulated(block, x, S)
+            if z is not None and self.style_modulations:
+                x = self.style_modulations[index](x, z)
             outputs.append(x)
             if self.upsamples_after[index]:
                 x = F.interpolate(x, scale_factor=2, mode="nearest")

@@ -176,6 +176,8 @@ class Generator(nn.Module):
         channels: C; the widths of all layers follow.
         upsamplings: x2 steps of the trunk, 5 or 6.
         style: True where a style z takes the place of S at the trunk's start.
+        style_injection: "start": z enters there alone; "blocks": it scales and shifts the output of
+            every block of the trunk too.
         output: "refined": I'' is the image; "fused": its per-pixel fusion with I_g.
         spectral_norm: "default": the trunk's blocks; "all": every layer of G.
         edge_generator: Ge.
@@ -196,6 +198,7 @@ class Generator(nn.Module):
         channels: int = 64,
         upsamplings: int = 6,
         style: bool = False,
+        style_injection: Literal["start", "blocks"] = "start",
         output: Literal["refined", "fused"] = "refined",
         spectral_norm: SpectralNorm = "default",
         edge_generator: bool = True,
@@ -216,6 +219,7 @@ class Generator(nn.Module):
             self.size,
             upsamplings=upsamplings,
             style_dim=STYLE_DIM if style else None,
+            modulates=style and style_injection == "blocks",
             spectral_norm=spectral_norm,
         )
         self.branches = EdgeGuidedBranches(

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ecgan.models.class_specific import ClassSpecificGenerator
-from ecgan.models.encoder import Spade, SpadeResidualBlock
+from ecgan.models.encoder import Spade, SpadeResidualBlock, StyleModulation
 from ecgan.models.generator import EdgeGuidedBranches, Fusion, Generator, SemanticPreserving
 from ecgan.models.inference_layers import (
     Conditions,
@@ -85,6 +85,10 @@ class InferenceGenerator(nn.Module):
             else LabelConv(weight_of(trunk.start), None, conditions)
         )
         self.blocks = nn.ModuleList(InferenceBlock(block, conditions) for block in blocks)
+        self.style_modulations = nn.ModuleList(
+            InferenceStyleModulation(cast("StyleModulation", one).linear)
+            for one in trunk.style_modulations
+        )
         self.branches = InferenceBranches(generator.branches)
         self.semantic_preserving = None
         if generator.semantic_preserving is not None:
@@ -157,10 +161,13 @@ class InferenceGenerator(nn.Module):
             assert z is None, "this generator takes no style"
             assert shared.start is not None
             x = _laid_out(shared.start)
-        steps = zip(self.blocks, shared.modulations, self.upsamples_after, strict=True)
-        for block, modulations, upsamples in steps:
+        for index, (block, modulations) in enumerate(
+            zip(self.blocks, shared.modulations, strict=True)
+        ):
             x = block(x, modulations)
-            if upsamples:
+            if z is not None and self.style_modulations:
+                x = self.style_modulations[index](x, z)
+            if self.upsamples_after[index]:
                 x = functional.interpolate(x, scale_factor=2, mode="nearest")
         return x
 
@@ -220,6 +227,26 @@ class InferenceBlock(nn.Module):
         y += self.conv_3(x)
         _by_layout(y, shift).add_(_for_styles(shift, y))
         return y
+
+
+class InferenceStyleModulation(nn.Module):
+    """Scale and shift of a block's output by the style."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        bias = bias_of(linear).clone()
+        bias[: len(bias) // 2] += 1  # the scale is 1 + what the layer gives
+        self.register_buffer("weight", weight_of(linear).float())
+        self.register_buffer("bias", bias.float())
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        """Modulate x, (B, C, h, w), in place, by styles z, (L, K, 256)."""
+        made = functional.linear(z.flatten(0, 1).to(self.weight.dtype), self.weight, self.bias)
+        scale, shift = made[:, :, None, None].chunk(2, dim=1)
+        return x.mul_(scale).add_(shift)
 
 
 class InferenceBranches(nn.Module):

@@ -1,6 +1,7 @@
 """Styles z of samples: drawn from seeds, or encoded from photos.
 
-A style is a vector of 256 numbers (App. C). What a sample's style is depends on the run's seed, the
+A style is a vector of 256 numbers (App. C), drawn from N(0, 1) or from the prior of the run's
+photos. What a sample's style is depends on the run's seed, the
 layout's key and the number of the style alone: never on its batch, shard, worker or device.
 """
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ecgan.models.generator import STYLE_DIM
+from ecgan.models.style import StylePrior
 from ecgan.seeds import sample_seed
 
 Vectors = npt.NDArray[np.float32]
@@ -28,11 +30,15 @@ class Styles:
         seed: seed of styles that are drawn for each sample by its layout and its number.
         shared_seed: seed of styles that are drawn by their number alone, the same for all layouts.
         vectors: styles of photos, (n, 256); style number k is the k-th, modulo n.
+        prior: distribution of drawn styles; None: N(0, 1).
+        temperature: of the prior.
     """
 
     seed: int = 0
     shared_seed: int | None = None
     vectors: Vectors | None = None
+    prior: StylePrior | None = None
+    temperature: float = 1.0
 
     def seed_of(self, source: str, style: int, attempt: int = 0) -> int:
         """The seed that a record names.
@@ -51,7 +57,11 @@ class Styles:
         if self.vectors is not None:
             return torch.from_numpy(self.vectors[style % len(self.vectors)].copy())
         generator = torch.Generator().manual_seed(self.seed_of(source, style, attempt))
-        return torch.randn(STYLE_DIM, generator=generator)
+        noise = torch.randn(STYLE_DIM, generator=generator)
+        if self.prior is None:
+            return noise
+        # In float64 and rounded, so that the order of sums does not show
+        return self.prior.double()(noise.double(), self.temperature).float()
 
 
 def photo_digest(names: Sequence[str], vectors: Vectors) -> str:

@@ -142,6 +142,8 @@ class Fingerprint(Document):
     balance_max_styles: Annotated[int | None, "sampling.balance_max_styles"] = None
     things: Annotated[tuple[str, ...] | None, "sampling.things"] = None
     style_images: Annotated[str | None, "--style-images"] = None
+    style_prior: Annotated[str | None, "sampling.style_prior"] = None
+    style_temperature: Annotated[float | None, "sampling.style_temperature"] = None
     filter: Annotated[str | None, "--filter"] = None
     balance: Annotated[str | None, "--balance"] = None
     labels: str | None = None

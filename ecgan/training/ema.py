@@ -6,7 +6,8 @@ steps keep 29 % of them).
 
 Batch norm's running statistics belong to the weights in training, not to their average; copied,
 they give broken pictures. So they are estimated again, over the first training layouts in key
-order, before the average is shown, scored or written. Nothing here changes the training itself.
+order, before the average is shown, scored or written; and so is the prior of the styles, over their
+photos. Nothing here changes the training itself.
 """
 
 import copy
@@ -21,10 +22,11 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ecgan import checkpoint
 from ecgan.checkpoint import InheritedTraining, build_generator, build_style_encoder
-from ecgan.data.loader import Batch, TripleDataset, ordered_batches, to_device
+from ecgan.data.loader import Batch, TripleDataset, ordered_batches, to_device, to_images
 from ecgan.labels import LabelSpace
 from ecgan.models.generator import STYLE_DIM, Generator
 from ecgan.models.layers import channels_last, condition
+from ecgan.models.style import StylePrior
 from ecgan.recipe import Recipe
 from ecgan.runtime.torch_private import AnyBatchNorm
 from ecgan.seeds import TorchStream, torch_generator
@@ -158,6 +160,7 @@ class AveragedGenerator:
         self._ema = EMA(nn.ModuleDict(networks).to(device), recipe.train.ema_images)
         self._layouts: list[Batch] | None = None
         self._is_estimated = False  # the statistics are those of the weights
+        self._style_prior: StylePrior | None = None
 
     @property
     def networks(self) -> nn.ModuleDict:
@@ -173,16 +176,26 @@ class AveragedGenerator:
             self._is_estimated = True
         return generator
 
+    @property
+    def style_prior(self) -> StylePrior | None:
+        """Prior fitted to the styles of the first training photos; None without a style."""
+        if self._style_prior is None and self.recipe.model.style:
+            encoder = self.networks["style_encoder"]
+            with torch.no_grad():
+                prior = StylePrior.fitted(encoder(batch) for batch in self.photos(NUM_LAYOUTS))
+            self._style_prior = prior.to(self.device)
+        return self._style_prior
+
     def start(self, side: GeneratorSide) -> None:
         """Copy the weights in training."""
         self.networks.load_state_dict(self._averaged_part(side).state_dict())
-        self._is_estimated = False
+        self._is_estimated, self._style_prior = False, None
 
     def update(self, side: GeneratorSide, images_seen: int) -> None:
         """Follow a step of the training that ended at ``images_seen``."""
         batch = self.recipe.train.batch
         self._ema.update(self._averaged_part(side), batch=batch, images_seen=images_seen)
-        self._is_estimated = False
+        self._is_estimated, self._style_prior = False, None
 
     def save(
         self, path: Path, images_seen: int, inherited: Sequence[InheritedTraining] = ()
@@ -194,6 +207,7 @@ class AveragedGenerator:
             self.recipe,
             self.space,
             style_encoder=self.networks["style_encoder"] if self.recipe.model.style else None,
+            style_prior=self.style_prior,
             seen_keys=self.train_set.keys,
             inherited=inherited,
             label_generator=self._label_generator,
@@ -201,14 +215,22 @@ class AveragedGenerator:
         )
 
     def styles(self, stream: TorchStream, numbers: Sequence[int]) -> Tensor | None:
-        """Styles drawn by number, (B, 256); None without a style encoder."""
+        """Styles drawn by number, (B, 256), from the recipe's prior; None without a style."""
         if not self.recipe.model.style:
             return None
         seed = self.recipe.train.seed
         draws = [
             torch.randn(STYLE_DIM, generator=torch_generator(seed, stream, n)) for n in numbers
         ]
-        return torch.stack(draws).to(self.device)
+        return self.styles_of(torch.stack(draws))
+
+    def styles_of(self, noise: Tensor) -> Tensor:
+        """Styles of noise, (B, 256), under the recipe's prior, as samples get them."""
+        noise, sampling = noise.to(self.device), self.recipe.sampling
+        if sampling.style_prior == "normal":
+            return noise
+        assert self.style_prior is not None
+        return self.style_prior(noise, sampling.style_temperature)
 
     def _averaged_part(self, side: GeneratorSide) -> nn.ModuleDict:
         return nn.ModuleDict({name: getattr(side, name) for name in self.networks})
@@ -217,14 +239,24 @@ class AveragedGenerator:
         """The first training layouts, each with its own style."""
         if self._layouts is None:
             # once, and without the photos: bytes of a few hundred layouts are small
-            found = ordered_batches(
-                self.train_set,
-                min(self.recipe.train.batch, LAYOUTS_AT_ONCE),
-                workers=self.recipe.data.workers,
-                limit=NUM_LAYOUTS,
-            )
-            self._layouts = [batch._replace(images=None, edges=None) for batch in found]
+            self._layouts = [b._replace(images=None, edges=None) for b in self._ordered()]
         for batch in self._layouts:
             z = self.styles(TorchStream.STATISTICS, batch.positions.tolist())
             moved = to_device(batch, self.device)
             yield condition(moved.labels, moved.boundary, self.space), z
+
+    def photos(self, limit: int) -> Iterator[Tensor]:
+        """Batches of the first training photos in key order, (b, 3, H, W) in [-1, 1]."""
+        for batch in self._ordered(limit):
+            moved = to_device(batch, self.device)
+            assert moved.images is not None
+            yield to_images(moved.images)
+
+    def _ordered(self, limit: int = NUM_LAYOUTS) -> Iterator[Batch]:
+        """Pairs of the first training layouts in key order."""
+        return ordered_batches(
+            self.train_set,
+            min(self.recipe.train.batch, LAYOUTS_AT_ONCE),
+            workers=self.recipe.data.workers,
+            limit=limit,
+        )

@@ -19,8 +19,14 @@ from ecgan.recipe import Recipe
 from ecgan.runtime.device import choose_device
 from ecgan.runtime.timing import span, span_seconds, table
 from ecgan.training import run
+from ecgan.training.feature_terms import build_feature_discriminator
 from ecgan.training.networks import build_networks, untrained_label_generator, warm_start
-from ecgan.training.objective import GeneratorSide, Objective, build_bank, build_discriminator
+from ecgan.training.objective import (
+    GeneratorSide,
+    Objective,
+    build_bank,
+    build_discriminator,
+)
 
 ADAM_COPIES = 4  # the weight, its gradient, Adam's two moments; float32
 
@@ -31,6 +37,7 @@ def parameters(recipe: Recipe, space: LabelSpace) -> dict[str, int]:
     networks: dict[str, nn.Module | None] = {
         "G": side.generator,
         "D": discriminator,
+        "D_F": build_feature_discriminator(recipe, space),
         "style encoder": side.style_encoder,
         "Gc": side.heads,
     }
@@ -200,7 +207,8 @@ def profile(recipe: Recipe, *, steps: int, device: str = "auto", init: Path | No
     networks = build_networks(recipe, space, own_device, init)
     segmenter = untrained_label_generator(recipe, space, own_device)
     bank = build_bank(recipe, space, own_device)
-    objective = Objective(recipe, space, own_device, segmenter, networks.perceptual_network, bank)
+    perceptual, features = networks.perceptual_network, networks.feature_network
+    objective = Objective(recipe, space, own_device, segmenter, perceptual, bank, features)
     return _profiled(run.start(job, networks, objective), steps)
 
 

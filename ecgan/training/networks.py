@@ -12,6 +12,7 @@ from ecgan.data.loader import TripleDataset
 from ecgan.errors import UserError
 from ecgan.labels import LabelClass, LabelSpace
 from ecgan.models.pretrained import perceptual_features
+from ecgan.models.pretrained.efficientnet_lite import EfficientNetLite0
 from ecgan.models.pretrained.frozen import PerceptualFeatures
 from ecgan.models.pretrained.hed import Hed
 from ecgan.recipe import Recipe
@@ -30,6 +31,7 @@ class Networks:
     Attributes:
         trained: G and D.
         perceptual_network: frozen network of the perceptual term, if any.
+        feature_network: frozen network below the feature discriminator, if any.
         hed: HED, if real edges come from it.
         warm_start: weights that came from ``--init``, if any.
         init_sha256: SHA-256 of that file; empty without.
@@ -37,6 +39,7 @@ class Networks:
 
     trained: TrainedNetworks
     perceptual_network: PerceptualFeatures | None
+    feature_network: EfficientNetLite0 | None
     hed: Hed | None
     warm_start: "WarmStart | None" = None
     init_sha256: str = ""
@@ -57,13 +60,14 @@ def build_networks(
         UserError: a file is missing or damaged.
     """
     perceptual, edges = perceptual_network(recipe, device), hed(recipe, device)
+    features = feature_network(recipe, perceptual, device)
     source = load_generator(init) if init is not None else None
     trained = step.build(recipe, space, device)
     if source is None:
-        return Networks(trained, perceptual, edges)
+        return Networks(trained, perceptual, features, edges)
     side = trained.side
     taken = warm_start(side.generator, side.style_encoder, recipe, space, source)
-    return Networks(trained, perceptual, edges, taken, source.sha256)
+    return Networks(trained, perceptual, features, edges, taken, source.sha256)
 
 
 def label_generator(
@@ -127,6 +131,17 @@ def perceptual_network(recipe: Recipe, device: torch.device) -> PerceptualFeatur
         vgg19_weights=recipe.losses.vgg19_weights,
         hed_weights=recipe.data.hed_weights,
     ).to(device)
+
+
+def feature_network(
+    recipe: Recipe, perceptual: PerceptualFeatures | None, device: torch.device
+) -> EfficientNetLite0 | None:
+    """Frozen network below the feature discriminator, the perceptual term's if it is the same."""
+    if not recipe.parts().feature_discriminator:
+        return None
+    if isinstance(perceptual, EfficientNetLite0):
+        return perceptual
+    return EfficientNetLite0().folded().to(device)
 
 
 def hed(recipe: Recipe, device: torch.device) -> Hed | None:

@@ -24,19 +24,21 @@ from torch.nn import functional as F
 from ecgan import losses
 from ecgan.checkpoint import build_generator, build_style_encoder
 from ecgan.labels import LabelSpace
-from ecgan.models.contrastive import EMBEDDING_DIM, ContrastiveHead
-from ecgan.models.discriminator import Discriminator
+from ecgan.models.contrastive import EMBEDDING_DIM, ContrastiveHead, MemoryBank
+from ecgan.models.discriminators.diffaugment import diffaugment, draw
+from ecgan.models.discriminators.patch import Discriminator
 from ecgan.models.generator import STYLE_DIM, Generated, Generator
 from ecgan.models.layers import channels_last
+from ecgan.models.pretrained.efficientnet_lite import EfficientNetLite0
 from ecgan.models.pretrained.frozen import PerceptualFeatures
-from ecgan.models.style import StyleEncoder, reparameterise
+from ecgan.models.style import StatisticsEncoder, StyleEncoder, reparameterise
 from ecgan.recipe import Recipe
 from ecgan.runtime import distributed
 from ecgan.runtime.device import uploaded
 from ecgan.runtime.timing import span
 from ecgan.seeds import TorchStream, torch_generator
 from ecgan.segmentation.segmenter import Segmenter
-from ecgan.training.diffaugment import diffaugment, draw
+from ecgan.training.feature_terms import FeatureTerms, FeatureView
 
 
 class Inputs(NamedTuple):
@@ -71,7 +73,7 @@ class GeneratorSide(nn.Module):
         super().__init__()
         self.generator: Generator = build_generator(recipe, space)
         self.generator.trunk.checkpointed = recipe.train.checkpointing
-        self.style_encoder: StyleEncoder | None = build_style_encoder(recipe)
+        self.style_encoder: StyleEncoder | StatisticsEncoder | None = build_style_encoder(recipe)
         self.ignore = space.ignore_index
         self.stride = recipe.losses.contrastive_stride
         self.taps = tuple(recipe.losses.contrastive_taps) if recipe.parts().contrastive else ()
@@ -105,58 +107,6 @@ def build_discriminator(recipe: Recipe, space: LabelSpace) -> Discriminator | No
     return Discriminator(num_conditions, recipe.model.width, recipe.model.spectral_norm)
 
 
-class MemoryBank(nn.Module):
-    """Memory bank of Eq. 5: a ring buffer of detached embeddings for each tap and class.
-
-    Each image adds one embedding per class, of a pixel drawn by the image's position. Every rank
-    holds the same bank.
-
-    Args:
-        num_taps: number of taps of Eq. 5.
-        num_classes: N.
-        size: embeddings per class.
-        dim: length of an embedding.
-        seed: seed of the draws.
-    """
-
-    embeddings: Tensor  # (taps, N, size, dim)
-    count: Tensor  # embeddings that came so far, (taps, N)
-
-    def __init__(self, num_taps: int, num_classes: int, size: int, dim: int, seed: int) -> None:
-        super().__init__()
-        self.register_buffer("embeddings", torch.zeros(num_taps, num_classes, size, dim))
-        self.register_buffer("count", torch.zeros(num_taps, num_classes, dtype=torch.int64))
-        self.seed = seed
-
-    def read(self, tap: int, empty: int) -> tuple[Tensor, Tensor]:
-        """Embeddings, (M, dim), and their classes, (M,), which are ``empty`` in unused slots."""
-        _, num_classes, size, _ = self.embeddings.shape
-        filled = torch.arange(size, device=self.count.device) < self.count[tap, :, None]
-        classes = torch.arange(num_classes, device=self.count.device)[:, None]
-        return self.embeddings[tap].flatten(0, 1), classes.where(filled, empty).flatten()
-
-    @torch.no_grad()
-    def add(self, tap: int, embeddings: Tensor, labels: Tensor, positions: Tensor) -> None:
-        """Add embeddings, (B, dim, h, w), with labels, (B, h, w), and CPU positions, (B,)."""
-        _, num_classes, size, _ = self.embeddings.shape
-        classes = torch.arange(num_classes, device=self.count.device)
-        for embedding, label, position in zip(embeddings, labels, positions.tolist(), strict=True):
-            flat = label.flatten()
-            rng = torch_generator(self.seed, TorchStream.MEMORY_BANK, position)
-            order = torch.randperm(len(flat), generator=rng)
-            order = uploaded(order, flat.device)
-            last = torch.full((num_classes + 1,), -1, device=flat.device)
-            ids = torch.where(flat < num_classes, flat, num_classes)[order]
-            last.scatter_reduce_(0, ids, torch.arange(len(flat), device=flat.device), "amax")
-            last = last[:num_classes]
-            present, slots = last >= 0, self.count[tap] % size
-            pixels = order[last.clamp(min=0)]
-            new = embedding.flatten(1).T[pixels].to(self.embeddings.dtype)
-            old = self.embeddings[tap, classes, slots]
-            self.embeddings[tap, classes, slots] = new.where(present[:, None], old)
-            self.count[tap] += present
-
-
 def build_bank(recipe: Recipe, space: LabelSpace, device: torch.device) -> MemoryBank | None:
     """Empty memory bank of Eq. 5, if the recipe has one."""
     losses = recipe.losses
@@ -182,6 +132,7 @@ class Objective:
         device: device of the networks.
         label_generator: frozen Gl of the similarity term, if any.
         perceptual_network: frozen network of the perceptual term, if any.
+        feature_network: frozen network below the feature discriminator, if any.
         bank: memory bank of Eq. 5, if any.
     """
 
@@ -191,14 +142,20 @@ class Objective:
     label_generator: Segmenter | None = None
     perceptual_network: PerceptualFeatures | None = None
     bank: MemoryBank | None = None
+    feature_network: EfficientNetLite0 | None = None
 
     def __post_init__(self) -> None:
         self.recipe = self.recipe.resolved(self.device.type)
-        for frozen in (self.label_generator, self.perceptual_network):
+        for frozen in (self.label_generator, self.perceptual_network, self.feature_network):
             if frozen is not None:
                 channels_last(frozen)
         self.parts = self.recipe.parts()
         self.weights, self.pictures = self.parts.terms, self.parts.pictures
+        self.features = (
+            None
+            if self.feature_network is None
+            else FeatureTerms(self.recipe, self.space, self.feature_network, self.autocast)
+        )
 
     def autocast(self) -> AbstractContextManager[object]:
         """Autocast context of the networks; losses run outside of it."""
@@ -251,6 +208,7 @@ class Objective:
         inputs: Inputs,
         made: GeneratorOutput,
         real_maps: dict[str, list[list[Tensor]]],
+        features: tuple[nn.Module, FeatureView] | None = None,
     ) -> dict[str, Tensor]:
         """Terms of Eq. 10 for G, unweighted.
 
@@ -259,8 +217,13 @@ class Objective:
             inputs: the batch.
             made: G's output, with gradient.
             real_maps: second output of ``discriminator_loss``.
+            features: feature discriminator, likewise, and what it sees.
         """
         values: dict[str, Tensor] = {}
+        if features is not None:
+            with span("feature adversarial"):
+                assert self.features is not None
+                values["feature_adversarial"] = self.features.generator_term(*features)
         if discriminator is not None:
             with span("adversarial, matching"):
                 values |= self._judged(discriminator, inputs, made, real_maps)
@@ -277,9 +240,12 @@ class Objective:
                     values[name] = measure(inputs, made)
         return {name: values[name] for name in self.weights}
 
-    def weighted(self, values: dict[str, Tensor]) -> Tensor:
-        """Weighted sum of the terms, Eq. 10."""
-        return torch.stack([self.weights[name] * value for name, value in values.items()]).sum()
+    def weighted(self, values: dict[str, Tensor], positions: Tensor) -> Tensor:
+        """Weighted sum of the terms, Eq. 10, for the images at these positions of the training."""
+        weights = dict(self.weights)
+        if self.features is not None:
+            weights["feature_adversarial"] *= self.features.ramp(int(positions[0]))
+        return torch.stack([weights[name] * value for name, value in values.items()]).sum()
 
     def _judged(
         self,

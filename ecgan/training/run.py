@@ -42,6 +42,7 @@ from ecgan.training.validation import Validation
 Outcome = Literal["done", "interrupted"]
 
 _LOCK, _CLASSES = ".lock", "classes.json"
+NUM_PHOTOS = 64  # that give the feature discriminator its statistics
 
 
 @dataclass(frozen=True)
@@ -103,15 +104,9 @@ class TrainingState:
     unread: tuple[int, step.StepValues] | None = None
 
     @property
-    def optimised(self) -> dict[str, step.TrainedNetwork]:
-        """Networks that have an optimiser, by name."""
-        sides = {"generator": self.trained.generator, "discriminator": self.trained.discriminator}
-        return {name: one for name, one in sides.items() if one is not None}
-
-    @property
     def saved(self) -> dict[str, torch.nn.Module]:
         """Networks that a checkpoint holds, by name."""
-        found = {name: one.network for name, one in self.optimised.items()}
+        found = {name: one.network for name, one in self.trained.by_name.items()}
         found |= {"averaged": self.averaged.networks}
         return found if self.objective.bank is None else {**found, "bank": self.objective.bank}
 
@@ -295,7 +290,8 @@ def build_objective(job: Job, networks: Networks) -> Objective:
         recipe, space, job.train_set, cache=job.segmenters, device=device, quiet=job.quiet
     )
     bank = build_bank(recipe, space, device)
-    return Objective(recipe, space, device, segmenter, networks.perceptual_network, bank)
+    perceptual, features = networks.perceptual_network, networks.feature_network
+    return Objective(recipe, space, device, segmenter, perceptual, bank, features)
 
 
 def start(job: Job, networks: Networks, objective: Objective) -> TrainingState:
@@ -304,6 +300,9 @@ def start(job: Job, networks: Networks, objective: Objective) -> TrainingState:
         job.recipe, job.space, job.train_set, job.device, objective.label_generator
     )
     averaged.start(networks.trained.side)
+    if networks.trained.feature_discriminator is not None and objective.features is not None:
+        critic = networks.trained.feature_discriminator.network
+        objective.features.measure(critic, averaged.photos(NUM_PHOTOS))
     validation = Validation(averaged, job.validation_set, job.segmenters, quiet=job.quiet)
     state = TrainingState(
         job, networks.trained, objective, averaged, validation, networks.hed, Progress()
@@ -336,7 +335,7 @@ def resume(job: Job, networks: Networks, objective: Objective) -> TrainingState:
         )
     for name, network in state.saved.items():
         network.load_state_dict(saved.networks[name])
-    for name, one in state.optimised.items():
+    for name, one in state.trained.by_name.items():
         one.load_optimizer(saved.optimizers[f"{name}_optimizer"])
     state.progress = Progress.from_json(saved.state)
     state.notes = [f"resuming from {folders[-1]}"]
@@ -347,10 +346,9 @@ def fit(state: TrainingState, signals: DeferredSignals) -> Outcome:
     """Train to the end, or until a signal comes; write checkpoints and the generator."""
     job, progress = state.job, state.progress
     length = job.recipe.train.images
-    if progress.images_seen >= length:
-        written = checkpoint.images_seen(job.out / checkpoint.GENERATOR)
-        if written == progress.images_seen:
-            return "done"
+    seen = progress.images_seen
+    if seen >= length and checkpoint.is_written(job.out, seen, job.recipe):
+        return "done"
     with RunLogger(job.out, progress.images_seen, length, quiet=job.quiet) as log:
         for note in state.notes:
             log.message(note)
@@ -491,7 +489,7 @@ def _save(state: TrainingState) -> None:
     if distributed.is_first() and progress.images_seen > 0:
         training = checkpoint.Training(
             {name: network.state_dict() for name, network in state.saved.items()},
-            {f"{n}_optimizer": x.optimizer.state_dict() for n, x in state.optimised.items()},
+            {f"{n}_optimizer": x.optimizer.state_dict() for n, x in state.trained.by_name.items()},
             progress.to_json(),
         )
         checkpoint.save_training(out, progress.images_seen, training)

@@ -1,7 +1,7 @@
-"""Training step of G and D (Eqs. 8-10), and both networks with their optimisers.
+"""Training step of G and the discriminators (Eqs. 8-10), and the networks with their optimisers.
 
 G runs once per step: its pictures go, detached, into D's loss and, with their gradient, through the
-same D into G's terms. Both networks are updated at the end of the step, so D's features of real
+same D into G's terms. All networks are updated at the end of the step, so D's features of real
 pictures are computed once. Gradients of micro-batches (``train.accumulate``) add up to the same
 step, except for batch norm, Eq. 5 and the class means of Eq. 6, which see one micro-batch.
 """
@@ -9,7 +9,7 @@ step, except for batch norm, Eq. 5 and the class means of Eq. 6, which see one m
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from ecgan.data.loader import Batch, to_device, to_images
 from ecgan.errors import UserError, first_line
 from ecgan.labels import LabelSpace
-from ecgan.models.discriminator import Discriminator
+from ecgan.models.discriminators.features import FeatureDiscriminator
+from ecgan.models.discriminators.patch import Discriminator
 from ecgan.models.encoder import BLOCK_WIDTHS
 from ecgan.models.layers import channels_last, condition
 from ecgan.models.pretrained.hed import Hed
@@ -29,6 +30,7 @@ from ecgan.runtime import distributed
 from ecgan.runtime.device import Download
 from ecgan.runtime.timing import span
 from ecgan.runtime.torch_private import compile_failures
+from ecgan.training.feature_terms import FeatureView, build_feature_discriminator
 from ecgan.training.objective import (
     GeneratorOutput,
     GeneratorSide,
@@ -100,10 +102,11 @@ class TrainedNetwork:
 
 @dataclass
 class TrainedNetworks:
-    """G and D; D only where a term needs it."""
+    """G and the discriminators, each only where a term needs it."""
 
     generator: TrainedNetwork  # a GeneratorSide
     discriminator: TrainedNetwork | None
+    feature_discriminator: TrainedNetwork | None = None
 
     @property
     def side(self) -> GeneratorSide:
@@ -111,19 +114,30 @@ class TrainedNetworks:
         assert isinstance(self.generator.network, GeneratorSide)
         return self.generator.network
 
+    @property
+    def by_name(self) -> dict[str, TrainedNetwork]:
+        """Those that there are, under the names of their attributes."""
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: one for name, one in found.items() if one is not None}
+
 
 def build(recipe: Recipe, space: LabelSpace, device: torch.device) -> TrainedNetworks:
     """Freshly initialised networks, the same on every rank."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.train.seed)
         side, discriminator = GeneratorSide(recipe, space), build_discriminator(recipe, space)
-    return join(recipe, side, discriminator, device)
+        features = build_feature_discriminator(recipe, space)
+    return join(recipe, side, discriminator, device, features)
 
 
 def join(
-    recipe: Recipe, side: GeneratorSide, discriminator: Discriminator | None, device: torch.device
+    recipe: Recipe,
+    side: GeneratorSide,
+    discriminator: Discriminator | None,
+    device: torch.device,
+    features: FeatureDiscriminator | None = None,
 ) -> TrainedNetworks:
-    """Put G and D on the device, with their optimisers; compile them if the recipe says so."""
+    """Put the networks on the device, with their optimisers; compile them if the recipe says so."""
     if recipe.train.compile:
         # G sees one size, D two: real and generated pictures, and generated ones alone
         side.generator.compile(dynamic=False)
@@ -142,6 +156,7 @@ def join(
         TrainedNetwork.build(discriminator, train.lr_discriminator, device)
         if discriminator
         else None,
+        TrainedNetwork.build(features, train.lr_generator, device) if features else None,
     )
 
 
@@ -278,7 +293,7 @@ def step(
         parts: this rank's batch, in one or more micro-batches.
         factor: factor of both learning rates.
     """
-    sides = [p for p in (trained.generator, trained.discriminator) if p is not None]
+    sides = list(trained.by_name.values())
     for one in sides:
         one.optimizer.zero_grad(set_to_none=True)
     values: list[dict[str, Tensor]] = []
@@ -296,39 +311,65 @@ def step(
     return StepValues([inputs.keys for inputs in parts], values, norms)
 
 
+_SYMBOLS = {"generator": "G", "discriminator": "D", "feature_discriminator": "D_F"}
+
+
 def _norms_of_gradients(trained: TrainedNetworks) -> dict[str, Tensor]:
     """Finite terms can have gradients that are not, and weights once moved stay so."""
     return {
-        f"gradient of {name}": nn.utils.get_total_norm(
+        f"gradient of {_SYMBOLS[name]}": nn.utils.get_total_norm(
             [p.grad for p in one.network.parameters() if p.grad is not None]
         )
-        for name, one in (("G", trained.generator), ("D", trained.discriminator))
-        if one is not None
+        for name, one in trained.by_name.items()
     }
 
 
 def _add_gradients(
     trained: TrainedNetworks, objective: Objective, inputs: Inputs, share: float
 ) -> dict[str, Tensor]:
-    side, opponent = trained.generator, trained.discriminator
+    side = trained.generator
     noise = objective.noise(inputs.positions) if trained.side.style_encoder is not None else None
     with span("G forward"), objective.autocast():
         made: GeneratorOutput = side.parallel(inputs.S, inputs.labels, inputs.image, noise)
     values: dict[str, Tensor] = {}
     real_maps: dict[str, list[list[Tensor]]] = {}
+    features: tuple[nn.Module, FeatureView] | None = None
+    opponent, feature_opponent = trained.discriminator, trained.feature_discriminator
     if opponent is not None:
-        opponent.network.requires_grad_(True)
         with span("D forward"):
             loss, real_maps = objective.discriminator_loss(opponent.parallel, inputs, made)
         values["discriminator"] = loss.detach()
         with span("D backward"):
             (share * loss).backward()
-        opponent.network.requires_grad_(False)
+    if feature_opponent is not None:
+        with span("frozen features"):
+            assert objective.features is not None
+            image, positions = made.generated.image, inputs.positions.tolist()
+            view = objective.features.view(inputs.image, image, inputs.labels, positions)
+        with span("D_F forward"):
+            loss, watched = objective.features.discriminator_loss(feature_opponent.parallel, view)
+        values |= watched
+        with span("D_F backward"):
+            (share * loss).backward()
+        features = feature_opponent.network, view
     network = None if opponent is None else opponent.network
-    of_generator = objective.generator_terms(network, inputs, made, real_maps)
-    values |= {name: value.detach() for name, value in of_generator.items()}
-    with span("G backward"):
-        (share * objective.weighted(of_generator)).backward()
-    if opponent is not None:
-        opponent.network.requires_grad_(True)
+    with _frozen([network, None if features is None else features[0]]):
+        of_generator = objective.generator_terms(network, inputs, made, real_maps, features)
+        values |= {name: value.detach() for name, value in of_generator.items()}
+        with span("G backward"):
+            (share * objective.weighted(of_generator, inputs.positions)).backward()
     return values
+
+
+@contextmanager
+def _frozen(networks: Sequence[nn.Module | None]) -> Iterator[None]:
+    """Where gradients go through networks and not to their parameters."""
+    for network in networks:
+        if network is not None:
+            network.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for network in networks:
+            if network is not None:
+                network.requires_grad_(True)

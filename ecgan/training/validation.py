@@ -1,6 +1,6 @@
 """Validation during training: previews, a judge's mIoU and the Frechet distance to real photos."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -86,6 +86,7 @@ class Validation:
             self._judge,
             features=evaluate.features,
             seed=evaluate.judge_training.seed,
+            styles_of=self.averaged.styles_of,
         )
 
     def _load_judge(self) -> Segmenter:
@@ -114,6 +115,7 @@ def validate(
     features: Sequence[str] = (),
     batch: int = 8,
     seed: int = 0,
+    styles_of: Callable[[Tensor], Tensor] | None = None,
 ) -> dict[str, float]:
     """Scores of a generator during training, by one image of each layout of a data set.
 
@@ -124,6 +126,7 @@ def validate(
         features: names of feature networks; only ``efficientnet_lite0`` is used here.
         batch: images of a pass.
         seed: seed of the styles.
+        styles_of: noise, (B, 256), to styles; default: the noise itself.
 
     Returns:
         ``miou``, ``accuracy`` and ``fd_efficientnet_lite0``, those that there are.
@@ -143,6 +146,7 @@ def validate(
         if generator.style:
             draws = [_noise(seed, n, generator.style_dim) for n in found.positions.tolist()]
             z = torch.stack(draws).to(device)
+            z = z if styles_of is None else styles_of(z)
         S = condition(moved.labels, moved.boundary, space)
         generated = generator(S, moved.labels.long(), space.ignore_index, z)
         images = generated.image.float().clamp(-1, 1)

@@ -38,6 +38,8 @@ def make_generator(size=(32, 64), *, boundary=False, unknown=True, classes=N, **
         for name, value in generator.named_parameters():
             if name.endswith("bias") or ".bias_" in name:
                 value.uniform_(-0.3, 0.3)
+            if "style_modulations" in name:  # which start at 0
+                value.uniform_(-0.05, 0.05)
     return generator.eval()
 
 
@@ -71,9 +73,11 @@ def compare(generator, labels, boundary=None, styles=None, *, unknown=True, look
 
 
 STYLE, NO_EDGES = {"style": True}, {"edge_generator": False, "edge_transfer": False}
+BLOCKS = STYLE | {"style_injection": "blocks"}
 PARTS = {
     "all": {},
     "all, with styles": STYLE,
+    "all, with styles in every block": BLOCKS,
     "no Ge": NO_EDGES | STYLE,
     "no Gt": {"edge_transfer": False},
     "no Gs": {"semantic_preserving": False} | STYLE,

@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ecgan.models.contrastive import ContrastiveHead
-from ecgan.models.discriminator import Discriminator
+from ecgan.models.discriminators.patch import Discriminator
 from ecgan.models.encoder import Spade, Trunk
 from ecgan.models.generator import Generator, edge_transfer, reweight_classes
 from ecgan.models.layers import channels_last, convolution

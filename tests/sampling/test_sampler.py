@@ -16,6 +16,7 @@ from ecgan.generation.plan import Plan
 from ecgan.generation.request import Request
 from ecgan.generation.state import DatasetState
 from ecgan.models.layers import condition
+from ecgan.models.style import StylePrior
 from ecgan.runtime.storage import open_store
 from ecgan.sampling import sampler as sampling
 from ecgan.sampling.sampler import COMPILED_FROM, Layout, Sampler, compiles, is_full
@@ -299,3 +300,14 @@ def test_on_a_gpu_samples_are_the_same_in_every_run(tmp_path, layouts, styles, b
             for other in again:
                 np.testing.assert_array_equal(one.image, other.image)
                 np.testing.assert_array_equal(one.edge, other.edge)
+
+
+def test_styles_of_the_prior_are_those_of_the_same_noise():
+    means, log_variances = torch.randn(40, 256), torch.zeros(40, 256)
+    prior = StylePrior.fitted([(means, log_variances)])
+    noise = Styles(seed=5).draw("a", 1)
+    drawn = Styles(seed=5, prior=prior, temperature=0.5).draw("a", 1)
+    torch.testing.assert_close(drawn, prior.float()(noise, 0.5), atol=1e-5, rtol=0)
+    assert drawn.dtype == torch.float32
+    photos = Styles(vectors=means.numpy(), prior=prior)
+    assert torch.equal(photos.draw("a", 3), means[3])

@@ -20,6 +20,7 @@ from ecgan import checkpoint, losses
 from ecgan.data.loader import batches, to_images
 from ecgan.errors import UserError
 from ecgan.labels import LabelClass, LabelSpace
+from ecgan.models.contrastive import MemoryBank
 from ecgan.models.layers import condition
 from ecgan.recipe import label_space, load_recipe
 from ecgan.runtime import files
@@ -27,7 +28,7 @@ from ecgan.training import ema, networks
 from ecgan.training import run as train
 from ecgan.training import step as steps
 from ecgan.training.networks import warm_start
-from ecgan.training.objective import Inputs, MemoryBank, Objective
+from ecgan.training.objective import Inputs, Objective
 from ecgan.training.step import NonFiniteError
 from ecgan_cli.main import cli
 from tests.helpers.tiny import write_pairs

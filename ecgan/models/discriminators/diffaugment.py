@@ -49,13 +49,14 @@ def draw(seed: int, positions: Sequence[int]) -> Draws:
     return Draws(*table)
 
 
-def diffaugment(pictures: Tensor, draws: Draws, *, colour: bool) -> Tensor:
+def diffaugment(pictures: Tensor, draws: Draws, *, colour: bool, hole: bool = True) -> Tensor:
     """Augment pictures in [-1, 1], or a condition, (B, channels, H, W), by one draw for each.
 
     Args:
         pictures: what D would see.
         draws: of the same B.
         colour: True for images; False for edges and conditions.
+        hole: False leaves cutout out.
 
     Returns:
         Same shape; zeros where nothing was moved to, and in the hole.
@@ -63,7 +64,13 @@ def diffaugment(pictures: Tensor, draws: Draws, *, colour: bool) -> Tensor:
     assert len(pictures) == len(draws.brightness)
     if colour:
         pictures = _recoloured(pictures, draws)
-    return _cut(_moved(pictures, draws), draws)
+    moved = _moved(pictures, draws)
+    return _cut(moved, draws) if hole else moved
+
+
+def moved_labels(labels: Tensor, draws: Draws, outside: int) -> Tensor:
+    """Labels, int64 (B, H, W), moved as pictures are; ``outside`` where nothing was moved to."""
+    return _moved(labels[:, None], draws, fill=outside)[:, 0]
 
 
 def _recoloured(images: Tensor, draws: Draws) -> Tensor:
@@ -79,12 +86,12 @@ def _recoloured(images: Tensor, draws: Draws) -> Tensor:
     return mean + (images - mean) * (per_image(draws.contrast) + 0.5)
 
 
-def _moved(pictures: Tensor, draws: Draws) -> Tensor:
+def _moved(pictures: Tensor, draws: Draws, fill: float = 0) -> Tensor:
     """Whole pixels down and right by up to an eighth either way."""
     dy = _offsets(draws.shift_y, pictures.shape[2])
     dx = _offsets(draws.shift_x, pictures.shape[3])
     moved = [
-        F.pad(picture, (x, -x, y, -y))  # negative padding crops
+        F.pad(picture, (x, -x, y, -y), value=fill)  # negative padding crops
         for picture, y, x in zip(pictures, dy, dx, strict=True)
     ]
     return torch.stack(moved).contiguous(memory_format=torch.channels_last)

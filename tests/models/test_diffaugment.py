@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ecgan.training.diffaugment import Draws, diffaugment, draw
+from ecgan.models.discriminators.diffaugment import Draws, diffaugment, draw
 
 MIDDLE = 0.5
 

@@ -148,7 +148,7 @@ def build_generator(recipe: Recipe, space: LabelSpace) -> Generator:
 
 def build_style_encoder(recipe: Recipe) -> StyleEncoder | StatisticsEncoder | None:
     """The style encoder, if the recipe has one."""
-    if not recipe.model.style:
+    if not recipe.parts().style_encoder:
         return None
     kinds = {"gaugan": StyleEncoder, "statistics": StatisticsEncoder}
     return kinds[recipe.model.style_encoder](recipe.model.width)

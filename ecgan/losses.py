@@ -252,6 +252,23 @@ def segmentation_made(
     return _mean_where(-to_exact(logits).log_softmax(dim=1)[:, -1], shown, reduce_sums)
 
 
+def label_mix(mixed: Tensor, real: Tensor, fake: Tensor, mask: Tensor) -> Tensor:
+    """LabelMix consistency (OASIS, arXiv:2012.04781, Eq. 4) of a discriminator's logits.
+
+    Args:
+        mixed: logits of pictures that show the photo in the mask and the generated picture
+            elsewhere, (B, N + 1, H, W).
+        real: logits of the photos.
+        fake: logits of the generated pictures.
+        mask: bool (B, 1, H, W).
+
+    Returns:
+        Mean squared difference of the logits of the mixture and the mixture of the logits.
+    """
+    expected = torch.where(mask, to_exact(real), to_exact(fake))
+    return (to_exact(mixed) - expected).square().mean()
+
+
 def _mean_where(values: Tensor, where: Tensor, reduce_sums: ReduceSums | None) -> Tensor:
     sums = torch.stack([values.masked_fill(~where, 0).sum(), where.sum().to(values.dtype)])
     if reduce_sums is not None:

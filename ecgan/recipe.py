@@ -6,6 +6,8 @@
 
 import copy
 import difflib
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -31,6 +33,7 @@ __all__ = [
     "Parts",
     "Recipe",
     "SegmenterTraining",
+    "generator_hash",
     "label_space",
     "load_recipe",
     "nearest_size",
@@ -54,6 +57,14 @@ _RENAMED = {  # key of version 0.1 -> key of this one
     "sampling.filter_images": "sampling.filter_training.images",
     "sampling.filter_width": "sampling.filter_training.channels",
 }
+
+_ADDED = (  # keys that version 0.2 does not have
+    "model.style_encoder",
+    "model.style_injection",
+    "model.segmentation_discriminator",
+    "losses.segmentation_adversarial",
+    "losses.label_mix",
+)
 
 
 def recipe_keys() -> dict[str, FieldInfo]:
@@ -142,6 +153,24 @@ def parse_recipe(document: dict[str, Any], source: str, overrides: Sequence[str]
         )
         kind = UsageError if from_options else UserError
         raise kind(source, [_fault(e) for e in found]) from None
+
+
+def generator_hash(recipe: Recipe) -> str:
+    """SHA-256 of all settings that decide the generator: not of evaluation and sampling."""
+    document = recipe.model_dump(mode="json", exclude={"evaluate", "sampling"})
+    # As version 0.1 wrote it, so that its data sets can be resumed
+    training: dict[str, Any] = document["model"].pop("label_generator_training")
+    for key in _ADDED:  # later, and at their defaults without effect
+        section, _, name = key.partition(".")
+        if document[section][name] == getattr(getattr(Recipe(), section), name):
+            del document[section][name]
+    document["model"]["label_generator_images"] = training.pop("images")
+    document["model"]["label_generator_width"] = training.pop("channels")
+    defaults = SegmenterTraining().model_dump()
+    changed = {key: value for key, value in training.items() if value != defaults[key]}
+    if changed:
+        document["model"]["label_generator_training"] = changed
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
 def label_space(data: Data) -> LabelSpace:

@@ -4,8 +4,6 @@ The first sentence below a key is its description in ``docs/recipes.md`` and in
 ``ecgan recipes schema``.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
@@ -131,12 +129,13 @@ class Model(Section, frozen=True):
     both sides divide by 64 and the image is wider than high."""
     style: bool = False
     """Style encoder (App. C), for several images per layout."""
-    style_encoder: Literal["gaugan", "statistics"] = "gaugan"
+    style_encoder: Literal["gaugan", "statistics", "none"] = "gaugan"
     """Network of the style encoder: gaugan is the paper's, statistics sees the means and deviations
-    of channels without instance norm, so that light and colours are part of the style."""
-    style_injection: Literal["start", "blocks"] = "start"
+    of channels without instance norm, so that light and colours are part of the style; none draws
+    styles of training images at random, as OASIS does."""
+    style_injection: Literal["start", "blocks", "map"] = "start"
     """Places where the style enters the trunk: its start alone, or also the output of each block,
-    as a scale and a shift of every channel."""
+    as a scale and a shift of every channel, or as 64 more channels of the label map (OASIS)."""
     output: Literal["refined", "fused"] = "refined"
     """Final image: I'', or its per-pixel fusion with the class-specific image I_g."""
     spectral_norm: Literal["default", "all", "none"] = "default"
@@ -152,9 +151,9 @@ class Model(Section, frozen=True):
     """Class-specific generation, Eqs. 6-7."""
     contrastive: bool = True
     """Contrastive learning Gc, Eq. 5."""
-    feature_discriminator: bool = False
-    """A second discriminator, on features of a frozen EfficientNet-Lite0, beside the paper's; for
-    small data sets."""
+    segmentation_discriminator: Literal["off", "features", "unet"] = "off"
+    """Discriminator that segments pictures into the classes and "made": on features of a frozen
+    EfficientNet-Lite0, beside the paper's, for small data sets; or OASIS's U-Net, in its place."""
     label_generator: str = "train"
     """Label generator Gl: off, train (on the real pairs), or a segmenter of transformers by local
     path or hub name."""
@@ -172,6 +171,10 @@ class Model(Section, frozen=True):
     def _check(self) -> Self:
         if self.edge_transfer and not self.edge_generator:
             raise ValueError("edge_transfer needs edge_generator: Gt passes on Ge's features")
+        if self.segmentation_discriminator == "unet" and self.edge_generator:
+            raise ValueError(
+                "segmentation_discriminator: unet judges no edges; needs edge_generator: false"
+            )
         if self.output == "fused" and not self.class_specific:
             raise ValueError("output: fused needs class_specific: it fuses I'' with I_g")
         return self
@@ -186,8 +189,10 @@ class Losses(Section, frozen=True):
     """Weight lambda_s of the similarity term, Eq. 3; needs model.label_generator."""
     contrastive: Weight = 1.0
     """Weight lambda_l of the pixel-wise contrastive term, Eq. 5; needs model.contrastive."""
-    feature_adversarial: Weight = 1.0
-    """Weight of the adversarial term of model.feature_discriminator, which needs it."""
+    segmentation_adversarial: Weight = 1.0
+    """Weight of the adversarial term of model.segmentation_discriminator."""
+    label_mix: Weight = 0.0
+    """Weight of OASIS's LabelMix consistency in the loss of the segmentation discriminator unet."""
     class_l1: Weight = 1.0
     """Weight of the class-specific L1 term, Eq. 6; needs model.class_specific."""
     feature_matching: Weight = 10.0
@@ -343,37 +348,21 @@ class Sampling(Section, frozen=True):
 
 @dataclass(frozen=True)
 class Parts:
-    """Networks, loss terms and pictures of a recipe.
+    """Networks, loss terms and pictures of a recipe."""
 
-    Attributes:
-        terms: weight of each term of Eq. 10 that is summed for G.
-        pictures: weight of each generated picture in the adversarial and the matching terms.
-        edge_generator: Ge.
-        edge_transfer: Gt.
-        semantic_preserving: Gs.
-        label_generator: Gl.
-        contrastive: Gc.
-        class_specific: class-specific generation.
-        fusion: fusion of the image with the class-specific one.
-        style_encoder: the style encoder.
-        discriminator: D.
-        feature_discriminator: D on features of a frozen network.
-        perceptual_network: the network of the perceptual term.
-    """
-
-    terms: Mapping[str, float]
-    pictures: Mapping[str, float]
-    edge_generator: bool
-    edge_transfer: bool
-    semantic_preserving: bool
-    label_generator: bool
-    contrastive: bool
-    class_specific: bool
-    fusion: bool
+    terms: Mapping[str, float]  # weight of each term of Eq. 10 that is summed for G
+    pictures: Mapping[str, float]  # weight of each in the adversarial and the matching terms
+    edge_generator: bool  # Ge
+    edge_transfer: bool  # Gt
+    semantic_preserving: bool  # Gs
+    label_generator: bool  # Gl
+    contrastive: bool  # Gc
+    class_specific: bool  # class-specific generation
+    fusion: bool  # of the image with the class-specific one
     style_encoder: bool
-    discriminator: bool
-    feature_discriminator: bool
-    perceptual_network: bool
+    discriminator: bool  # D
+    segmentation_discriminator: bool  # of N + 1 classes
+    perceptual_network: bool  # of the perceptual term
 
     @property
     def has_image(self) -> bool:
@@ -394,7 +383,7 @@ class Parts:
             "fusion": self.fusion,
             "style_encoder": self.style_encoder,
             "D": self.discriminator,
-            "feature_discriminator": self.feature_discriminator,
+            "segmentation_discriminator": self.segmentation_discriminator,
             "perceptual_network": self.perceptual_network,
         }
         return ["E", *(name for name, there in optional.items() if there)]
@@ -426,6 +415,8 @@ class Recipe(Section, frozen=True):
                 f"losses.contrastive_stride: {stride} must divide data.height ({sides[0]}) and "
                 f"data.width ({sides[1]})"
             )
+        if self.sampling.style_prior == "photos" and self.model.style_encoder == "none":
+            raise ValueError("sampling.style_prior: photos needs a model.style_encoder")
         nearest = nearest_size(self.data.height, self.data.width, self.model.upsamplings)
         if nearest != (self.data.height, self.data.width):
             raise ValueError(
@@ -453,9 +444,9 @@ class Recipe(Section, frozen=True):
             contrastive="contrastive" in terms,
             class_specific="class_l1" in terms or fusion,
             fusion=fusion,
-            style_encoder=model.style,
+            style_encoder=model.style and model.style_encoder != "none",
             discriminator=bool({"adversarial", "feature_matching"} & terms.keys()),
-            feature_discriminator="feature_adversarial" in terms,
+            segmentation_discriminator="segmentation_adversarial" in terms,
             perceptual_network="perceptual" in terms,
         )
 
@@ -464,12 +455,13 @@ class Recipe(Section, frozen=True):
         candidates = {
             "adversarial": weights.adversarial,
             "feature_matching": weights.feature_matching,
-            "feature_adversarial": weights.feature_adversarial * model.feature_discriminator,
+            "segmentation_adversarial": weights.segmentation_adversarial
+            * (model.segmentation_discriminator != "off"),
             "perceptual": weights.perceptual * (weights.perceptual_network != "none"),
             "similarity": weights.similarity * (model.label_generator != "off"),
             "contrastive": weights.contrastive * model.contrastive,
             "class_l1": weights.class_l1 * model.class_specific,
-            "kl": weights.kl * model.style,
+            "kl": weights.kl * (model.style and model.style_encoder != "none"),
         }
         return {name: weight for name, weight in candidates.items() if weight > 0}
 
@@ -486,31 +478,6 @@ class Recipe(Section, frozen=True):
     def to_yaml(self) -> str:
         """All keys as YAML that ``load_recipe`` reads back."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-    def generator_hash(self) -> str:
-        """SHA-256 of all settings that decide the generator: not of evaluation and sampling."""
-        document = self.model_dump(mode="json", exclude={"evaluate", "sampling"})
-        # As version 0.1 wrote it, so that its data sets can be resumed
-        training: dict[str, Any] = document["model"].pop("label_generator_training")
-        for key in _ADDED:  # later, and at their defaults without effect
-            section, _, name = key.partition(".")
-            if document[section][name] == getattr(getattr(Recipe(), section), name):
-                del document[section][name]
-        document["model"]["label_generator_images"] = training.pop("images")
-        document["model"]["label_generator_width"] = training.pop("channels")
-        defaults = SegmenterTraining().model_dump()
-        changed = {key: value for key, value in training.items() if value != defaults[key]}
-        if changed:
-            document["model"]["label_generator_training"] = changed
-        return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
-
-
-_ADDED = (  # keys that version 0.2 does not have
-    "model.style_encoder",
-    "model.style_injection",
-    "model.feature_discriminator",
-    "losses.feature_adversarial",
-)
 
 
 def num_upsamplings(height: int, width: int, upsamplings: Literal["auto", 5, 6]) -> int:

@@ -28,6 +28,7 @@ class TorchStream(IntEnum):
     """Streams of :func:`torch_generator`."""
 
     STYLE = 0  # noise of a training image's style; by position
+    LABEL_MIX = 1  # classes that LabelMix takes from the photo; by position
     MEMORY_BANK = 2  # pixels that the memory bank keeps; by position
     STATISTICS = 10  # styles for estimating batch norm's statistics; by layout
     PREVIEW = 11  # styles of the preview; by row

@@ -282,6 +282,16 @@ def segmentation_made(logits, shown):
     return sum(losses) / max(1, len(losses))
 
 
+def label_mix(mixed, real, fake, mask):
+    """Mean squared difference over pixels and logits; each is a list of pixels of logits."""
+    differences = [
+        (m - (r if taken else f)) ** 2
+        for mixed_at, real_at, fake_at, taken in zip(mixed, real, fake, mask, strict=True)
+        for m, r, f in zip(mixed_at, real_at, fake_at, strict=True)
+    ]
+    return sum(differences) / len(differences)
+
+
 def style_of(noise, mean, axes, deviations, residual, temperature):
     """A style of the photos' prior; all are lists of numbers, axes a list of unit vectors."""
     along = [sum(a * e for a, e in zip(axis, noise, strict=True)) for axis in axes]

@@ -307,6 +307,14 @@ def test_the_loss_of_generated_pixels_matches_its_definition():
     assert losses.segmentation_made(logits, shown).item() == pytest.approx(expected, rel=1e-9)
 
 
+def test_label_mix_matches_its_definition():
+    mixed, real, fake = (doubles(2, 4, 3, 5) for _ in range(3))
+    mask = torch.rand(2, 1, 3, 5) < 0.5
+    pixels = [x.permute(0, 2, 3, 1).flatten(0, 2).tolist() for x in (mixed, real, fake)]
+    expected = naive.label_mix(*pixels, mask.flatten().tolist())
+    assert losses.label_mix(mixed, real, fake, mask).item() == pytest.approx(expected, rel=1e-9)
+
+
 def test_pixels_without_a_label_or_outside_of_the_picture_weigh_nothing():
     logits = doubles(1, 4, 3, 3).requires_grad_()
     labels = torch.full((1, 3, 3), IGNORE)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from ecgan.errors import UserError
 from ecgan.recipe import (
     Recipe,
+    generator_hash,
     label_space,
     load_recipe,
     nearest_size,
@@ -47,7 +48,9 @@ def test_the_recipes_that_were_promised_are_there():
         "coco_stuff",
         "camvid",
         "demo",
+        "gaugan",
         "hed",
+        "oasis",
     } | ablations == set(recipe_names())
 
 
@@ -82,7 +85,7 @@ def test_a_resolved_recipe_reads_back_as_itself(name, tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(recipe.to_yaml())
     assert load_recipe(str(path)) == recipe
-    assert load_recipe(str(path)).generator_hash() == recipe.generator_hash()
+    assert generator_hash(load_recipe(str(path))) == generator_hash(recipe)
 
 
 def test_the_defaults_are_the_weights_of_appendix_b():
@@ -269,11 +272,11 @@ def test_a_file_with_a_key_by_both_names_is_refused(tmp_path):
 def test_the_hash_of_a_generators_recipe_is_that_of_version_0_1():
     recipe = load_recipe("demo")
     before = "12a51e3b7bd1ab7aba1452ddc4ede7fb228103ed8c198f898cd83525bbb00bac"
-    assert recipe.generator_hash() == before
-    assert load_recipe("demo", ["evaluate.num_images=3"]).generator_hash() == before
+    assert generator_hash(recipe) == before
+    assert generator_hash(load_recipe("demo", ["evaluate.num_images=3"])) == before
     for override in ("seed=1", "batch=4", "channels=8", "architecture=unet"):
         changed = load_recipe("demo", [f"model.label_generator_training.{override}"])
-        assert changed.generator_hash() != before
+        assert generator_hash(changed) != before
 
 
 def test_a_class_list_in_the_recipe_wins(tmp_path):

@@ -28,6 +28,7 @@ from ecgan.generation.planner import DatasetPlan
 from ecgan.generation.request import Request
 from ecgan.generation.state import FAILURES, LOG, Committed, DatasetState
 from ecgan.generation.worker import MadeShard, ShardWorker
+from ecgan.recipe import generator_hash
 from ecgan.runtime.executor import run_jobs
 from ecgan.runtime.jobs import Done, Failed, StopRun
 from ecgan.runtime.storage import Store, open_store
@@ -308,7 +309,7 @@ def _manifest(prepared: DatasetPlan, plan: Plan, done: Committed) -> Manifest:
     provenance = Provenance(
         digital_source_type=DIGITAL_SOURCE,
         checkpoint=CheckpointRecord(sha256=file.sha256, images_seen=file.metadata.images_seen),
-        recipe_hash=recipe.generator_hash(),
+        recipe_hash=generator_hash(recipe),
     )
     generator = file.metadata.label_generator
     return Manifest(

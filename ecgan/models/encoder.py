@@ -5,6 +5,8 @@
     z --> linear (with a style) ------+       ^ each is modulated by S at its own size,
                                                 and its output, if wanted, by z
 
+    or z as 64 more channels of S
+
 Shape legend:
     B  images in the batch      H, W  height and width
     w  width of the network, 64 in the paper; F has w channels
@@ -18,6 +20,7 @@ import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +32,9 @@ from ecgan.runtime.torch_private import AnyBatchNorm, TorchSpectralNorm
 
 Modulation = tuple[Tensor, Tensor]
 """gamma and beta of one normalisation, each (B, C, h, w)."""
+
+StyleInjection = Literal["start", "blocks", "map"]
+STYLE_CHANNELS = 64  # of a style that is a map; OASIS, arXiv:2012.04781
 
 BLOCK_WIDTHS = ((16, 16), (16, 16), (16, 16), (16, 8), (8, 4), (4, 2), (2, 1))
 """Channels in and out of each block, in units of the width w."""
@@ -121,8 +127,9 @@ class Trunk(nn.Module):
         width: w, channels of F.
         size: height and width of S and F, pixels; multiples of 2 to the power of ``upsamplings``.
         upsamplings: x2 steps, 5 or 6. With 5, there is none between the second and third block.
-        style_dim: length of z, which then takes the place of S at the start; None for no style.
-        modulates: z scales and shifts the output of every block too.
+        style_dim: length of z; None for no style.
+        style_injection: "start": z takes the place of S at the start; "blocks": it scales and
+            shifts the output of every block too; "map": its first 64 numbers are channels of S.
         spectral_norm: "default": convolutions of the residual blocks; "all": those of SPADE too.
     """
 
@@ -134,11 +141,10 @@ class Trunk(nn.Module):
         *,
         upsamplings: int,
         style_dim: int | None,
-        modulates: bool = False,
+        style_injection: StyleInjection = "start",
         spectral_norm: SpectralNorm,
     ) -> None:
         super().__init__()
-        assert style_dim is not None or not modulates, "only a style can modulate"
         assert upsamplings in {5, 6}
         step = 2**upsamplings
         assert size[0] % step == 0, f"height {size[0]} is not a multiple of {step}"
@@ -147,8 +153,10 @@ class Trunk(nn.Module):
         self.upsamples_after = [True, upsamplings == 6, True, True, True, True, False]
         self.start_channels = BLOCK_WIDTHS[0][0] * width
         self.has_style = style_dim is not None
+        self.style_map = style_dim is not None and style_injection == "map"
+        num_conditions += STYLE_CHANNELS if self.style_map else 0
         spectral = spectral_norm == "all"
-        if style_dim is None:
+        if style_dim is None or self.style_map:
             self.start: nn.Module = convolution(
                 num_conditions, self.start_channels, bias=False, spectral=spectral
             )
@@ -164,7 +172,7 @@ class Trunk(nn.Module):
         self.style_modulations = nn.ModuleList(
             StyleModulation(style_dim, c_out * width)
             for _, c_out in BLOCK_WIDTHS
-            if style_dim is not None and modulates
+            if style_dim is not None and style_injection == "blocks"
         )
         self.tap_channels = self._tap_channels(width, upsamplings)
         self.checkpointed = 0
@@ -194,7 +202,10 @@ class Trunk(nn.Module):
             F, (B, w, H, W), and the taps: F, then the output of every earlier block, last first.
         """
         assert (z is not None) == self.has_style, "a trunk with a style, and no other, needs z"
-        if z is None:
+        if z is not None and self.style_map:
+            noise = z[:, :STYLE_CHANNELS, None, None].to(S.dtype)
+            S = torch.cat([S, noise.expand(-1, -1, *S.shape[2:])], dim=1)
+        if z is None or self.style_map:
             x = self.start(_resized(S, self.start_size))
         else:
             x = self.start(z).unflatten(1, (self.start_channels, *self.start_size))

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ecgan.models.class_specific import ClassSpecificGenerator
-from ecgan.models.encoder import Trunk
+from ecgan.models.encoder import StyleInjection, Trunk
 from ecgan.models.layers import SpectralNorm, convolution, leaky
 
 STYLE_DIM = 256
@@ -175,9 +175,8 @@ class Generator(nn.Module):
         width_px: width of S and of every picture, pixels.
         channels: C; the widths of all layers follow.
         upsamplings: x2 steps of the trunk, 5 or 6.
-        style: True where a style z takes the place of S at the trunk's start.
-        style_injection: "start": z enters there alone; "blocks": it scales and shifts the output of
-            every block of the trunk too.
+        style: True where G takes a style z.
+        style_injection: where it enters the trunk; see :class:`Trunk`.
         output: "refined": I'' is the image; "fused": its per-pixel fusion with I_g.
         spectral_norm: "default": the trunk's blocks; "all": every layer of G.
         edge_generator: Ge.
@@ -198,7 +197,7 @@ class Generator(nn.Module):
         channels: int = 64,
         upsamplings: int = 6,
         style: bool = False,
-        style_injection: Literal["start", "blocks"] = "start",
+        style_injection: StyleInjection = "start",
         output: Literal["refined", "fused"] = "refined",
         spectral_norm: SpectralNorm = "default",
         edge_generator: bool = True,
@@ -219,7 +218,7 @@ class Generator(nn.Module):
             self.size,
             upsamplings=upsamplings,
             style_dim=STYLE_DIM if style else None,
-            modulates=style and style_injection == "blocks",
+            style_injection=style_injection,
             spectral_norm=spectral_norm,
         )
         self.branches = EdgeGuidedBranches(

@@ -46,6 +46,7 @@ from ecgan.models.inference_layers import (
 from ecgan.models.layers import leaky
 from ecgan.ops.class_conv import class_specific_heads
 from ecgan.ops.neighbourhoods import Neighbourhoods
+from ecgan.ops.onehot_conv import one_hot
 
 
 class LayoutFeatures(NamedTuple):
@@ -170,6 +171,49 @@ class InferenceGenerator(nn.Module):
             if self.upsamples_after[index]:
                 x = functional.interpolate(x, scale_factor=2, mode="nearest")
         return x
+
+
+class DirectGenerator(nn.Module):
+    """G as it is in training, with the two parts of :class:`InferenceGenerator`.
+
+    For a style that is a map: there, modulation maps depend on it, and styles share nothing.
+
+    Args:
+        generator: G, with the weights to keep.
+        unlabelled: whether unlabelled pixels have a channel of S.
+        boundary: True where the last channel of S is that of instance boundaries.
+    """
+
+    def __init__(self, generator: Generator, *, unlabelled: bool, boundary: bool) -> None:
+        super().__init__()
+        assert not generator.training, "batch statistics would mix the samples: call eval() first"
+        self.generator, self.unlabelled, self.boundary = generator, unlabelled, boundary
+
+    def prepare(self, labels: Tensor, boundary: Tensor | None) -> LayoutFeatures:
+        """Labels, (L, H, W), and boundaries, (L, 1, H, W), as S, (L, channels of S, H, W)."""
+        num_classes = self.generator.num_classes
+        S = one_hot(
+            labels, num_classes, num_classes, unknown=self.unlabelled, boundary=boundary,
+            dtype=next(self.generator.parameters()).dtype,
+        )  # fmt: skip
+        return LayoutFeatures([], S, None, labels)
+
+    def sample(self, shared: LayoutFeatures, z: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """As :meth:`InferenceGenerator.sample`."""
+        num_styles = 1 if z is None else z.shape[1]
+        S, labels = (
+            cast("Tensor", x).repeat_interleave(num_styles, dim=0)
+            for x in (shared.start, shared.labels)
+        )
+        made = self.generator(
+            S,
+            labels,
+            self.generator.num_classes,
+            None if z is None else z.flatten(0, 1).to(S.dtype),
+        )
+        image, edge = made.image.float(), made.edge
+        layouts = (-1, num_styles)
+        return image.unflatten(0, layouts), None if edge is None else edge.unflatten(0, layouts)
 
 
 class InferenceBlock(nn.Module):

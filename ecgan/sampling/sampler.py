@@ -31,7 +31,7 @@ from ecgan.data.datasets import Item
 from ecgan.data.transforms import canny_edges
 from ecgan.errors import UsageError, UserError, first_line
 from ecgan.labels import Labels
-from ecgan.models.inference import InferenceGenerator, LayoutFeatures
+from ecgan.models.inference import DirectGenerator, InferenceGenerator, LayoutFeatures
 from ecgan.recipe import Recipe
 from ecgan.runtime.device import Download, compile_failures, compiled, one_thread, uploaded
 from ecgan.sampling.cuda_graphs import Draw, RecordedPass, Share
@@ -102,8 +102,11 @@ class Sampler:
         on_cuda = device.type == "cuda"
         self.dtype = torch.bfloat16 if on_cuda else torch.float32
         # Fixed shapes are what a GPU's compiler and graphs need; a CPU is faster with less to do
-        self.generator = InferenceGenerator(
-            self.file.generator, boundary=self.recipe.data.instances, lookups=not on_cuda
+        generator, boundary = self.file.generator, self.recipe.data.instances
+        self.generator = (
+            DirectGenerator(generator, unlabelled=self.space.ignore is not None, boundary=boundary)
+            if generator.trunk.style_map
+            else InferenceGenerator(generator, boundary=boundary, lookups=not on_cuda)
         ).to(device, self.dtype)
         self._copies = torch.cuda.Stream(device) if on_cuda else None
         self._recorded: dict[tuple[int, ...], RecordedPass] = {}

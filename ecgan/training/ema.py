@@ -177,10 +177,14 @@ class AveragedGenerator:
         return generator
 
     @property
+    def _style_encoder(self) -> nn.Module | None:
+        return dict(self.networks.items()).get("style_encoder")
+
+    @property
     def style_prior(self) -> StylePrior | None:
         """Prior fitted to the styles of the first training photos; None without a style."""
-        if self._style_prior is None and self.recipe.model.style:
-            encoder = self.networks["style_encoder"]
+        encoder = self._style_encoder
+        if self._style_prior is None and encoder is not None:
             with torch.no_grad():
                 prior = StylePrior.fitted(encoder(batch) for batch in self.photos(NUM_LAYOUTS))
             self._style_prior = prior.to(self.device)
@@ -206,7 +210,7 @@ class AveragedGenerator:
             self.generator,
             self.recipe,
             self.space,
-            style_encoder=self.networks["style_encoder"] if self.recipe.model.style else None,
+            style_encoder=self._style_encoder,
             style_prior=self.style_prior,
             seen_keys=self.train_set.keys,
             inherited=inherited,

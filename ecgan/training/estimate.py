@@ -19,7 +19,6 @@ from ecgan.recipe import Recipe
 from ecgan.runtime.device import choose_device
 from ecgan.runtime.timing import span, span_seconds, table
 from ecgan.training import run
-from ecgan.training.feature_terms import build_feature_discriminator
 from ecgan.training.networks import build_networks, untrained_label_generator, warm_start
 from ecgan.training.objective import (
     GeneratorSide,
@@ -27,6 +26,7 @@ from ecgan.training.objective import (
     build_bank,
     build_discriminator,
 )
+from ecgan.training.segmentation_terms import build_segmentation_discriminator
 
 ADAM_COPIES = 4  # the weight, its gradient, Adam's two moments; float32
 
@@ -37,7 +37,7 @@ def parameters(recipe: Recipe, space: LabelSpace) -> dict[str, int]:
     networks: dict[str, nn.Module | None] = {
         "G": side.generator,
         "D": discriminator,
-        "D_F": build_feature_discriminator(recipe, space),
+        "D_seg": build_segmentation_discriminator(recipe, space),
         "style encoder": side.style_encoder,
         "Gc": side.heads,
     }

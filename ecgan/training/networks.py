@@ -31,7 +31,7 @@ class Networks:
     Attributes:
         trained: G and D.
         perceptual_network: frozen network of the perceptual term, if any.
-        feature_network: frozen network below the feature discriminator, if any.
+        feature_network: frozen network below the segmentation discriminator, if any.
         hed: HED, if real edges come from it.
         warm_start: weights that came from ``--init``, if any.
         init_sha256: SHA-256 of that file; empty without.
@@ -136,8 +136,9 @@ def perceptual_network(recipe: Recipe, device: torch.device) -> PerceptualFeatur
 def feature_network(
     recipe: Recipe, perceptual: PerceptualFeatures | None, device: torch.device
 ) -> EfficientNetLite0 | None:
-    """Frozen network below the feature discriminator, the perceptual term's if it is the same."""
-    if not recipe.parts().feature_discriminator:
+    """Frozen network below the segmentation discriminator; the perceptual term's if that is it."""
+    parts, kind = recipe.parts(), recipe.model.segmentation_discriminator
+    if not parts.segmentation_discriminator or kind != "features":
         return None
     if isinstance(perceptual, EfficientNetLite0):
         return perceptual

@@ -38,7 +38,7 @@ from ecgan.runtime.device import uploaded
 from ecgan.runtime.timing import span
 from ecgan.seeds import TorchStream, torch_generator
 from ecgan.segmentation.segmenter import Segmenter
-from ecgan.training.feature_terms import FeatureTerms, FeatureView
+from ecgan.training.segmentation_terms import JudgedPair, SegmentationTerms
 
 
 class Inputs(NamedTuple):
@@ -84,7 +84,7 @@ class GeneratorSide(nn.Module):
         self, S: Tensor, labels: Tensor, image: Tensor, noise: Tensor | None
     ) -> GeneratorOutput:
         """Generate pictures; noise, (B, 256), draws the real image's style."""
-        mu = log_var = z = None
+        mu, log_var, z = None, None, noise if self.generator.style else None
         if self.style_encoder is not None:
             assert noise is not None
             mu, log_var = self.style_encoder(image)
@@ -132,7 +132,7 @@ class Objective:
         device: device of the networks.
         label_generator: frozen Gl of the similarity term, if any.
         perceptual_network: frozen network of the perceptual term, if any.
-        feature_network: frozen network below the feature discriminator, if any.
+        feature_network: frozen network below the segmentation discriminator, if any.
         bank: memory bank of Eq. 5, if any.
     """
 
@@ -151,10 +151,10 @@ class Objective:
                 channels_last(frozen)
         self.parts = self.recipe.parts()
         self.weights, self.pictures = self.parts.terms, self.parts.pictures
-        self.features = (
-            None
-            if self.feature_network is None
-            else FeatureTerms(self.recipe, self.space, self.feature_network, self.autocast)
+        self.segmentation = (
+            SegmentationTerms(self.recipe, self.space, self.feature_network, self.autocast)
+            if self.parts.segmentation_discriminator
+            else None
         )
 
     def autocast(self) -> AbstractContextManager[object]:
@@ -208,7 +208,7 @@ class Objective:
         inputs: Inputs,
         made: GeneratorOutput,
         real_maps: dict[str, list[list[Tensor]]],
-        features: tuple[nn.Module, FeatureView] | None = None,
+        segmented: tuple[nn.Module, JudgedPair] | None = None,
     ) -> dict[str, Tensor]:
         """Terms of Eq. 10 for G, unweighted.
 
@@ -217,13 +217,13 @@ class Objective:
             inputs: the batch.
             made: G's output, with gradient.
             real_maps: second output of ``discriminator_loss``.
-            features: feature discriminator, likewise, and what it sees.
+            segmented: segmentation discriminator, likewise, and what it sees.
         """
         values: dict[str, Tensor] = {}
-        if features is not None:
-            with span("feature adversarial"):
-                assert self.features is not None
-                values["feature_adversarial"] = self.features.generator_term(*features)
+        if segmented is not None:
+            with span("segmentation adversarial"):
+                assert self.segmentation is not None
+                values["segmentation_adversarial"] = self.segmentation.generator_term(*segmented)
         if discriminator is not None:
             with span("adversarial, matching"):
                 values |= self._judged(discriminator, inputs, made, real_maps)
@@ -243,8 +243,8 @@ class Objective:
     def weighted(self, values: dict[str, Tensor], positions: Tensor) -> Tensor:
         """Weighted sum of the terms, Eq. 10, for the images at these positions of the training."""
         weights = dict(self.weights)
-        if self.features is not None:
-            weights["feature_adversarial"] *= self.features.ramp(int(positions[0]))
+        if self.segmentation is not None:
+            weights["segmentation_adversarial"] *= self.segmentation.ramp(int(positions[0]))
         return torch.stack([weights[name] * value for name, value in values.items()]).sum()
 
     def _judged(

@@ -42,7 +42,7 @@ from ecgan.training.validation import Validation
 Outcome = Literal["done", "interrupted"]
 
 _LOCK, _CLASSES = ".lock", "classes.json"
-NUM_PHOTOS = 64  # that give the feature discriminator its statistics
+NUM_PHOTOS = 64  # that give a discriminator on frozen features its statistics
 
 
 @dataclass(frozen=True)
@@ -300,9 +300,9 @@ def start(job: Job, networks: Networks, objective: Objective) -> TrainingState:
         job.recipe, job.space, job.train_set, job.device, objective.label_generator
     )
     averaged.start(networks.trained.side)
-    if networks.trained.feature_discriminator is not None and objective.features is not None:
-        critic = networks.trained.feature_discriminator.network
-        objective.features.measure(critic, averaged.photos(NUM_PHOTOS))
+    critic = networks.trained.segmentation_discriminator
+    if critic is not None and objective.segmentation is not None:
+        objective.segmentation.measure(critic.network, averaged.photos(NUM_PHOTOS))
     validation = Validation(averaged, job.validation_set, job.segmenters, quiet=job.quiet)
     state = TrainingState(
         job, networks.trained, objective, averaged, validation, networks.hed, Progress()

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from ecgan.data.loader import Batch, to_device, to_images
 from ecgan.errors import UserError, first_line
 from ecgan.labels import LabelSpace
-from ecgan.models.discriminators.features import FeatureDiscriminator
 from ecgan.models.discriminators.patch import Discriminator
+from ecgan.models.discriminators.segmentation import FeatureDiscriminator, UNetDiscriminator
 from ecgan.models.encoder import BLOCK_WIDTHS
 from ecgan.models.layers import channels_last, condition
 from ecgan.models.pretrained.hed import Hed
@@ -30,7 +30,6 @@ from ecgan.runtime import distributed
 from ecgan.runtime.device import Download
 from ecgan.runtime.timing import span
 from ecgan.runtime.torch_private import compile_failures
-from ecgan.training.feature_terms import FeatureView, build_feature_discriminator
 from ecgan.training.objective import (
     GeneratorOutput,
     GeneratorSide,
@@ -38,6 +37,7 @@ from ecgan.training.objective import (
     Objective,
     build_discriminator,
 )
+from ecgan.training.segmentation_terms import JudgedPair, build_segmentation_discriminator
 
 BETAS = (0.0, 0.999)  # of Adam, as in the paper
 
@@ -106,7 +106,7 @@ class TrainedNetworks:
 
     generator: TrainedNetwork  # a GeneratorSide
     discriminator: TrainedNetwork | None
-    feature_discriminator: TrainedNetwork | None = None
+    segmentation_discriminator: TrainedNetwork | None = None
 
     @property
     def side(self) -> GeneratorSide:
@@ -126,8 +126,8 @@ def build(recipe: Recipe, space: LabelSpace, device: torch.device) -> TrainedNet
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.train.seed)
         side, discriminator = GeneratorSide(recipe, space), build_discriminator(recipe, space)
-        features = build_feature_discriminator(recipe, space)
-    return join(recipe, side, discriminator, device, features)
+        segmenting = build_segmentation_discriminator(recipe, space)
+    return join(recipe, side, discriminator, device, segmenting)
 
 
 def join(
@@ -135,7 +135,7 @@ def join(
     side: GeneratorSide,
     discriminator: Discriminator | None,
     device: torch.device,
-    features: FeatureDiscriminator | None = None,
+    segmenting: FeatureDiscriminator | UNetDiscriminator | None = None,
 ) -> TrainedNetworks:
     """Put the networks on the device, with their optimisers; compile them if the recipe says so."""
     if recipe.train.compile:
@@ -150,13 +150,16 @@ def join(
         "feature_matching",
         "perceptual",
     } & recipe.parts().terms.keys()
+    # A decoder on features that know photos learns as fast as G
+    on_features = recipe.model.segmentation_discriminator == "features"
+    rate = train.lr_generator if on_features else train.lr_discriminator
     find_unused = not pictures_judged or recipe.losses.refined == 0
     return TrainedNetworks(
         TrainedNetwork.build(side, train.lr_generator, device, find_unused=find_unused),
         TrainedNetwork.build(discriminator, train.lr_discriminator, device)
         if discriminator
         else None,
-        TrainedNetwork.build(features, train.lr_generator, device) if features else None,
+        TrainedNetwork.build(segmenting, rate, device) if segmenting else None,
     )
 
 
@@ -311,7 +314,7 @@ def step(
     return StepValues([inputs.keys for inputs in parts], values, norms)
 
 
-_SYMBOLS = {"generator": "G", "discriminator": "D", "feature_discriminator": "D_F"}
+_SYMBOLS = {"generator": "G", "discriminator": "D", "segmentation_discriminator": "D_seg"}
 
 
 def _norms_of_gradients(trained: TrainedNetworks) -> dict[str, Tensor]:
@@ -328,33 +331,32 @@ def _add_gradients(
     trained: TrainedNetworks, objective: Objective, inputs: Inputs, share: float
 ) -> dict[str, Tensor]:
     side = trained.generator
-    noise = objective.noise(inputs.positions) if trained.side.style_encoder is not None else None
+    noise = objective.noise(inputs.positions) if objective.recipe.model.style else None
     with span("G forward"), objective.autocast():
         made: GeneratorOutput = side.parallel(inputs.S, inputs.labels, inputs.image, noise)
     values: dict[str, Tensor] = {}
     real_maps: dict[str, list[list[Tensor]]] = {}
-    features: tuple[nn.Module, FeatureView] | None = None
-    opponent, feature_opponent = trained.discriminator, trained.feature_discriminator
+    segmented: tuple[nn.Module, JudgedPair] | None = None
+    opponent, critic = trained.discriminator, trained.segmentation_discriminator
     if opponent is not None:
         with span("D forward"):
             loss, real_maps = objective.discriminator_loss(opponent.parallel, inputs, made)
         values["discriminator"] = loss.detach()
         with span("D backward"):
             (share * loss).backward()
-    if feature_opponent is not None:
+    if critic is not None and objective.segmentation is not None:
+        terms, image = objective.segmentation, made.generated.image
         with span("frozen features"):
-            assert objective.features is not None
-            image, positions = made.generated.image, inputs.positions.tolist()
-            view = objective.features.view(inputs.image, image, inputs.labels, positions)
-        with span("D_F forward"):
-            loss, watched = objective.features.discriminator_loss(feature_opponent.parallel, view)
+            pair = terms.pair(inputs.image, image, inputs.labels, inputs.positions.tolist())
+        with span("D_seg forward"):
+            loss, watched = terms.discriminator_loss(critic.parallel, pair)
         values |= watched
-        with span("D_F backward"):
+        with span("D_seg backward"):
             (share * loss).backward()
-        features = feature_opponent.network, view
+        segmented = critic.network, pair
     network = None if opponent is None else opponent.network
-    with _frozen([network, None if features is None else features[0]]):
-        of_generator = objective.generator_terms(network, inputs, made, real_maps, features)
+    with _frozen([network, None if critic is None else critic.network]):
+        of_generator = objective.generator_terms(network, inputs, made, real_maps, segmented)
         values |= {name: value.detach() for name, value in of_generator.items()}
         with span("G backward"):
             (share * objective.weighted(of_generator, inputs.positions)).backward()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ecgan.models import inference, inference_layers
 from ecgan.models.generator import Generator
-from ecgan.models.inference import InferenceGenerator
+from ecgan.models.inference import DirectGenerator, InferenceGenerator
 from ecgan.models.inference_layers import Conv
 from ecgan.ops import neighbourhoods as ops
 from ecgan.ops.neighbourhoods import Neighbourhoods, distinct_windows, neighbourhoods
@@ -100,6 +100,24 @@ def test_the_inference_form_is_the_generator_for_every_switch(parts, lookups):
     z = torch.randn(2, 3, 256) if generator.style else None
     compare(generator, make_labels(2), None, z, lookups=lookups)
     assert all(torch.equal(value, before[name]) for name, value in generator.state_dict().items())
+
+
+@pytest.mark.parametrize("boundary", [False, True])
+def test_a_generator_whose_style_is_a_map_samples_as_it_was_trained(boundary):
+    generator = make_generator(boundary=boundary, style=True, style_injection="map")
+    labels, z = make_labels(2), torch.randn(2, 3, 256)
+    edges = (torch.rand(2, 1, 32, 64) < 0.2).float() if boundary else None
+    S = one_hot(labels, N, N, unknown=True, boundary=edges)
+    image, edge = naive.sample(generator, S, labels, N, z)
+    own = DirectGenerator(generator, unlabelled=True, boundary=boundary)
+    with torch.inference_mode():
+        found, found_edge = own.sample(own.prepare(labels, edges), z)
+    torch.testing.assert_close(found, image, atol=2e-5, rtol=0)
+    torch.testing.assert_close(found_edge, edge, atol=2e-5, rtol=0)
+    other = z.clone()
+    other[..., 64:] += 1  # no part of the map
+    with torch.inference_mode():
+        assert torch.equal(own.sample(own.prepare(labels, edges), other)[0], found)
 
 
 @FORMS

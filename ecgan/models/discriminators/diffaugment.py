@@ -68,9 +68,12 @@ def diffaugment(pictures: Tensor, draws: Draws, *, colour: bool, hole: bool = Tr
     return _cut(moved, draws) if hole else moved
 
 
-def moved_labels(labels: Tensor, draws: Draws, outside: int) -> Tensor:
-    """Labels, int64 (B, H, W), moved as pictures are; ``outside`` where nothing was moved to."""
-    return _moved(labels[:, None], draws, fill=outside)[:, 0]
+def moved_labels(labels: Tensor, draws: Draws, outside: int, *, hole: bool = True) -> Tensor:
+    """Labels, int64 (B, H, W), moved and cut as pictures are; ``outside`` where nothing is left."""
+    moved = _moved(labels[:, None], draws, fill=outside)
+    if hole:
+        moved = moved.masked_fill(_cut(torch.ones_like(moved), draws) == 0, outside)
+    return moved[:, 0]
 
 
 def _recoloured(images: Tensor, draws: Draws) -> Tensor:

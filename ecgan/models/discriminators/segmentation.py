@@ -1,18 +1,23 @@
-"""Discriminator on features of a frozen ImageNet network, which segments with one class more.
+"""Discriminators that segment, with one class more for what is generated.
 
-    picture --> EfficientNet-Lite0, frozen --> maps at strides 4, 8, 16, 32
-            --> normalised, squashed --> [decoder, x2 upsampling and skips] --> N + 1 logits a pixel
+A photo's pixels shall get their classes, a generated picture's the class N, "made" (OASIS,
+arXiv:2012.04781). There are two:
 
-A photo's pixels shall get their classes, a generated picture's the class N, "made". Features that
-know photos from the start make it a good critic after hundreds of images, where a network from
-scratch takes tens of thousands (Projected GAN, arXiv:2111.01007); the classes tie it to the layout
-(OASIS, arXiv:2012.04781; DP-SIMS, arXiv:2312.13314, has both). It is blind to what ImageNet
-features are blind to, such as fine texture, so the paper's discriminator stays beside it.
+* one on features of a frozen ImageNet network, which stands beside the paper's discriminator:
+
+      picture --> EfficientNet-Lite0, frozen --> maps at strides 4, 8, 16, 32
+              --> normalised, squashed --> [decoder, x2 upsampling and skips] --> N + 1 logits
+
+  Features that know photos from the start make it a good critic after hundreds of images, where a
+  network from scratch takes tens of thousands (Projected GAN, arXiv:2111.01007; with classes:
+  DP-SIMS, arXiv:2312.13314). It is blind to what ImageNet features are blind to, such as texture.
+* OASIS's U-Net from scratch, in place of the paper's, for the recipe of that name.
 
 Shape legend:
     R  pictures in a pass       N  classes       H, W  height and width of a picture
 """
 
+import itertools
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -20,10 +25,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ecgan.models.layers import convolution, leaky
-from ecgan.models.pretrained.efficientnet_lite import LITE0_STAGES
+from ecgan.models.pretrained.efficientnet_lite import LITE0_STAGES, LITE0_TAPS, EfficientNetLite0
 
 STAGES = (1, 2, 4, 6)  # of EfficientNet-Lite0, whose last maps are at strides 4, 8, 16, 32
 SMALL_SIDE = 160  # pixels; pictures of less are shown at twice the size
+UNET_WIDTHS = (2, 2, 4, 4, 8, 8)  # channels of the U-Net's halvings, in units of the width
 GUARD, GUARD_HALF_LIFE = 0.95, 2_000  # share of made pixels; images
 
 
@@ -36,6 +42,12 @@ def magnified(pictures: Tensor) -> Tensor:
     if min(pictures.shape[2:]) >= SMALL_SIDE:
         return pictures
     return F.interpolate(pictures, scale_factor=2, mode="bilinear", align_corners=False)
+
+
+def frozen_maps(network: EfficientNetLite0, pictures: Tensor) -> list[Tensor]:
+    """Maps of the frozen network that :class:`FeatureDiscriminator` sees of pictures."""
+    maps = dict(zip(LITE0_TAPS, network(magnified(pictures)), strict=True))
+    return [maps[stage] for stage in STAGES]
 
 
 class ResidualBlock(nn.Module):
@@ -58,7 +70,7 @@ class ResidualBlock(nn.Module):
 
 
 class FeatureDiscriminator(nn.Module):
-    """D_F: maps of the frozen network to logits of the N classes and of "made".
+    """Maps of the frozen network to logits of the N classes and of "made".
 
     Args:
         num_classes: N.
@@ -103,13 +115,12 @@ class FeatureDiscriminator(nn.Module):
         x = None
         for index in reversed(range(len(maps))):
             mean, deviation = getattr(self, f"mean_{index}"), getattr(self, f"deviation_{index}")
-            centred = maps[index] - mean[:, None, None]
-            lateral = self.laterals[index](
-                torch.tanh(centred / (2 * deviation[:, None, None] + 2e-3))
+            squashed = torch.tanh(
+                (maps[index] - mean[:, None, None]) / (2 * deviation[:, None, None] + 2e-3)
             )
+            lateral = self.laterals[index](squashed)
             if x is not None:
-                size = lateral.shape[2:]
-                lateral = lateral + F.interpolate(x, size=size, mode="nearest")
+                lateral = lateral + F.interpolate(x, size=lateral.shape[2:], mode="nearest")
             x = self.blocks[index](lateral)
         assert x is not None
         x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
@@ -128,7 +139,42 @@ class FeatureDiscriminator(nn.Module):
         Returns:
             1 if it may learn from this step, else 0; ().
         """
-        self.called_made.lerp_(
-            share.to(self.called_made.dtype), 1 - 0.5 ** (batch / GUARD_HALF_LIFE)
-        )
+        share = share.to(self.called_made.dtype)
+        self.called_made.lerp_(share, 1 - 0.5 ** (batch / GUARD_HALF_LIFE))
         return (self.called_made < GUARD).to(share.dtype)
+
+
+class UNetDiscriminator(nn.Module):
+    """OASIS's discriminator: a U-Net of six halvings from pictures to N + 1 logits a pixel.
+
+    Args:
+        num_classes: N.
+        width: 64 in the paper.
+    """
+
+    def __init__(self, num_classes: int, width: int) -> None:
+        super().__init__()
+        widths = [3, *(factor * width for factor in UNET_WIDTHS)]
+        self.down = nn.ModuleList(
+            ResidualBlock(c_in, c_out) for c_in, c_out in itertools.pairwise(widths)
+        )
+        up = [*widths[:0:-1], width]  # the deepest first
+        self.up = nn.ModuleList(
+            ResidualBlock(c_in + (c_in if index else 0), c_out)
+            for index, (c_in, c_out) in enumerate(itertools.pairwise(up))
+        )
+        self.to_logits = convolution(width, num_classes + 1, 1, spectral=False)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """One map, the pictures, (R, 3, H, W) -> logits, (R, N + 1, H, W)."""
+        (x,) = maps
+        sizes, skips = [], []
+        for block in self.down:
+            sizes.append(x.shape[2:])
+            x = F.avg_pool2d(block(x), 2, ceil_mode=True)
+            skips.append(x)
+        for index, block in enumerate(self.up):
+            beside = skips[-1 - index]
+            x = block(x if index == 0 else torch.cat([x, beside], dim=1))
+            x = F.interpolate(x, size=sizes[-1 - index], mode="nearest")
+        return self.to_logits(leaky(x))

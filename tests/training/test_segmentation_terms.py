@@ -2,21 +2,24 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from ecgan import checkpoint
+from ecgan.errors import UserError
 from ecgan.models.discriminators.diffaugment import draw
 from ecgan.models.layers import channels_last
 from ecgan.models.pretrained.efficientnet_lite import EfficientNetLite0
-from ecgan.training import feature_terms
+from ecgan.sampling.sampler import Layout, Sampler
 from ecgan.training import run as train
+from ecgan.training import segmentation_terms
 from ecgan.training import step as steps
 from tests.training.test_run import Setting, assert_same_run, metrics, recipe, run, scenes
 
 __all__ = ["recipe", "scenes"]  # fixtures
-FEATURES = ("model.feature_discriminator=true",)
+FEATURES = ("model.segmentation_discriminator=features",)
 STYLES = (
     "model.style_encoder=statistics", "model.style_injection=blocks", "losses.kl=0.005",
     "sampling.style_prior=photos",
@@ -33,63 +36,65 @@ def setting(recipe, frozen):
     def make(*overrides):
         made = Setting(recipe(*FEATURES, *overrides), feature_network=frozen)
         averaged = [made.inputs.image]
-        critic = made.trained.feature_discriminator.network
-        made.objective.features.measure(critic, averaged)
+        critic = made.trained.segmentation_discriminator.network
+        made.objective.segmentation.measure(critic, averaged)
         return made
 
     return make
 
 
-def view(setting):
+def pair_of(setting):
     inputs, image = setting.inputs, setting.made().generated.image
     positions = inputs.positions.tolist()
-    return setting.objective.features.view(inputs.image, image, inputs.labels, positions)
+    return setting.objective.segmentation.pair(inputs.image, image, inputs.labels, positions)
 
 
 def test_the_frozen_network_takes_no_gradient_and_gives_one_to_the_image(setting, frozen):
     one = setting()
     image = torch.rand_like(one.inputs.image).requires_grad_()
-    features = one.objective.features
-    seen = features.view(one.inputs.image, image, one.inputs.labels, one.inputs.positions.tolist())
-    features.generator_term(one.trained.feature_discriminator.network, seen).backward()
+    features = one.objective.segmentation
+    seen = features.pair(one.inputs.image, image, one.inputs.labels, one.inputs.positions.tolist())
+    features.generator_term(one.trained.segmentation_discriminator.network, seen).backward()
     assert image.grad.abs().sum() > 0
     assert all(p.grad is None and not p.requires_grad for p in frozen.parameters())
 
 
 def test_photos_and_images_are_augmented_alike_and_labels_with_them(setting):
     one = setting("train.augment=diffaugment")
-    inputs, features = one.inputs, one.objective.features
+    inputs, features = one.inputs, one.objective.segmentation
     positions = inputs.positions.tolist()
-    seen = features.view(inputs.image, inputs.image.clone(), inputs.labels, positions)
+    seen = features.pair(inputs.image, inputs.image.clone(), inputs.labels, positions)
     assert all(torch.equal(a, b) for a, b in zip(seen.real, seen.fake, strict=True))
     draws = draw(one.recipe.train.seed, positions)
-    shown = feature_terms.moved_labels(torch.ones_like(inputs.labels), draws, 0) == 1
+    shown = (
+        segmentation_terms.moved_labels(torch.ones_like(inputs.labels), draws, 0, hole=False) == 1
+    )
     assert torch.equal(seen.shown, shown)
     assert not shown.all()
     assert (seen.labels[~shown] == one.space.ignore_index).all()
 
 
 def test_without_augmentation_everything_is_shown(setting):
-    seen = view(setting("train.augment=none"))
+    seen = pair_of(setting("train.augment=none"))
     assert seen.shown.all()
 
 
 def test_d_f_learns_from_its_own_loss_alone_and_g_from_its_term(setting):
     one = setting("train.images=8")
     one.inputs = one.inputs._replace(positions=one.inputs.positions + 6)  # after the ramp
-    critic, side = one.trained.feature_discriminator.network.eval(), one.trained.side.eval()
+    critic, side = one.trained.segmentation_discriminator.network.eval(), one.trained.side.eval()
     steps.step(one.trained, one.objective, [one.inputs], 0.0)
     of_step = [p.grad.clone() for p in critic.parameters()]
     of_g = [p.grad.clone() for p in side.generator.parameters()]
     critic.zero_grad()
-    loss, watched = one.objective.features.discriminator_loss(critic, view(one))
+    loss, watched = one.objective.segmentation.discriminator_loss(critic, pair_of(one))
     loss.backward()
-    assert set(watched) == {"feature_discriminator", "feature_accuracy", "called_made"}
+    assert set(watched) == {"segmentation_discriminator", "segmentation_accuracy", "called_made"}
     for own, parameter in zip(of_step, critic.parameters(), strict=True):
         torch.testing.assert_close(own, parameter.grad, rtol=1e-3, atol=1e-6)
-    without = setting("train.images=8", "losses.feature_adversarial=0.001")
+    without = setting("train.images=8", "losses.segmentation_adversarial=0.001")
     without.inputs = one.inputs
-    without.trained.side.eval(), without.trained.feature_discriminator.network.eval()
+    without.trained.side.eval(), without.trained.segmentation_discriminator.network.eval()
     steps.step(without.trained, without.objective, [without.inputs], 0.0)
     others = [p.grad for p in without.trained.side.generator.parameters()]
     differences = [(a - b).norm() / b.norm() for a, b in zip(of_g, others, strict=True)]
@@ -115,17 +120,17 @@ def test_before_the_ramp_g_learns_what_it_learns_without(setting, recipe):
 def test_the_weight_rises_from_5_to_15_percent_of_the_training(recipe, frozen, position, factor):
     features = Setting(
         recipe(*FEATURES, "train.images=1000", "train.batch=10"), feature_network=frozen
-    ).objective.features
+    ).objective.segmentation
     assert features.ramp(position) == pytest.approx(factor)
 
 
 def test_a_critic_that_always_wins_does_not_learn(setting):
     one = setting()
-    critic = one.trained.feature_discriminator.network
+    critic = one.trained.segmentation_discriminator.network
     critic.called_made.fill_(1.0)
-    loss, watched = one.objective.features.discriminator_loss(critic, view(one))
+    loss, watched = one.objective.segmentation.discriminator_loss(critic, pair_of(one))
     assert loss.item() == 0
-    assert watched["feature_discriminator"] > 0
+    assert watched["segmentation_discriminator"] > 0
 
 
 def test_a_resumed_run_with_it_and_with_the_prior_equals_an_unbroken_one(recipe, tmp_path):
@@ -135,9 +140,13 @@ def test_a_resumed_run_with_it_and_with_the_prior_equals_an_unbroken_one(recipe,
     assert_resumes(recipe, settings, halves)
     assert_same_run(whole, halves)
     logged = metrics(whole)[0]
-    assert {"feature_adversarial", "feature_discriminator", "feature_accuracy"} <= logged.keys()
+    assert {
+        "segmentation_adversarial",
+        "segmentation_discriminator",
+        "segmentation_accuracy",
+    } <= logged.keys()
     saved = load_file(
-        checkpoint.training_checkpoints(whole)[-1] / "feature_discriminator.safetensors"
+        checkpoint.training_checkpoints(whole)[-1] / "segmentation_discriminator.safetensors"
     )
     assert saved["mean_0"].abs().sum() > 0
 
@@ -184,3 +193,56 @@ def test_a_finished_run_gets_the_prior_when_it_is_asked_for(recipe, tmp_path):
     assert metadata.recipe["sampling"]["style_prior"] == "photos"
     assert checkpoint.sha256(out / checkpoint.GENERATOR) != first
     assert json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])["images"] == 8
+
+
+# OASIS
+
+TINY_OASIS = (
+    "data.height=32", "data.width=64", "data.workers=0", "model.width=4",
+    "evaluate.judge_training={channels: 8, images: 8}", "train.batch=2", "train.images=8",
+    "train.checkpoint_every=4", "train.preview_every=4", "train.log_every=2", "train.ema_images=4",
+)  # fmt: skip
+
+
+def test_the_recipe_oasis_trains_resumes_and_samples_many_styles(recipe, tmp_path):
+    own = ("train.accumulate=1",)
+
+    def oasis(*overrides):
+        return recipe(*overrides, base="oasis", tiny=TINY_OASIS)
+
+    assert oasis().parts().terms == {"segmentation_adversarial": 1}
+    assert oasis().parts().names == ["E", "Gi", "segmentation_discriminator"]
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    assert run(oasis(*own), whole) == "done"
+    assert_resumes(oasis, own, halves)
+    assert_same_run(whole, halves)
+    sampler = Sampler(whole / checkpoint.GENERATOR, torch.device("cpu"))
+    layout = Layout("a", np.zeros((32, 64), np.uint8), None)
+    pairs = sampler.start([layout], torch.randn(1, 3, 256), 3).result()[0]
+    assert len({pair.image.tobytes() for pair in pairs}) == 3
+
+
+def test_the_recipe_gaugan_is_the_trunk_with_a_style(recipe):
+    made = recipe(base="gaugan", tiny=())
+    assert made.parts().names == ["E", "Gi", "style_encoder", "D", "perceptual_network"]
+    assert made.parts().terms.keys() == {"adversarial", "feature_matching", "perceptual", "kl"}
+
+
+def test_label_mix_is_a_part_of_the_loss_of_the_u_net_alone(recipe):
+    losses = []
+    for weight in (0, 10):
+        one = Setting(recipe(f"losses.label_mix={weight}", base="oasis", tiny=TINY_OASIS))
+        critic = one.trained.segmentation_discriminator.network.eval()
+        loss, _ = one.objective.segmentation.discriminator_loss(critic, pair_of(one))
+        losses.append(loss.item())
+    assert losses[1] > losses[0]
+    masks = one.objective.segmentation._label_mask(pair_of(one))
+    labels = pair_of(one).labels[:, None]
+    for mask, label in zip(masks, labels, strict=True):
+        for value in label.unique():
+            assert len(mask[label == value].unique()) == 1
+
+
+def test_the_photos_prior_needs_a_style_encoder(recipe):
+    with pytest.raises(UserError, match="style_prior: photos needs"):
+        recipe("sampling.style_prior=photos", base="oasis", tiny=())

@@ -1,11 +1,12 @@
-"""The discriminator on features of a frozen network."""
+"""Discriminators that segment: on features of a frozen network, and OASIS's U-Net."""
 
 import pytest
 import torch
 
-from ecgan.models.discriminators.features import (
+from ecgan.models.discriminators.segmentation import (
     GUARD_HALF_LIFE,
     FeatureDiscriminator,
+    UNetDiscriminator,
     magnified,
 )
 from ecgan.models.pretrained.efficientnet_lite import LITE0_STAGES
@@ -61,3 +62,27 @@ def test_it_waits_while_it_always_wins():
     learns = [network.watch(torch.tensor(1.0), batch).item() for _ in range(4)]
     assert learns == [1, 1, 1, 0]  # 0.75, 0.875, 0.9375, 0.96875
     assert network.watch(torch.tensor(0.0), batch) == 1
+
+
+@pytest.mark.parametrize("size", [(32, 64), (96, 128), (64, 32)])
+def test_the_u_net_gives_logits_for_every_pixel(size):
+    network = UNetDiscriminator(5, 4)
+    picture = torch.rand(2, 3, *size)
+    logits = network([picture])
+    assert logits.shape == (2, 6, *size)
+    logits.sum().backward()
+    assert [name for name, p in network.named_parameters() if p.grad is None] == []
+
+
+def test_the_u_net_has_the_widths_of_the_paper():
+    network = UNetDiscriminator(5, 64)
+    assert [block.conv_2.weight.shape[0] for block in network.down] == [
+        128,
+        128,
+        256,
+        256,
+        512,
+        512,
+    ]
+    assert [block.conv_2.weight.shape[0] for block in network.up] == [512, 256, 256, 128, 128, 64]
+    assert [block.conv_1.weight.shape[1] for block in network.up] == [512, 1024, 512, 512, 256, 256]

@@ -123,7 +123,7 @@ def trained_against(recipe: Mapping[str, Any]) -> list[str]:
     found: list[str] = []
     if losses.get("perceptual") and losses.get("perceptual_network") in _FAMILIES:
         found.append(losses["perceptual_network"])
-    if model.get("feature_discriminator") and "efficientnet_lite0" not in found:
+    if model.get("segmentation_discriminator") == "features" and "efficientnet_lite0" not in found:
         found.append("efficientnet_lite0")
     return found
 

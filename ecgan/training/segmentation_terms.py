@@ -129,19 +129,18 @@ class SegmentationTerms:
             generated pixels that are found out).
         """
         inputs = [torch.cat([x, y.detach()]) for x, y in zip(pair.real, pair.fake, strict=True)]
-        mixes = self.recipe.losses.label_mix > 0 and self.network is None
-        if mixes:
-            mask = self._label_mask(pair)
-            inputs = [torch.cat([x, torch.where(mask, *x.chunk(2)).contiguous()]) for x in inputs]
-        judged = self._logits(discriminator, inputs, pair).chunk(3 if mixes else 2)
-        real, fake = judged[:2]
+        weight = 0.0 if self.network is not None else self.recipe.losses.label_mix
+        mask = self._label_mask(pair) if weight else None
+        if mask is not None:
+            mixtures = [torch.where(mask, *x.chunk(2)) for x in inputs]
+            inputs = [torch.cat(parts) for parts in zip(inputs, mixtures, strict=True)]
+        real, fake, *mixed = self._logits(discriminator, inputs, pair).split(len(pair.labels))
         smoothing = 0.0 if self.network is None else SMOOTHING
         loss = self._as_labelled(real, pair, smoothing) + losses.segmentation_made(
             fake, pair.shown, reduce_sums=distributed.all_reduce_sum
         )
-        if mixes:
-            mixed = losses.label_mix(judged[2], real, fake, mask)
-            loss = loss + self.recipe.losses.label_mix * mixed
+        if mask is not None:
+            loss = loss + weight * losses.label_mix(mixed[0], real, fake, mask)
         known = pair.labels != self.space.ignore_index
         right = (real.argmax(dim=1) == pair.labels) & known
         found_out = (fake.argmax(dim=1) == self.space.num_classes) & pair.shown

@@ -160,9 +160,9 @@ def test_what_training_looked_at_is_read_from_the_recipe():
     assert found({"perceptual": 0, "perceptual_network": vgg}) == []
     assert found({"perceptual": 5, "perceptual_network": "none"}) == []
     both = {"perceptual": 5, "perceptual_network": vgg}
-    assert found(both, feature_discriminator=True) == [vgg, lite]
-    assert found({}, feature_discriminator=True) == [lite]
-    assert found({}, feature_discriminator=False) == []
+    assert found(both, segmentation_discriminator="features") == [vgg, lite]
+    assert found({}, segmentation_discriminator="features") == [lite]
+    assert found({}, segmentation_discriminator="off") == []
 
 
 def test_families_are_told_apart():

@@ -190,7 +190,7 @@ def test_a_varied_layout_is_no_style_of_the_one_that_it_was(world, tmp_path):
         "varied": {"changes": ("flip",), "n_variants": 1, "n_styles": 1},
     }.items():
         generate.run(
-            generate.Request(
+            generate.Request.of(
                 tmp_path / "run" / checkpoint.GENERATOR, tmp_path / name,
                 labels=root / "labels" / "val", device="cpu", quiet=True, **options,
             )

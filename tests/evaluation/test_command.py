@@ -139,7 +139,7 @@ def test_evaluate_without_arguments_after_augment(world, tmp_path, monkeypatch):
     lines = [{"images": n, "discriminator": 1 / n} for n in (1, 2, 4)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     generate.run(
-        generate.Request(
+        generate.Request.of(
             generator=run / checkpoint.GENERATOR,
             out=tmp_path / "datasets" / "made",
             labels=world / "real" / "labels" / "val",

@@ -226,7 +226,7 @@ def test_splits_that_share_names_are_told_apart_by_their_label_maps(tmp_path):
     found = {}
     for split in ("train", "val"):
         generate.run(
-            generate.Request(
+            generate.Request.of(
                 tmp_path / "run" / checkpoint.GENERATOR, tmp_path / split,
                 labels=root / "labels" / split, device="cpu", quiet=True,
             )

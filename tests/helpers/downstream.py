@@ -54,7 +54,7 @@ def make_samples(folder, real, *, seen=None, fraction=1.0, data=(), model=(), **
     )
     out = folder / "samples"
     generate.run(
-        generate.Request(
+        generate.Request.of(
             folder / checkpoint.GENERATOR, out, n_styles=2, device="cpu", quiet=True, **options
         )
     )

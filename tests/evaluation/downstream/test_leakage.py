@@ -344,7 +344,7 @@ def make_pasted(folder, real, data=(), **options):
     make_samples(folder, real, data=data)
     shutil.rmtree(folder / "samples")
     generate.run(
-        generate.Request(
+        generate.Request.of(
             folder / checkpoint.GENERATOR,
             folder / "samples",
             changes=("paste",),

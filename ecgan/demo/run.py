@@ -6,15 +6,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from ecgan.checkpoint import GENERATOR
 from ecgan.demo import toy
-from ecgan.errors import UsageError
 from ecgan.evaluation import run as evaluate
 from ecgan.evaluation.report.document import Report
 from ecgan.generation import run as generate
 from ecgan.recipe import load_recipe
+from ecgan.runtime.files import check_out
 from ecgan.training import run as train
 
 NUM_SCENES, NUM_STYLES = 200, 5
@@ -25,17 +24,13 @@ class DemoResult:
     """Folders, report and times of the demo.
 
     Attributes:
-        state: ``interrupted`` when the training was; the same call resumes.
-        data: folder of toy photos and label maps.
         run: run folder of the training.
         samples: folder of the generated data set.
         report: folder of the report.
-        numbers: the report; None where the training was interrupted.
+        numbers: the report; None where the training was interrupted, and the same call resumes.
         seconds: duration of each step, by name.
     """
 
-    state: Literal["done", "interrupted"]
-    data: Path
     run: Path
     samples: Path
     report: Path
@@ -68,10 +63,7 @@ def run(
     data, folder = out / "toy", out / "run"
     samples, report = out / "samples", out / "report"
     seconds: dict[str, float] = {}
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--out {out}: a file; give a folder")
-    if out.exists() and any(out.iterdir()) and not data.is_dir():
-        raise UsageError(f"--out {out}: not empty, and not a demo of ecgan; give another folder")
+    check_out(out, "a demo", data.name)
     recipe = load_recipe("demo", (*overrides, f"data.root={json.dumps(str(data))}"))
 
     with _timed(seconds, "draw"):
@@ -83,7 +75,7 @@ def run(
         say(f"2/4  Training the demo recipe, {recipe.train.images} images, into {folder}")
         state = train.run(recipe, folder, device=device, quiet=quiet)
     if state == "interrupted":
-        return DemoResult(state, data, folder, samples, report, None, seconds)
+        return DemoResult(folder, samples, report, None, seconds)
 
     with _timed(seconds, "augment"):
         say(f"3/4  Generating {NUM_STYLES} styles of each validation layout, into {samples}")
@@ -110,7 +102,7 @@ def run(
                 quiet=quiet,
             )
         )
-    return DemoResult(state, data, folder, samples, report, numbers, seconds)
+    return DemoResult(folder, samples, report, numbers, seconds)
 
 
 @contextmanager

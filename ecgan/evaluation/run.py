@@ -29,7 +29,7 @@ from ecgan.labels import LabelSpace
 from ecgan.recipe import Recipe, label_space, parse_recipe
 from ecgan.runtime import storage
 from ecgan.runtime.device import choose_device
-from ecgan.runtime.files import writing
+from ecgan.runtime.files import check_out, writing
 from ecgan.runtime.jobs import Workers, resolve_workers
 from ecgan.shards import dataset as sample_sets
 
@@ -121,10 +121,7 @@ def _generated(place: str, request: Request) -> str:
 
 def _check_out(out: Path) -> None:
     """Refuse a folder that cannot take the report, before a judge is trained for it."""
-    with writing(out):
-        names = {path.name for path in out.iterdir()} if out.is_dir() else set[str]()
-    if names and not names & {"report.json", "segmenters", "downstream"}:
-        raise UsageError(f"--out {out}: not empty, and not a report of ecgan; give another folder")
+    check_out(out, "a report", "report.json", "segmenters", "downstream")
     _require_writable("--out", out)
 
 

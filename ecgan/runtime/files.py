@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 import safetensors
 from filelock import FileLock, Timeout
 
-from ecgan.errors import UserError
+from ecgan.errors import UsageError, UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,6 +66,25 @@ def whole_folder(path: Path) -> Generator[Path, None, None]:
         partial.rename(path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_out(out: Path, what: str, *own: str) -> None:
+    """Refuse an output folder that is a file, or that holds files of somebody else.
+
+    Args:
+        out: output folder, which need not exist.
+        what: what ecgan writes there, for the message.
+        own: names, one of which is in every folder that ecgan wrote.
+
+    Raises:
+        UserError: the folder is refused, or cannot be read.
+    """
+    with writing(out):
+        if out.exists() and not out.is_dir():
+            raise UsageError(f"--out {out}: a file; give a folder")
+        names = {path.name for path in out.iterdir()} if out.is_dir() else set[str]()
+    if names and not names & {*own}:
+        raise UsageError(f"--out {out}: not empty, and not {what} of ecgan; give another folder")
 
 
 @contextmanager

@@ -231,18 +231,9 @@ def _learn(
     settings: SegmenterTraining,
     role: str | None,
 ) -> float:
-    """Train on real pairs.
+    """Train on endless batches of real pairs, with a progress bar where there is a role.
 
-    Args:
-        network: network to train, on its device.
-        rate: peak learning rate.
-        batches: endless batches of pairs.
-        ids: table from :func:`_training_ids`.
-        settings: length of training.
-        role: title of the progress bar; None: no bar.
-
-    Returns:
-        Mean loss over the last tenth of the steps.
+    ``ids`` is the table from :func:`_training_ids`. Returns the loss, as :func:`fit`.
     """
     device = next(network.parameters()).device
     steps, ids = max(1, settings.images // settings.batch), ids.to(device)

@@ -28,7 +28,7 @@ from ecgan.errors import UsageError, UserError
 from ecgan.evaluation.report.tables import lines_of
 from ecgan.labels import LabelSpace
 from ecgan.metrics import statistics
-from ecgan.runtime.files import write_whole, writing
+from ecgan.runtime.files import check_out, write_whole
 from ecgan.shards.dataset import SampleDataset
 from ecgan.shards.manifest import read_manifest
 from ecgan.shards.records import ShardSample
@@ -93,7 +93,7 @@ def write(  # noqa: PLR0913  what is compared, and how it is asked
         UserError: the sets share no layout, differ in size or classes, layouts have no photo, or
             ``out`` holds another study or files of somebody else.
     """
-    _check_folder(out)
+    check_out(out, "a study", "study.html", "assignment.json")  # before images are read
     pairs = _pairs(a, b, num)
     photos = _photos(a, b, reference, pairs) if show_reference or reference is not None else {}
     trials = _trials(pairs, _palette(a, b, pairs), photos, seed)
@@ -114,23 +114,13 @@ def write(  # noqa: PLR0913  what is compared, and how it is asked
             t.id: {"source": t.source, "first": "a" if t.a_is_first else "b"} for t in trials
         },
     }
-    _check_out(out / "assignment.json", study)
+    _check_study(out / "assignment.json", study)
     write_whole(out / "assignment.json", (json.dumps(assignment, indent=1) + "\n").encode())
     write_whole(out / "study.html", _page(study, question, trials).encode())
     return len(trials)
 
 
-def _check_folder(out: Path) -> None:
-    """Refuse what is no folder for a study, before images are read."""
-    with writing(out):
-        if out.exists() and not out.is_dir():
-            raise UsageError(f"--out {out}: a file; give a folder")
-        names = {path.name for path in out.iterdir()} if out.is_dir() else set[str]()
-    if names and not names & {"study.html", "assignment.json"}:
-        raise UsageError(f"--out {out}: not empty, and not a study of ecgan; give another folder")
-
-
-def _check_out(file: Path, study: str) -> None:
+def _check_study(file: Path, study: str) -> None:
     known = _json(file) if file.exists() else {"study": study}
     if not isinstance(known, dict) or known.get("study") != study:
         raise UserError(

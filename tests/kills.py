@@ -10,7 +10,6 @@ written, one that has its name but no commit record, a record that is being writ
 
 import argparse
 import collections
-import hashlib
 import json
 import os
 import random
@@ -27,6 +26,7 @@ import numpy as np
 from PIL import Image
 
 from ecgan.shards import dataset
+from tests.helpers.data_sets import contents
 from tests.helpers.tiny import make_generator
 
 TARGETS = ("driver", "worker", "both")
@@ -75,15 +75,6 @@ def command(generator, layouts, out, executor):
     words += ["--labels", layouts, "--n-styles", STYLES, "--samples-per-shard", PER_SHARD]
     words += ["--out", out, "--device", "cpu", "--workers", WORKERS[executor], "-q"]
     return [str(word) for word in words]
-
-
-def contents(folder):
-    """Every file with its sum; not what tells of times and of the folder's own name."""
-    return {
-        p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
-        for p in sorted(folder.rglob("*"))
-        if p.is_file() and p.name not in {"log.jsonl", "request.json", "label-check.npz"}
-    }
 
 
 def start(words):

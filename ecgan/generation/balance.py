@@ -10,13 +10,15 @@ Shape legend:
 
 import difflib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize
+from scipy import optimize as _optimize  # pyright: ignore[reportMissingTypeStubs]
 
 from ecgan.errors import UsageError, UserError
 
+optimize: Any = _optimize  # it has no types
 Counts = npt.NDArray[np.int64]
 Numbers = npt.NDArray[np.float64]
 
@@ -212,7 +214,7 @@ def _quotas(
         found = optimize.minimize(
             _dual, before, (x, mass, pixel_cap, before), jac=True, options={"gtol": 1e-10}
         )
-        tilt = found.x
+        tilt = np.asarray(found.x)
         if np.abs(tilt - before).max(initial=0) < _SMALLEST_MOVE:
             break
     scores = np.zeros(L)

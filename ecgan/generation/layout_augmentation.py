@@ -169,11 +169,12 @@ def _draw_window(label: Labels, ignore_index: int, rng: np.random.Generator) -> 
     If it can be had, one with two classes, at most half of it unlabelled, that changes the layout.
     """
     window = _whole(label)
+    rows, columns = map(int, label.shape)
     for _ in range(_WINDOWS):
         share = rng.uniform(_LEAST_WINDOW, 1)
-        height, width = (max(1, round(share * side)) for side in label.shape)
-        top = int(rng.integers(label.shape[0] - height + 1))
-        left = int(rng.integers(label.shape[1] - width + 1))
+        height, width = (max(1, round(share * side)) for side in (rows, columns))
+        top = int(rng.integers(rows - height + 1))
+        left = int(rng.integers(columns - width + 1))
         window = Window(top, left, height, width)
         inside = label[top : top + height, left : left + width]
         counts = np.bincount(inside.ravel(), minlength=ignore_index + 1)

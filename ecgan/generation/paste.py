@@ -16,12 +16,13 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
+from scipy.sparse import coo_array  # pyright: ignore[reportMissingTypeStubs]
+from scipy.sparse import csgraph as _csgraph  # pyright: ignore[reportMissingTypeStubs]
 
 from ecgan.data.transforms import resize_nearest
 from ecgan.labels import Labels
 
+csgraph: Any = _csgraph  # it has no types
 Mask = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int32]
 Indices = npt.NDArray[np.intp]
@@ -252,8 +253,8 @@ def _groups(layout: _Layout) -> list[list[_Piece]]:
     pairs = np.array([pair for pair in _touching(layout.owner) if above(*pair)], int).reshape(-1, 2)
     graph = coo_array((np.ones(len(pairs)), tuple(pairs.T)), (len(pieces), len(pieces)))
     groups: dict[int, list[_Piece]] = {}
-    for number, piece in zip(connected_components(graph)[1].tolist(), pieces, strict=True):
-        groups.setdefault(number, []).append(piece)
+    for number, piece in zip(csgraph.connected_components(graph)[1], pieces, strict=True):
+        groups.setdefault(int(number), []).append(piece)
     return list(groups.values())
 
 
@@ -438,7 +439,8 @@ def _scaled(thing: _Object, row: int, perspective: _Perspective | None) -> _Spot
 
 def _standing(spot: _Spot, support: int, label: Labels, window: Window) -> Indices:
     """Left columns inside the window with the support class below the object's bottom edge."""
-    lefts = np.arange(window.left, window.left + window.width - spot.parts.shape[1] + 1)
+    stop = window.left + window.width - int(spot.parts.shape[1]) + 1
+    lefts = np.arange(window.left, stop)
     rows, columns = _bottom_edge(spot.parts > 0)
     below = label[spot.top + rows + 1, lefts[:, None] + columns]  # (lefts, columns)
     return lefts[(below == support).mean(axis=1) >= _STANDING]
@@ -454,7 +456,8 @@ def _collides(spot: _Spot, target: _Layout) -> bool:
     visible, owner = _visible(spot, target.feet), target.owner[spot.box]
     if np.count_nonzero(visible) < _VISIBLE * np.count_nonzero(spot.parts):
         return True
-    for number in np.unique(owner[(spot.parts > 0) & (owner >= 0)]).tolist():
+    numbers: list[int] = np.unique(owner[(spot.parts > 0) & (owner >= 0)]).tolist()
+    for number in numbers:
         piece = target.pieces[number]
         pixels = np.count_nonzero(piece.mask)
         if pixels < _least_pixels(target.scene.label):

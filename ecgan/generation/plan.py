@@ -119,7 +119,7 @@ class Stage:
 
     def key(self, row: int) -> str:
         """Key of a row."""
-        return row_key(self.items[self.rows.layouts[row]].key, int(self.rows.variants[row]))
+        return row_key(self.items[int(self.rows.layouts[row])].key, int(self.rows.variants[row]))
 
     def job(self, number: int) -> Job:
         """What a worker has to make for a shard."""
@@ -247,8 +247,8 @@ def stage_record(stage: Stage, digests: Sequence[str]) -> StageRecord:
         first_shard=stage.first_shard,
         samples_per_shard=stage.samples_per_shard,
         plan=stage.plan,
-        keys=[stage.items[i].key for i in used],
-        digests=[str(digests[i]) for i in used],
+        keys=[stage.items[int(i)].key for i in used],
+        digests=[digests[int(i)] for i in used],
         folds=None if stage.folds is None else stage.folds[used].tolist(),
         layouts=places[stage.rows.layouts].tolist(),
         variants=stage.rows.variants.tolist(),

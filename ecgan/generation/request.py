@@ -137,8 +137,10 @@ _PARTS: Mapping[str, type[Any]] = {
     "workers": WorkerOptions,
 }
 # They say where and how the samples are made, and change nothing in them.
-_NOT_RECORDED = {f.name for f in fields(WorkerOptions)} - {"device"}
-_NOT_RECORDED |= {"overwrite", "extend", "verify", "quiet"}
+_NOT_RECORDED = {
+    *("workers", "gpus_per_worker", "ray_address", "shard_timeout"),
+    *("overwrite", "extend", "verify", "quiet"),
+}
 
 
 def check_options(request: Request) -> None:

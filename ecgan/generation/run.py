@@ -13,7 +13,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -252,7 +252,9 @@ def make_shards(settings: planner.GenerationConfig, _: int) -> Callable[[Job], M
 
 
 @contextmanager
-def _writable(store: Store, prepared: DatasetPlan, state: DatasetState) -> Iterator[None]:
+def _writable(
+    store: Store, prepared: DatasetPlan, state: DatasetState
+) -> Generator[None, None, None]:
     """Turn what keeps us from writing into a sentence.
 
     A full disk says what was kept and how much room is needed.
@@ -305,7 +307,7 @@ def _filtered(prepared: DatasetPlan, done: Committed) -> str:
 def _manifest(prepared: DatasetPlan, plan: Plan, done: Committed) -> Manifest:
     request, recipe, file = prepared.request, prepared.recipe, prepared.file
     output, space = prepared.settings.output, prepared.space
-    keys = {stage.items[i].key for stage in plan.stages for i in np.unique(stage.rows.layouts)}
+    keys = {stage.items[int(i)].key for stage in plan.stages for i in np.unique(stage.rows.layouts)}
     provenance = Provenance(
         digital_source_type=DIGITAL_SOURCE,
         checkpoint=CheckpointRecord(sha256=file.sha256, images_seen=file.metadata.images_seen),

@@ -14,7 +14,7 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -89,13 +89,14 @@ class _PlanDocument(Document):
     @classmethod
     def _of_2(cls, value: Any) -> Any:  # noqa: ANN401
         """Translate schema 2, whose fingerprints had the words of refusals as keys."""
-        if not isinstance(value, dict) or value.get("schema") != 2:
-            return value
+        if not isinstance(value, dict) or cast(Any, value).get("schema") != 2:
+            return cast(Any, value)
+        document = cast("dict[str, Any]", value)
         translated = [
             stage | {"fingerprint": fingerprint_of_2(stage["fingerprint"])}
-            for stage in value["stages"]
+            for stage in document["stages"]
         ]
-        return value | {"stages": translated}
+        return document | {"stages": translated}
 
 
 @dataclass

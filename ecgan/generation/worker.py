@@ -301,7 +301,7 @@ class ShardWorker:
             for group, numbers in zip(part, styles, strict=True)
             for number in numbers
         ]
-        return torch.stack(drawn).unflatten(0, (len(part), -1))
+        return torch.stack(drawn).view(len(part), -1, drawn[0].shape[-1])
 
     def _judged(self, judge: Filter, samples: list[Sample]) -> list[Sample]:
         """The samples of one layout with what the filter says of them."""

@@ -176,7 +176,7 @@ def under(heading: str, *options: Decorator, hidden: bool = False) -> Decorator:
     def decorate(command: Any) -> Any:  # noqa: ANN401
         for decorator in reversed(options):
             command = decorator(command)
-            added = vars(command)["__click_params__"][-1]
+            added: Any = vars(command)["__click_params__"][-1]
             added.heading, added.hidden = heading, hidden
         return command
 
@@ -273,31 +273,19 @@ def interruptible(message: str) -> Generator[None, None, None]:
 
 
 def require_folder(name: str, folder: Path | None) -> None:
-    """Refuse the folder of an option or key if it does not exist.
-
-    Raises:
-        UsageError: it does not.
-    """
+    """Refuse the folder of an option or key if it does not exist, with a UsageError."""
     if folder is not None and not folder.is_dir():
         raise UsageError(f"{name} {folder}: no such folder")
 
 
 def with_data(overrides: tuple[str, ...], folder: Path | None) -> tuple[str, ...]:
-    """The overrides of ``--set``, then that of ``--data``.
-
-    Raises:
-        UsageError: the folder does not exist.
-    """
+    """The overrides of ``--set``, then that of ``--data``, whose folder must exist."""
     require_folder("--data", folder)
     return overrides if folder is None else (*overrides, f"data.root={json.dumps(str(folder))}")
 
 
 def require_root(root: str | None) -> None:
-    """Refuse a recipe's ``data.root`` that does not exist.
-
-    Raises:
-        UsageError: it does not.
-    """
+    """Refuse a recipe's ``data.root`` that does not exist, with a UsageError."""
     if root is not None and not Path(root).is_dir():
         raise UsageError(f"{root}: no such folder; give the data set with --data DIR")
 

@@ -10,7 +10,7 @@ from ecgan.errors import UsageError, UserError
 from ecgan.runtime.storage import HIDDEN, Store, open_store
 from ecgan.shards.finalize import finish
 from ecgan.shards.formats import shard_name, write_shard
-from ecgan.shards.manifest import CommitRecord, Format, ShardEntry, read_manifest
+from ecgan.shards.manifest import CommitRecord, Format, read_manifest
 from ecgan.shards.readers import read_raw
 from ecgan.shards.records import Encoded, Raw, Record
 
@@ -32,9 +32,9 @@ def convert(
     Args:
         source: folder or address of the data set.
         out: folder or address of the new one; must be empty.
-        data_format: of the new one.
-        samples_per_shard: of the new one; None: shard by shard.
-        quiet: no progress bar.
+        data_format: format of the new data set.
+        samples_per_shard: samples in each new shard; None: as many as in the old ones.
+        quiet: whether no progress bar is shown.
 
     Returns:
         Number of samples.
@@ -67,7 +67,12 @@ def convert(
             )
             written.append(shard)
             bar.update(shard.samples)
-    _check_counts(read, about.shards, written)
+    expected, found = (sum(s.samples for s in listed) for listed in (about.shards, written))
+    if expected != found:
+        raise UserError(
+            f"{read}: the manifest tells of {expected} samples, its shards hold {found}; check it "
+            f"with `ecgan data verify {read}`"
+        )
     changes = {
         "format": data_format,
         "converted_from": about.converted_from or about.format,
@@ -76,7 +81,7 @@ def convert(
     finish(write, about.model_copy(update=changes))
     write.remove([_MARK])
     write.sweep()
-    return sum(shard.samples for shard in written)
+    return found
 
 
 def _take(store: Store) -> None:
@@ -113,14 +118,3 @@ def _encoded(raw: Raw, store: Store) -> Encoded:
     except KeyError as error:
         raise UserError(f"{store}: the record of sample {raw.key} has no field {error}") from error
     return Encoded(record, raw.image, raw.label, raw.edge)
-
-
-def _check_counts(
-    store: Store, before: Sequence[ShardEntry], after: Sequence[CommitRecord]
-) -> None:
-    expected, found = (sum(shard.samples for shard in listed) for listed in (before, after))
-    if expected != found:
-        raise UserError(
-            f"{store}: the manifest tells of {expected} samples, its shards hold {found}; check it "
-            f"with `ecgan data verify {store}`"
-        )

@@ -23,14 +23,14 @@ Place = str | Path | Store
 
 
 def read(place: Place) -> Iterator[ShardSample]:
-    """Samples of a data set, in order; see :func:`read_raw`."""
+    """Samples of a data set in their order, decoded; see :func:`read_raw`."""
     store = open_store(place)
     for raw in read_raw(store):
         yield decoded(raw, str(store))
 
 
 def read_raw(place: Place) -> Iterator[Raw]:
-    """Samples of a data set, in order, as they lie there.
+    """Samples of a data set in their order, still encoded.
 
     Reads what ``ecgan sample`` and ``ecgan augment`` write; a folder of tars or of Parquet files
     with the same fields; or a plain folder, ``images/`` beside ``labels/`` or ``masks/``, paired by
@@ -104,7 +104,8 @@ def _by_key(folder: Path) -> dict[str, Path]:
     """Image files by the key that a data set's reader gives them: below the split's folder."""
     splits = {name for names in SPLIT_FOLDERS.values() for name in names}
     found: dict[str, Path] = {}
-    for path in _image_files(folder):
+    suffixes = {".jpg", ".jpeg", ".png", ".webp"}
+    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in suffixes):
         relative = path.relative_to(folder).with_suffix("")
         inside = relative.parts[1:] if relative.parts[0] in splits else relative.parts
         key = clean_key("/".join(inside or relative.parts))
@@ -112,11 +113,6 @@ def _by_key(folder: Path) -> dict[str, Path]:
             raise UserError(f"{found[key]} and {path} have the same key {key}; rename one of them")
         found[key] = path
     return found
-
-
-def _image_files(folder: Path) -> list[Path]:
-    suffixes = {".jpg", ".jpeg", ".png", ".webp"}
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in suffixes)
 
 
 # PyTorch
@@ -182,7 +178,7 @@ class SampleDataset(Dataset[Item]):
         return decoded(raw, place)
 
     def raw(self, index: int) -> Raw:
-        """A sample as it lies there; errors as of :meth:`sample`."""
+        """A sample, still encoded; errors as of :meth:`sample`."""
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         index %= len(self)

@@ -51,11 +51,11 @@ def write_shard(
 
     Args:
         store: of the data set.
-        name: of :func:`shard_name`.
-        samples: in order; made while the shard is written.
-        data_format: of the data set.
-        image_format: of the images' bytes, for their file names.
-        num_classes: length of ``class_pixels``.
+        name: name of the shard, as :func:`shard_name` gives it.
+        samples: samples in their order; an iterator makes them while the shard is written.
+        data_format: format of the data set.
+        image_format: format of the encoded images, for their file names.
+        num_classes: number of class ids that records count.
     """
     totals = np.zeros(num_classes, np.int64)
     consistency, kept, count = 0.0, 0.0, 0
@@ -180,7 +180,8 @@ def _write_parquet(
             if rows and (len(rows) == _ROW_GROUP_ROWS or size + new > _ROW_GROUP_BYTES):
                 writer.write_table(pa.Table.from_pylist(rows, schema))
                 rows, size = [], 0
-            paths = _member_names(sample.record.key, image_format)
+            endings = (image_format, "seg.png", "edge.png")
+            paths = [f"{sample.record.key}.{ending}" for ending in endings]
             images = {
                 column: {"bytes": d, "path": path}
                 for column, d, path in zip(IMAGE_COLUMNS, data, paths, strict=True)
@@ -189,10 +190,6 @@ def _write_parquet(
             size += new
         if rows:
             writer.write_table(pa.Table.from_pylist(rows, schema))
-
-
-def _member_names(key: str, image_format: ImageFormat) -> tuple[str, str, str]:
-    return f"{key}.{image_format}", f"{key}.seg.png", f"{key}.edge.png"
 
 
 # Names that Hugging Face's image folder reads from metadata.jsonl: the images of a line.
@@ -207,7 +204,7 @@ def listing_name(name: str) -> str:
 def _write_folder(
     store: Store, name: str, samples: Iterable[Encoded], image_format: ImageFormat
 ) -> tuple[int, str, str]:
-    """Loose files, then the list of them; size, and sums over the sums of all files."""
+    """Write loose files, then their list; size of all, sha256 and md5 of the list of their sums."""
     split = name.rpartition("-")[0]
     lines: list[dict[str, Any]] = []
     sums: list[tuple[int, str]] = []

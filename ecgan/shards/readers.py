@@ -24,11 +24,11 @@ _REMEDY = "`ecgan data verify` lists all such shards; make the set again, or rem
 
 
 def read_raw(store: Store, name: str) -> Iterator[Raw]:
-    """Samples of one shard, in order, as they lie there.
+    """Samples of one shard in their order, still encoded.
 
     Args:
-        store: of the data set.
-        name: of a tar or Parquet file, or of a shard of the folder format.
+        store: storage of the data set.
+        name: name of a tar or Parquet file, or of a shard of the folder format.
 
     Raises:
         UserError: it is missing or damaged.
@@ -52,8 +52,8 @@ class OpenShard:
     """A shard for random access: what it holds is looked up once.
 
     Args:
-        store: of the data set.
-        name: as for :func:`read_raw`.
+        store: storage of the data set.
+        name: name of the shard, as for :func:`read_raw`.
 
     Raises:
         UserError: it is missing or damaged.

@@ -140,13 +140,11 @@ class _Check:
             yield from self._label_faults(values, raw.record["class_pixels"])
 
     def _image_faults(self, raw: Raw) -> Iterator[str]:
-        try:
-            with Image.open(io.BytesIO(raw.image)) as image:
-                image.load()
-                if (image.mode, image.size) != ("RGB", self.size):
-                    yield f"image of mode {image.mode}, {image.size[0]} x {image.size[1]}"
-        except (OSError, ValueError, SyntaxError) as error:
-            yield f"image: {_broken(raw.image, error)}"
+        image = _opened(raw.image)
+        if isinstance(image, str):
+            yield f"image: {image}"
+        elif (image.mode, image.size) != ("RGB", self.size):
+            yield f"image of mode {image.mode}, {image.size[0]} x {image.size[1]}"
 
     def _label_faults(
         self, values: npt.NDArray[np.integer], recorded: Sequence[int]
@@ -161,27 +159,29 @@ class _Check:
             yield "its record's class_pixels are not those of its label"
 
 
-def _broken(data: bytes, error: Exception) -> str:
-    """Why bytes are no picture; Pillow's own words would name an object in memory."""
-    if isinstance(error, UnidentifiedImageError):
+def _opened(data: bytes) -> Image.Image | str:
+    """A picture, or why the bytes are none; Pillow's own words would name an object in memory."""
+    try:
+        image = Image.open(io.BytesIO(data))
+        image.load()
+    except UnidentifiedImageError:
         return f"its {len(data)} bytes are no picture" if data else "is empty"
-    return str(error)
+    except (OSError, ValueError, SyntaxError) as error:
+        return str(error)
+    return image
 
 
 def _map_faults(
     what: str, data: bytes, mode: str, size: tuple[int, int]
 ) -> tuple[npt.NDArray[np.integer] | None, list[str]]:
     """The values of a map, and what is wrong with its file."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            found, own = image.mode, image.size
-            values = np.asarray(image).astype(np.int64)
-    except (OSError, ValueError, SyntaxError) as error:
-        return None, [f"{what}: {_broken(data, error)}"]
+    image = _opened(data)
+    if isinstance(image, str):
+        return None, [f"{what}: {image}"]
     faults: list[str] = []
-    if found != mode:
-        faults.append(f"{what} of mode {found}, expected {mode}")
-    if own != size:
-        faults.append(f"{what} of {own[0]} x {own[1]}, expected {size[0]} x {size[1]}")
-    return (None if faults else values), faults
+    if image.mode != mode:
+        faults.append(f"{what} of mode {image.mode}, expected {mode}")
+    if image.size != size:
+        found = f"{image.size[0]} x {image.size[1]}"
+        faults.append(f"{what} of {found}, expected {size[0]} x {size[1]}")
+    return (None if faults else np.asarray(image).astype(np.int64)), faults

@@ -176,7 +176,7 @@ def under(heading: str, *options: Decorator, hidden: bool = False) -> Decorator:
     def decorate(command: Any) -> Any:  # noqa: ANN401
         for decorator in reversed(options):
             command = decorator(command)
-            added: Any = vars(command)["__click_params__"][-1]
+            added = cast(Any, vars(command)["__click_params__"][-1])
             added.heading, added.hidden = heading, hidden
         return command
 

@@ -194,7 +194,9 @@ def class_balance(
         Weights, (N,), float32; the largest for a class that is not there.
     """
     flat = labels.flatten().long()
-    counts = torch.bincount(flat[flat != ignore], minlength=num_classes).float()
+    classes = flat.masked_fill(flat == ignore, num_classes)
+    counts = torch.zeros(num_classes + 1, device=flat.device)
+    counts = counts.index_add(0, classes, torch.ones_like(classes, dtype=counts.dtype))[:-1]
     if reduce_sums is not None:
         counts = reduce_sums(counts)
     present = (counts > 0).sum().clamp(min=1)

@@ -162,7 +162,7 @@ class Model(Section, frozen=True):
     label_generator_map: dict[int, int] | None = None
     """For a loaded label generator: its class -> class of the recipe; default: matched by name."""
 
-    @field_validator("label_generator", mode="before")
+    @field_validator("label_generator", "segmentation_discriminator", mode="before")
     @classmethod
     def _off(cls, value: object) -> object:
         return "off" if value is False else value  # YAML reads a bare off as false

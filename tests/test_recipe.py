@@ -270,13 +270,19 @@ def test_a_file_with_a_key_by_both_names_is_refused(tmp_path):
 
 
 def test_the_hash_of_a_generators_recipe_is_that_of_version_0_1():
-    recipe = load_recipe("demo")
+    old = (  # the recipe as it was
+        *("model.style_encoder=gaugan", "model.style_injection=start", "losses.kl=0.05"),
+        "model.segmentation_discriminator=off",
+    )
+    recipe = load_recipe("demo", old)
     before = "12a51e3b7bd1ab7aba1452ddc4ede7fb228103ed8c198f898cd83525bbb00bac"
     assert generator_hash(recipe) == before
-    assert generator_hash(load_recipe("demo", ["evaluate.num_images=3"])) == before
+    assert generator_hash(load_recipe("demo", [*old, "evaluate.num_images=3"])) == before
     for override in ("seed=1", "batch=4", "channels=8", "architecture=unet"):
-        changed = load_recipe("demo", [f"model.label_generator_training.{override}"])
+        changed = load_recipe("demo", [*old, f"model.label_generator_training.{override}"])
         assert generator_hash(changed) != before
+    for override in ("model.style_injection=blocks", "losses.label_mix=1"):
+        assert generator_hash(load_recipe("demo", [*old, override])) != before
 
 
 def test_a_class_list_in_the_recipe_wins(tmp_path):

@@ -22,6 +22,16 @@ from ecgan.labels import LabelClass, LabelSpace
 
 MAX_CLASSES = 1024  # more numbers or colours than this are no class list
 _MAX_PIXELS = 256 * 512  # of a proposed size: the paper's Cityscapes
+_SMALL: dict[str, dict[str, Any]] = {  # settings for fewer than 2,000 photos
+    "model": {
+        "style_encoder": "statistics",
+        "style_injection": "blocks",
+        "segmentation_discriminator": "features",
+    },
+    "losses": {"kl": 0.005},
+    "train": {"augment": "diffaugment"},
+    "sampling": {"style_prior": "photos"},
+}
 _TEXT_LINES = 40
 
 
@@ -313,25 +323,33 @@ def propose_recipe(
         },
         "model": {
             "style": True,
+            **(_SMALL["model"] if small else {}),
             "label_generator": "train",
             "label_generator_training": {"images": min(20_000, max(4_000, 20 * num_train))},
         },
-        "losses": {"perceptual_network": "efficientnet_lite0", "perceptual": 5},
+        "losses": {
+            "perceptual_network": "efficientnet_lite0",
+            "perceptual": 5,
+            **(_SMALL["losses"] if small else {}),
+        },
         "train": {
             "images": images,
             "batch": 16,
             "ema_images": 5_000 if small else 10_000,
-            **({"augment": "diffaugment"} if small else {}),
+            **(_SMALL["train"] if small else {}),
             "checkpoint_every": images // 10,
             "preview_every": images // 20,
         },
+        **({"sampling": _SMALL["sampling"]} if small else {}),
     }
     name = labels.clean_key(survey.root.resolve().name)
     text = yaml.safe_dump({"name": name, **sections}, sort_keys=False, allow_unicode=True)
     common = f", most of them {width} x {height}" if survey.common_size else ""
     head = [f"# {name}: {num_train} pairs to train on{common}."]
     if small:
-        head.append("# Below 2,000 photos: D sees augmented inputs (train.augment).")
+        head.append(
+            "# Below 2,000 photos: augmented inputs, a second discriminator, the photos' styles."
+        )
     if survey.space is None:
         head.append("# The names of the classes are yours to fill in.")
     if survey.has_edges:

@@ -150,6 +150,8 @@ class Objective:
             if frozen is not None:
                 channels_last(frozen)
         self.parts = self.recipe.parts()
+        on_features = self.recipe.model.segmentation_discriminator == "features"
+        assert self.feature_network is not None or not on_features, "no network for its features"
         self.weights, self.pictures = self.parts.terms, self.parts.pictures
         self.segmentation = (
             SegmentationTerms(self.recipe, self.space, self.feature_network, self.autocast)

@@ -144,15 +144,16 @@ class SegmentationTerms:
         known = pair.labels != self.space.ignore_index
         right = (real.argmax(dim=1) == pair.labels) & known
         found_out = (fake.argmax(dim=1) == self.space.num_classes) & pair.shown
-        share = distributed.mean_(found_out.sum() / pair.shown.sum().clamp(min=1))
+        counts = torch.stack([part.sum() for part in (right, known, found_out, pair.shown)])
+        counts = distributed.mean_(counts.float()).clamp(min=1e-6)
         watched = {
             "segmentation_discriminator": loss.detach(),
-            "segmentation_accuracy": right.sum() / known.sum().clamp(min=1),
-            "called_made": share,
+            "segmentation_accuracy": counts[0] / counts[1],
+            "called_made": counts[2] / counts[3],
         }
         network = distributed.without_parallel(discriminator)
         if isinstance(network, FeatureDiscriminator):
-            loss = network.watch(share, self.recipe.train.batch) * loss
+            loss = network.watch(watched["called_made"], self.recipe.train.batch) * loss
         return loss, watched
 
     def generator_term(self, discriminator: nn.Module, pair: JudgedPair) -> Tensor:

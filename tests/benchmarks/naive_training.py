@@ -83,7 +83,7 @@ def naive_step(both, objective, parts, factor):
                 zip(real, objective._discriminate(D, inputs, [*real.items()]), strict=True)
             )
         values = objective.generator_terms(D, inputs, made, real_maps)
-        objective.weighted(values).backward()
+        objective.weighted(values, inputs.positions).backward()
         generator.move(factor)
         D.requires_grad_(True)
     return {"discriminator": loss.detach()} | {n: v.detach() for n, v in values.items()}

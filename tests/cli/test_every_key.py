@@ -17,6 +17,7 @@ from ecgan.data import loader
 from ecgan.errors import UserError
 from ecgan.evaluation import run as evaluate
 from ecgan.generation import run as generate
+from ecgan.models.style import StylePrior
 from ecgan.recipe import label_space, load_recipe, recipe_keys
 from ecgan.shards import dataset as sets
 from ecgan.training import estimate
@@ -126,6 +127,7 @@ def sampled(recipe, folder, **options):
         recipe,
         label_space(recipe.data),
         style_encoder=checkpoint.build_style_encoder(recipe),
+        style_prior=StylePrior(4),
     )
     request = generate.Request.of(
         source, folder / "out", n_styles=2, device="cpu", quiet=True, **options
@@ -215,6 +217,9 @@ CHANGES = {
     "model.width": ("model.width=8", built),
     "model.upsamplings": ("model.upsamplings=6", built, "data.height=64", "data.width=64"),
     "model.style": ("model.style=false", built),
+    "model.style_encoder": ("model.style_encoder=none", built),
+    "model.style_injection": ("model.style_injection=start", built),
+    "model.segmentation_discriminator": ("model.segmentation_discriminator=features", built),
     "model.output": ("model.output=fused", built),
     "model.spectral_norm": ("model.spectral_norm=all", built),
     "model.edge_generator": ("model.edge_generator=false", built, "model.edge_transfer=false"),
@@ -229,6 +234,13 @@ CHANGES = {
     "losses.adversarial": ("losses.adversarial=0.5", built),
     "losses.similarity": ("losses.similarity=0.5", built, *FULL),
     "losses.contrastive": ("losses.contrastive=0.5", built),
+    "losses.segmentation_adversarial": (
+        "losses.segmentation_adversarial=0.5", built, "model.segmentation_discriminator=features",
+    ),
+    "losses.label_mix": (
+        "losses.label_mix=10", ran, "model.segmentation_discriminator=unet",
+        "model.edge_generator=false", "model.edge_transfer=false",
+    ),
     "losses.class_l1": ("losses.class_l1=0.5", built),
     "losses.feature_matching": ("losses.feature_matching=5", built),
     "losses.perceptual": (
@@ -285,6 +297,10 @@ CHANGES = {
     "sampling.filter_min_class_kept": ("sampling.filter_min_class_kept=1.0", filtered, *FILTERED),
     "sampling.filter_retries": ("sampling.filter_retries=1", filtered, *FILTERED),
     "sampling.balance_max_styles": ("sampling.balance_max_styles=3", spread),
+    "sampling.style_prior": ("sampling.style_prior=photos", sampled),
+    "sampling.style_temperature": (
+        "sampling.style_temperature=0.5", sampled, "sampling.style_prior=photos",
+    ),
     "sampling.things": ("sampling.things=[tree]", pasted),
 }  # fmt: skip
 TRAININGS = {

@@ -173,11 +173,10 @@ def _train(rank, world, root, out):
     device = torch.device("cpu")
     torch.set_default_dtype(torch.float64)
     bank = build_bank(recipe, space, device)
-    terms = Objective(
-        recipe, space, device, label_generator,
-        perceptual_features("efficientnet_lite0").double(), bank,
-    )  # fmt: skip
+    frozen = perceptual_features("efficientnet_lite0").double()
+    terms = Objective(recipe, space, device, label_generator, frozen, bank, frozen)
     both = steps.build(recipe, space, device)
+    assert both.segmentation_discriminator is not None
     logged = []
     found = loader.batches(dataset, 0, recipe.train.batch, rank=rank, world=world)
     for _, batch in zip(range(STEPS), found, strict=False):
@@ -193,6 +192,7 @@ def _train(rank, world, root, out):
     weights = {
         "generator": both.side.state_dict(),
         "discriminator": both.discriminator.network.state_dict(),
+        "segmentation_discriminator": both.segmentation_discriminator.network.state_dict(),
         "bank": bank.state_dict(),
     }
     torch.save({"weights": weights, "logged": logged}, out / f"{world}-{rank}.pt")
@@ -231,8 +231,9 @@ def test_two_ranks_with_half_a_batch_each_equal_one_with_all_of_it(tmp_path, fre
     assert len(logged) == STEPS
     for one, two in zip(logged, logged_by_two, strict=True):
         assert list(one) == [
-            "discriminator", "adversarial", "feature_matching", "perceptual", "similarity",
-            "contrastive", "class_l1", "kl",
+            "discriminator", "segmentation_discriminator", "segmentation_accuracy", "called_made",
+            "adversarial", "feature_matching", "segmentation_adversarial", "perceptual",
+            "similarity", "contrastive", "class_l1", "kl",
         ]  # fmt: skip
         assert two == pytest.approx(one, rel=1e-6)
     for name, value in alone.items():

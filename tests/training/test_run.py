@@ -41,7 +41,10 @@ TINY = (
     "train.batch=2", "train.images=8", "train.checkpoint_every=4", "train.preview_every=4",
     "train.log_every=2", "train.ema_images=4",
 )  # fmt: skip
-LIGHT = (*TINY, "losses.perceptual_network=none", "model.label_generator=off")
+LIGHT = (
+    *TINY, "losses.perceptual_network=none", "model.label_generator=off",
+    "model.segmentation_discriminator=off", "sampling.style_prior=normal",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="session")

@@ -39,10 +39,10 @@ def setting(device, *overrides):
         normalisation=segmenter.Normalisation(),
         provenance=segmenter.Provenance("trained", "random weights"),
     )
+    frozen = perceptual_features("efficientnet_lite0").to(device)
     objective = Objective(
-        recipe, space, device, label_generator.to(device),
-        perceptual_features("efficientnet_lite0").to(device),
-        build_bank(recipe, space, device),
+        recipe, space, device, label_generator.to(device), frozen,
+        build_bank(recipe, space, device), frozen,
     )  # fmt: skip
     parts = []
     for first in (0, 2):
@@ -78,7 +78,8 @@ def test_a_step_never_waits_for_the_device(monkeypatch):
     )
     both, objective, parts = setting(META)
     values = steps.step(both, objective, parts, 1.0)
-    assert set(values.means) == {"discriminator", *objective.weights}
+    watched = {"segmentation_discriminator", "segmentation_accuracy", "called_made"}
+    assert set(values.means) == {"discriminator", *watched, *objective.weights}
     assert {"similarity", "contrastive", "class_l1", "perceptual", "kl"} <= set(values.means)
     assert {"_rows", "_log_negatives", "_convolve", "_kernel_gradients"} <= set(launched)
 

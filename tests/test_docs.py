@@ -54,7 +54,9 @@ def parse(line):
         command = found
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(click.Path, "convert", lambda self, value, param, ctx: Path(value))
-        return command.make_context(command.name, words).params
+        return command.make_context(
+            command.name, words, parent=click.Context(cli, **cli.context_settings)
+        ).params
 
 
 def test_the_readme_shows_every_daily_command():

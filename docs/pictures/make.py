@@ -3,6 +3,7 @@
     python docs/pictures/make.py diagrams                    # flow.svg, packages.svg
     python docs/pictures/make.py teaser --work DIR           # teaser.png; trains for half an hour
     python docs/pictures/make.py report --demo ecgan-demo    # report.png, with Chromium
+    python docs/pictures/make.py styles --before SET --after SET    # styles.png, as they came
 
 The teaser calls the tool's own commands on toy scenes, which carry no licence; each step resumes.
 The generator is trained on crops of 64 x 128 of scenes of 128 x 256, which is four times as fast as
@@ -30,8 +31,11 @@ from torch import Tensor
 
 from ecgan.checkpoint import GeneratorFile, load_generator
 from ecgan.data.loader import to_images
-from ecgan.labels import load_label_space
+from ecgan.labels import from_json, load_label_space
 from ecgan.models.layers import condition
+from ecgan.shards.dataset import read
+from ecgan.shards.manifest import read_manifest
+from ecgan.shards.records import ShardSample
 from ecgan.training.ema import reestimate_statistics
 from ecgan.visualization import colorize, grid
 
@@ -68,6 +72,11 @@ def main() -> None:
     teaser.add_argument("--images", type=int, default=4000, help="length of the training")
     report = commands.add_parser("report")
     report.add_argument("--demo", type=Path, required=True, help="output folder of ecgan demo")
+    styles = commands.add_parser("styles")
+    for name in ("before", "after"):
+        styles.add_argument(
+            f"--{name}", type=Path, required=True, help="data set of the demo's validation layouts"
+        )
     arguments = parser.parse_args()
     match arguments.command:
         case "diagrams":
@@ -77,6 +86,9 @@ def main() -> None:
             make_teaser(arguments.work, arguments.images)
         case "report":
             photograph(arguments.demo / "report" / "report.html", HERE / "report.png")
+        case "styles":
+            made = compare_styles(arguments.before, arguments.after)
+            made.quantize(256).save(HERE / "styles.png", optimize=True)
 
 
 def make_teaser(work: Path, images: int) -> None:
@@ -173,6 +185,22 @@ def sheet(samples: Path, toy: Path) -> Image.Image:
         row = [colorize(label, space.palette), edge]
         rows.append(row + [np.array(Image.open(path)) for path in images])
     return grid(rows, ("layout = label", "edge", *_STYLES))
+
+
+def compare_styles(before: Path, after: Path, num_layouts: int = 3) -> Image.Image:
+    """The first layouts of two data sets with all their styles, of the first set above."""
+    rows = []
+    for folder in (before, after):
+        by_layout: dict[str, list[ShardSample]] = {}
+        for sample in read(folder):
+            by_layout.setdefault(sample.source, []).append(sample)
+        manifest = read_manifest(folder)
+        assert manifest is not None, f"{folder}: no data set"
+        palette = from_json(manifest.classes, str(folder)).palette
+        for key in sorted(by_layout)[:num_layouts]:
+            styles = sorted(by_layout[key], key=lambda one: one.style)
+            rows.append([colorize(styles[0].label, palette), *(one.image for one in styles)])
+    return grid(rows, ("label", *(f"style {k}" for k in range(len(rows[0]) - 1))))
 
 
 def photograph(page: Path, target: Path, width: int = 1000, height: int = 1250) -> None:

@@ -69,6 +69,11 @@ class ResidualBlock(nn.Module):
         return (self.shortcut(x) + y) * 0.5**0.5
 
 
+def _enlarged(x: Tensor, size: torch.Size) -> Tensor:
+    """Bilinear: steps of a coarse map would give G a gradient in squares."""
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+
+
 class FeatureDiscriminator(nn.Module):
     """Maps of the frozen network to logits of the N classes and of "made".
 
@@ -120,10 +125,10 @@ class FeatureDiscriminator(nn.Module):
             )
             lateral = self.laterals[index](squashed)
             if x is not None:
-                lateral = lateral + F.interpolate(x, size=lateral.shape[2:], mode="nearest")
+                lateral = lateral + _enlarged(x, lateral.shape[2:])
             x = self.blocks[index](lateral)
         assert x is not None
-        x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+        x = _enlarged(x, torch.Size([2 * side for side in x.shape[2:]]))
         return self.to_logits(leaky(x))
 
     @torch.no_grad()

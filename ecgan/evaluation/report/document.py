@@ -62,8 +62,15 @@ class Metric(BaseModel):
         protocol: str | None = None,
     ) -> "Metric":
         """Metric of numbers that may be NaN."""
-        ends = {"value": finite(value), "real": finite(real), "low": finite(low)}
-        return cls(**ends, high=finite(high), n=n, std=std, protocol=protocol)
+        return cls(
+            value=finite(value),
+            real=finite(real),
+            low=finite(low),
+            high=finite(high),
+            n=n,
+            std=std,
+            protocol=protocol,
+        )
 
 
 class ClassScore(BaseModel):

@@ -121,13 +121,15 @@ def sampled(recipe, folder, **options):
     source = folder / "generator.safetensors"
     torch.manual_seed(0)
     generator = checkpoint.build_generator(recipe, label_space(recipe.data))
+    prior = StylePrior(4)
+    prior.deviations.fill_(3)
     checkpoint.save_generator(
         source,
         generator,
         recipe,
         label_space(recipe.data),
         style_encoder=checkpoint.build_style_encoder(recipe),
-        style_prior=StylePrior(4),
+        style_prior=prior,
     )
     request = generate.Request.of(
         source, folder / "out", n_styles=2, device="cpu", quiet=True, **options
@@ -139,6 +141,12 @@ def sampled(recipe, folder, **options):
     fingerprint = {k: v for k, v in manifest["fingerprint"].items() if k == "batch"}
     decided = manifest["fingerprint"]["filter"], manifest["filter"], manifest["class_pixels"]
     return names, card, fingerprint, decided
+
+
+def drawn(recipe, folder):
+    """Pixels of a data set."""
+    sampled(recipe, folder)
+    return [sample.image.tolist() for sample in sets.read(folder / "out")]
 
 
 def filtered(recipe, folder):
@@ -297,9 +305,9 @@ CHANGES = {
     "sampling.filter_min_class_kept": ("sampling.filter_min_class_kept=1.0", filtered, *FILTERED),
     "sampling.filter_retries": ("sampling.filter_retries=1", filtered, *FILTERED),
     "sampling.balance_max_styles": ("sampling.balance_max_styles=3", spread),
-    "sampling.style_prior": ("sampling.style_prior=photos", sampled),
+    "sampling.style_prior": ("sampling.style_prior=photos", drawn),
     "sampling.style_temperature": (
-        "sampling.style_temperature=0.5", sampled, "sampling.style_prior=photos",
+        "sampling.style_temperature=0.5", drawn, "sampling.style_prior=photos",
     ),
     "sampling.things": ("sampling.things=[tree]", pasted),
 }  # fmt: skip

@@ -102,6 +102,7 @@ def test_commands_about_recipes_run(line, tmp_path, monkeypatch):
     assert result.exit_code == 0, result.output
 
 
+@pytest.mark.slow
 def test_a_folder_of_ones_own_is_inspected_and_planned_as_shown(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     readme = [line for name, line in commands() if name == "README.md"]

@@ -52,6 +52,7 @@ def test_layouts_that_the_generator_saw_are_marked(world, tmp_path):
     assert any("trained on 2 of these 3 layouts" in mark for mark in document["warnings"])
 
 
+@pytest.mark.slow
 def test_a_judge_that_saw_the_layouts_is_marked(world, tmp_path):
     recipe = recipe_of(world, evaluate={"judge_training": {"images": 8, "channels": 8}})
     train = tmp_path / "train"
@@ -65,6 +66,7 @@ def test_a_judge_that_saw_the_layouts_is_marked(world, tmp_path):
     assert document["warnings"] == []
 
 
+@pytest.mark.slow
 def test_what_was_looked_at_is_not_looked_at_again(world, tmp_path, monkeypatch):
     monkeypatch.setenv("ECGAN_CACHE", str(tmp_path / "cache"))
     first, _ = evaluated(request_of(world, tmp_path / "a"))
@@ -177,6 +179,7 @@ def test_photos_are_looked_at_again_when_their_classes_change(world):
     assert prints[0] == prints[1] != prints[2]
 
 
+@pytest.mark.slow
 def test_a_varied_layout_is_no_style_of_the_one_that_it_was(world, tmp_path):
     root = world / "real"
     make = {

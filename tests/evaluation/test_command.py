@@ -170,6 +170,7 @@ def test_evaluate_without_arguments_after_augment(world, tmp_path, monkeypatch):
     assert made.seen_layouts == 0
 
 
+@pytest.mark.slow
 def test_a_set_may_have_any_name(world, tmp_path, monkeypatch):
     """The photos are not told apart from it by a word."""
     monkeypatch.chdir(tmp_path)

@@ -62,6 +62,7 @@ def plain(world, split, change=lambda x: x):
             yield pixels.reshape(-1, 3).tolist(), np.asarray(y).reshape(-1).tolist()
 
 
+@pytest.mark.slow
 def test_style_spread_is_its_definition_over_photos_of_all_splits(divided, tmp_path):
     samples = write_styles(divided, tmp_path / "styles", CHANGES)
     recipe = recipe_of(divided, evaluate={"features": []})
@@ -119,6 +120,7 @@ def test_one_style_has_no_spread_and_reads_no_further_split(divided, tmp_path):
     assert document["metrics"]["top_octave"]["real"] is None  # train photos were not read
 
 
+@pytest.mark.slow
 def test_top_octave_tells_blur_and_noise_from_photos(world, tmp_path):
     def noise(x):
         return np.clip(x + np.random.default_rng(0).normal(0, 40, x.shape), 0, 255).astype(np.uint8)

@@ -211,6 +211,7 @@ def test_samples_in_an_object_store(world, tmp_path):
         assert document["metrics"][name] == plain["metrics"][name]
 
 
+@pytest.mark.slow
 def test_splits_that_share_names_are_told_apart_by_their_label_maps(tmp_path):
     """scene-00 of train is not the photo of scene-00 of val."""
     root = tmp_path / "real"

@@ -21,6 +21,7 @@ from tests.helpers.tiny import SIZE
 # Extension
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data_format", FORMATS)
 def test_an_extended_data_set_keeps_its_shards_and_gets_styles_and_layouts(
     request_of, world, tmp_path, data_format
@@ -197,6 +198,7 @@ def test_a_dry_run_writes_and_trains_nothing(request_of, world, tmp_path, monkey
     assert hardness == (changes.get("spread") == "hardness")
 
 
+@pytest.mark.slow
 def test_a_dry_run_over_a_filtered_data_set_compares_what_it_knows(request_of, world, tmp_path):
     changes = {"label_filter": "train", "spread": "hardness"}
     generate.run(request_of(**changes))

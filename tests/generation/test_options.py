@@ -33,6 +33,7 @@ def records(out):
 # The label filter
 
 
+@pytest.mark.slow
 def test_the_filter_makes_unlabelled_what_the_segmenter_does_not_recognise(
     request_of, world, tmp_path
 ):
@@ -61,6 +62,7 @@ def test_the_filter_makes_unlabelled_what_the_segmenter_does_not_recognise(
     assert verify(tmp_path / "filtered", quiet=True).faults == []
 
 
+@pytest.mark.slow
 def test_dropped_samples_shorten_shards_and_are_counted(request_of, tmp_path):
     first = request_of(label_filter="train", samples_per_shard=18)
     generate.run(first)
@@ -87,6 +89,7 @@ def test_dropped_samples_shorten_shards_and_are_counted(request_of, tmp_path):
     assert "left none of the 4 samples of shard 0" in result.failed[0]
 
 
+@pytest.mark.slow
 def test_retries_take_the_next_seeds_and_keep_the_best(request_of, tmp_path):
     overrides = ("sampling.filter_min_kept=1.0", "sampling.filter_retries=2")
     generate.run(request_of(label_filter="train"))

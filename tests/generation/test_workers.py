@@ -147,6 +147,7 @@ def test_a_data_set_in_s3_is_made_by_two_workers_resumed_and_verified(
     assert len(SampleDataset(url)) == 18
 
 
+@pytest.mark.slow
 def test_a_data_set_in_memory_has_the_bytes_of_one_in_a_folder(request_of, tmp_path):
     url = f"memory://{tmp_path.name}/set"
     for data_format in FORMATS:

@@ -78,6 +78,7 @@ def test_condition_and_image_stay_aligned():
     assert 0.3 < inside.float().mean() < 0.9
 
 
+@pytest.mark.slow
 def test_gradient_passes():
     picture = torch.rand(2, 3, 8, 16, dtype=torch.float64, requires_grad=True)
     keyed = draw(0, [0, 1])

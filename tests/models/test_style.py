@@ -30,6 +30,7 @@ def test_a_style_of_the_prior_matches_its_definition():
     assert prior(noise, 0.7).tolist() == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_the_moments_are_those_of_styles_drawn_for_the_photos():
     means, log_variances = (x.double() for x in posteriors(30))
     mean, covariance = style_moments(means, log_variances)

@@ -225,6 +225,7 @@ def test_contrast_kernels_match_float64(kernels, temperature, anchors, with_bank
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_bank", [False, True])
 def test_contrast_kernels_leave_out_what_takes_no_part(kernels, with_bank):
     """As plain torch does, and as if it were not there."""
@@ -271,6 +272,7 @@ def test_contrast_kernels_are_finite_whatever_the_classes(kernels, classes):
     compare_contrast(unit(len(classes), 5), classes, 0.07, total=1e-5, gradient=1e-3)
 
 
+@pytest.mark.slow
 def test_contrast_kernels_take_vectors_of_many_numbers(kernels):
     """Stored rows of two parts, three times 64 numbers; classes in whole tiles and in pieces."""
     classes = torch.arange(3, device=DEVICE).repeat_interleave(
@@ -327,6 +329,7 @@ def test_class_head_kernels_match_one_branch_a_class(kernels, sizes, channels, o
         assert_close(one, other, 1e-5)
 
 
+@pytest.mark.slow
 def test_class_heads_take_half_precision_and_stay_float32(implementation):
     labels = torch.randint(0, 3, (1, 2, 6), device=DEVICE)
     weights = [w.detach().float().to(DEVICE).requires_grad_() for w in heads(3, 4)]

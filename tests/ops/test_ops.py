@@ -467,6 +467,7 @@ def test_class_heads_give_0_and_zero_gradients_where_nothing_is_labelled():
     assert all(not gradient.any() for gradient in gradients)
 
 
+@pytest.mark.slow
 def test_class_heads_cost_the_same_for_12_classes_as_for_182():
     def flops(N):
         weights = heads(N, 8, torch.float32)

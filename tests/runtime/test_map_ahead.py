@@ -53,6 +53,7 @@ def test_results_of_several_threads_come_in_the_order_of_the_arguments():
     assert 1 < len({name for _, name in results}) <= 3
 
 
+@pytest.mark.slow
 def test_an_iterator_that_is_never_closed_does_not_keep_or_break_the_interpreter():
     """Its thread is inside torch when the program ends, as after an interrupt."""
     code = (

@@ -258,6 +258,7 @@ def test_no_layout_is_judged_by_what_learnt_from_it(root, tmp_path):
         assert np.array_equal(again.mean, losses.mean)
 
 
+@pytest.mark.slow
 def test_workers_judge_as_the_driver_would(root, tmp_path):
     spec, _ = prepared(root, tmp_path)
     spec = replace(spec, thresholds=Thresholds(1.0))
@@ -291,6 +292,7 @@ def is_visible(path):
     return path.is_file() and ".ecgan" not in path.parts
 
 
+@pytest.mark.slow
 def test_preparing_again_finds_what_is_there(own_root, tmp_path):
     cache = tmp_path / "cache"
     spec, _ = prepared(own_root, cache)

@@ -301,6 +301,7 @@ def test_mask_classification(kind, tmp_path, images):
     assert torch.equal(copy.probabilities(images), probabilities)
 
 
+@pytest.mark.slow
 def test_training_is_seeded_and_cached(street, tmp_path):
     state = torch.get_rng_state()
     first = train(street, tmp_path / "a")

@@ -349,6 +349,7 @@ def _interrupt_after(path):
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_left_alone_and_a_longer_one_goes_on(recipe, tmp_path):
     out = tmp_path / "run"
     run(recipe("train.images=4"), out)
@@ -360,6 +361,7 @@ def test_a_finished_run_is_left_alone_and_a_longer_one_goes_on(recipe, tmp_path)
     assert checkpoint.load_generator(out / checkpoint.GENERATOR).metadata.images_seen == 6
 
 
+@pytest.mark.slow
 def test_a_run_folder_has_all_that_others_need(recipe, tmp_path):
     out = tmp_path / "run"
     run(recipe("losses.contrastive_bank=1"), out)
@@ -515,6 +517,7 @@ def classes(*names):
     return LabelSpace(tuple(LabelClass(i, name, (i, i, i)) for i, name in enumerate(names)))
 
 
+@pytest.mark.slow
 def test_another_generator_of_other_classes_gives_what_fits(recipe, tmp_path):
     theirs, ours = classes("road", "sky", "tree"), classes("tree", "car", "road", "lamp")
     same = recipe()
@@ -550,6 +553,7 @@ def test_another_generator_of_other_classes_gives_what_fits(recipe, tmp_path):
     assert torch.equal(after[plain], given[plain])
 
 
+@pytest.mark.slow
 def test_a_generator_of_another_width_is_named_as_not_fitting(recipe, tmp_path):
     space = classes("road", "sky")
     wide = recipe("model.width=8", "model.style=false")
@@ -603,6 +607,7 @@ def test_a_dry_run_tells_and_writes_nothing(scenes, tmp_path):
     assert not out.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [(), ("--nproc-per-node", "2"), ("--batch", "4", "-q"), ("--init",), ("--profile", "1")],
@@ -651,6 +656,7 @@ def test_a_profile_of_several_ranks_is_refused(scenes, monkeypatch, ranks):
     assert "elapsed" not in result.output
 
 
+@pytest.mark.slow
 def test_a_profile_starts_from_the_generator_of_init(scenes, recipe, tmp_path, monkeypatch):
     init = untrained_generator(recipe("model.width=8"), tmp_path)
     started = []
@@ -724,6 +730,7 @@ def test_statistics_are_estimated_over_few_layouts_at_once(recipe, tmp_path, mon
     assert set(sizes) == {1}
 
 
+@pytest.mark.slow
 def test_checkpointing_may_change_on_the_way(recipe, tmp_path):
     """It changes no number."""
     assert run(recipe("train.images=4"), tmp_path / "run") == "done"
@@ -809,6 +816,7 @@ def test_a_checkpoint_of_an_unfused_adam_goes_on_as_the_fused_one(recipe):
         torch.testing.assert_close(own, expected, rtol=0, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_a_generator_says_what_those_saw_that_it_started_from(recipe, tmp_path):
     """Over two starts, and over a resumption without the option."""
     first, second, third = (tmp_path / name for name in ("first", "second", "third"))

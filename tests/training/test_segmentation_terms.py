@@ -133,6 +133,7 @@ def test_a_critic_that_always_wins_does_not_learn(setting):
     assert watched["segmentation_discriminator"] > 0
 
 
+@pytest.mark.slow
 def test_a_resumed_run_with_it_and_with_the_prior_equals_an_unbroken_one(recipe, tmp_path):
     settings = (*FEATURES, *STYLES, "train.accumulate=2")
     whole, halves = tmp_path / "whole", tmp_path / "halves"
@@ -174,6 +175,7 @@ def assert_resumes(recipe, settings, out):
     assert run(recipe(*settings), out) == "done"
 
 
+@pytest.mark.slow
 def test_the_prior_of_the_photos_is_in_the_file_and_styles_are_drawn_from_it(recipe, tmp_path):
     run(recipe(*STYLES), tmp_path / "run")
     file = checkpoint.load_generator(tmp_path / "run" / checkpoint.GENERATOR)
@@ -182,6 +184,7 @@ def test_the_prior_of_the_photos_is_in_the_file_and_styles_are_drawn_from_it(rec
     assert file.style_prior.mean.abs().sum() > 0
 
 
+@pytest.mark.slow
 def test_a_finished_run_gets_the_prior_when_it_is_asked_for(recipe, tmp_path):
     out = tmp_path / "run"
     run(recipe(), out)
@@ -204,6 +207,7 @@ TINY_OASIS = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_recipe_oasis_trains_resumes_and_samples_many_styles(recipe, tmp_path):
     own = ("train.accumulate=1",)
 

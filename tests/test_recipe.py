@@ -272,7 +272,8 @@ def test_a_file_with_a_key_by_both_names_is_refused(tmp_path):
 def test_the_hash_of_a_generators_recipe_is_that_of_version_0_1():
     old = (  # the recipe as it was
         *("model.style_encoder=gaugan", "model.style_injection=start", "losses.kl=0.05"),
-        "model.segmentation_discriminator=off",
+        *("model.segmentation_discriminator=off", "model.label_generator=train"),
+        *("train.images=1600", "train.checkpoint_every=800", "train.preview_every=800"),
     )
     recipe = load_recipe("demo", old)
     before = "12a51e3b7bd1ab7aba1452ddc4ede7fb228103ed8c198f898cd83525bbb00bac"

@@ -24,6 +24,7 @@ from tests.helpers.tiny import write_pairs
 STEPS = 3
 TINY = (
     "data.height=32", "data.width=64", "model.width=4", "train.batch=4",
+    "model.label_generator=train",
     "losses.contrastive_bank=2", "losses.contrastive_taps=[0,1]",
     "train.lr_generator=1e-4", "train.lr_discriminator=1e-4",
 )  # fmt: skip

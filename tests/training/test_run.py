@@ -35,7 +35,7 @@ from tests.helpers.tiny import write_pairs
 
 CPU = torch.device("cpu")
 TINY = (
-    "data.height=32", "data.width=64", "model.width=4",
+    "model.label_generator=train", "data.height=32", "data.width=64", "model.width=4",
     "model.label_generator_training={channels: 8, images: 8}",
     "evaluate.judge_training={channels: 8, images: 8}",
     "train.batch=2", "train.images=8", "train.checkpoint_every=4", "train.preview_every=4",
@@ -140,7 +140,8 @@ def test_a_row_of_table_3_has_its_parts_and_terms(row, parts, extra_terms):
     ],
 )
 def test_a_weight_of_zero_leaves_out_the_term_and_what_only_it_needs(override, part, term):
-    full, less = load_recipe("demo"), load_recipe("demo", [override])
+    whole = "model.label_generator=train"
+    full, less = load_recipe("demo", [whole]), load_recipe("demo", [whole, override])
     assert set(full.parts().terms) - set(less.parts().terms) == {term}
     assert set(full.parts().names) - set(less.parts().names) == ({part} if part else set())
 

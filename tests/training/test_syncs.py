@@ -21,6 +21,7 @@ from ecgan.training.objective import Inputs, Objective, build_bank
 META = torch.device("meta")
 TINY = (
     "data.classes=[road, sky, car, tree]", "data.height=32", "data.width=64", "model.width=4",
+    "model.label_generator=train",
     "model.label_generator_training.channels=8", "losses.contrastive_bank=2",
     "losses.similarity_stride=2",
     "losses.contrastive_taps=[0,1]", "train.batch=4", "train.accumulate=2",

@@ -244,18 +244,19 @@ class _Schedule(Generic[Job, Result]):
             self._failure = self._none_left()
 
     def _next(self, index: int) -> _Task[Job] | None:
-        """A job that failed elsewhere, a new one, or, last, one that failed here.
+        """A job that failed elsewhere, or a new one.
 
-        A worker that fails fast must not hoard jobs while the others are busy: when there are as
-        many to be done again as workers, the oldest comes first, wherever it failed.
+        A job comes back to a worker that failed at it only when all that are left have: one broken
+        GPU costs it one attempt, however long the others take to come up. A worker that fails fast
+        must not hoard jobs meanwhile: with as many to be done again as workers, it gets no new one.
         """
         for task in self._again:
-            if index not in task.tried or len(self._again) >= self._workers.count:
+            if index not in task.tried or task.tried >= self._lives.keys():
                 self._again.remove(task)
                 return task
-        for job in self._jobs:
-            return _Task(job)
-        return self._again.popleft() if self._again else None
+        if len(self._again) >= self._workers.count:
+            return None
+        return next((_Task(job) for job in self._jobs), None)
 
     def _collect(self) -> None:
         """Wait for something to happen, and go on with it."""

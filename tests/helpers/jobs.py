@@ -107,12 +107,13 @@ class Make:
     def stall_second(self, job):
         return job if self.first_time(os.getpid()) else self.stall(job)
 
-    def fail_slowly_at_first_place(self, job):
+    def start_fail_until_the_other_is_up(self, index):
+        if index == 1:
+            time.sleep(4)  # the first place fails at many jobs meanwhile
+
+    def fail_until_the_other_is_up(self, job):
         time.sleep(0.1)
         if self.index == 0:
-            while {index for index, _ in self.made} != {0, 1}:
-                time.sleep(0.02)
-            time.sleep(0.9)  # the other place is free long before
             raise RuntimeError("this GPU is broken")
         return self.index
 

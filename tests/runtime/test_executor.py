@@ -208,9 +208,9 @@ def test_a_stalled_worker_is_replaced_and_its_job_done(pool, tmp_path):
 
 
 def test_a_job_goes_to_another_place_where_there_is_one(pool, tmp_path):
-    """One broken GPU costs each of its jobs one attempt."""
+    """One broken GPU costs each of its jobs one attempt, also while the others come up."""
     outcomes = list(
-        run_jobs(Make("fail_slowly_at_first_place", tmp_path), range(12), workers(pool))
+        run_jobs(Make("fail_until_the_other_is_up", tmp_path), range(12), workers(pool))
     )
     assert [outcome.result for outcome in outcomes] == [1] * 12
     assert {outcome.attempts for outcome in outcomes} == {1, 2}

@@ -4,15 +4,16 @@ Two spaces (docs/paper.md, "Label spaces"): **input ids** 0..N-1, which the gene
 on and which the data set that we write carries, and **evaluation ids**, which segmenters are scored
 in (Cityscapes: 35 raw ids in, 19 train ids scored). For most data sets both are the same.
 
-In memory and in every file that we write, an unlabelled pixel is ``ignore_index``: 255, or 65535
-with more than 255 classes. The value of unlabelled pixels in the user's files is ``ignore``.
+In memory and in every label map that we write, an unlabelled pixel is ``ignore_index``: 255, or
+65535 with more than 255 classes. The value of unlabelled pixels in the user's files is ``ignore``,
+and ``file_ids`` gives their numbers where these are not the input ids.
 """
 
 import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
@@ -46,11 +47,16 @@ def spellings(name: str) -> list[str]:
 
 @dataclass(frozen=True)
 class LabelClass:
-    """One semantic class: its id in label maps, its name, its colour in colour masks (RGB)."""
+    """One semantic class: its id in label maps, its name, its colour in colour masks (RGB).
+
+    ``has_color`` is False where the user's list gives no colour and the default one stands in,
+    which no colour mask can mean. It decides no equality: lists of earlier versions lack it.
+    """
 
     id: int
     name: str
     color: tuple[int, int, int]
+    has_color: bool = field(default=True, compare=False)
 
 
 @dataclass(frozen=True)
@@ -64,12 +70,16 @@ class LabelSpace:
         evaluation: evaluation id of each class, ``ignore_index`` for classes that are not
             scored; None where evaluation uses the input ids.
         evaluation_names: names of the evaluation ids; empty where ``evaluation`` is None.
+        file_ids: number in the user's label files and the class that it means, in ascending order;
+            ``ignore_index`` for a further number of unlabelled pixels. Several numbers may mean one
+            class. None where the numbers are the ids.
     """
 
     classes: tuple[LabelClass, ...]
     ignore: int | None = 255
     evaluation: tuple[int, ...] | None = None
     evaluation_names: tuple[str, ...] = ()
+    file_ids: tuple[tuple[int, int], ...] | None = None
 
     @property
     def num_classes(self) -> int:
@@ -89,6 +99,15 @@ class LabelSpace:
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(c.name for c in self.classes)
+
+    @cached_property
+    def colors_given(self) -> tuple[bool, ...]:
+        """Whether the user's list gives each class's colour; see :class:`LabelClass`."""
+        return tuple(c.has_color for c in self.classes)
+
+    def written(self) -> "LabelSpace":
+        """The same classes as label maps that we write have them: in ids, and ``ignore_index``."""
+        return replace(self, ignore=self.ignore_index, file_ids=None)
 
     @cached_property
     def palette(self) -> npt.NDArray[np.uint8]:
@@ -130,7 +149,15 @@ class LabelSpace:
         return cast(Labels, table[labels])
 
     def to_json(self) -> dict[str, Any]:
-        """Content of ``classes.json``, with the evaluation ids if there are any."""
+        """Content of ``classes.json``; evaluation ids and numbers of files if there are any."""
+        value = self.identity()
+        for c, entry in zip(self.classes, value["classes"], strict=True):
+            if not c.has_color:
+                entry["has_color"] = False
+        return value
+
+    def identity(self) -> dict[str, Any]:
+        """:meth:`to_json` with what decides equality alone, as hashes and comparisons need it."""
         value: dict[str, Any] = {
             "classes": [{"id": c.id, "name": c.name, "color": list(c.color)} for c in self.classes],
             "ignore": self.ignore,
@@ -138,7 +165,22 @@ class LabelSpace:
         if self.evaluation is not None:
             value["evaluation"] = list(self.evaluation)
             value["evaluation_names"] = list(self.evaluation_names)
+        if self.file_ids is not None:
+            value["file_ids"] = {str(number): label for number, label in self.file_ids}
         return value
+
+    def entries(self) -> list[dict[str, Any]]:
+        """Classes as a user lists them: numbers of the files, and the colours that were given."""
+        numbers: dict[int, list[int]] = {c.id: [] for c in self.classes}
+        for number, label in self.file_ids or [(c.id, c.id) for c in self.classes]:
+            numbers.setdefault(label, []).append(number)
+        found: list[dict[str, Any]] = []
+        for c in self.classes:
+            own = numbers[c.id]
+            key: dict[str, Any] = {"id": own[0]} if len(own) == 1 else {"ids": own}
+            color = {"color": list(c.color)} if c.has_color else {}
+            found.append({**key, "name": c.name, **color})
+        return found
 
 
 def _ignore_index(num_classes: int) -> int:
@@ -149,14 +191,17 @@ def from_json(value: object, source: str) -> LabelSpace:
     """Label space from the parsed content of ``classes.json``.
 
     Accepts the object that :meth:`LabelSpace.to_json` gives, or a bare list of classes; a class is
-    an object with ``name`` and, optionally, ``id`` and ``color``, or just its name.
+    an object with ``name`` and, optionally, ``id`` (or ``ids``, where several numbers mean it) and
+    ``color``, or just its name. Ids other than 0..N-1 are numbers of the label files alone: sorted
+    by them, the classes get the ids 0..N-1, and the numbers become ``file_ids``. ``ignore`` is a
+    number, several, or null.
 
     Args:
         value: parsed JSON.
         source: name of the file in error messages.
 
     Raises:
-        UserError: gaps, duplicate ids or names, wrong types; all of them at once.
+        UserError: duplicate ids or names, wrong types; all of them at once.
     """
     document: dict[str, Any] = {"classes": value} if isinstance(value, list) else cast(Any, value)
     if not isinstance(document, dict) or not isinstance(document.get("classes"), list):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -166,24 +211,28 @@ def from_json(value: object, source: str) -> LabelSpace:
         )
     faults: list[str] = []
     entries = cast(Sequence[object], document["classes"])
-    classes = [_label_class(entry, index, faults) for index, entry in enumerate(entries)]
-    ignore = document.get("ignore", _ignore_index(len(entries)))
-    if not (ignore is None or (isinstance(ignore, int) and 0 <= ignore <= 65535)):
-        faults.append(f"ignore: expected a number from 0 to 65535 or null, got {ignore!r}")
-    faults += _class_list_faults(classes)
-    if ignore is not None and any(c.id == ignore for c in classes):
-        faults.append(f"ignore: {ignore} is also the id of a class; use another value, or null")
-    evaluation = cast("list[int] | None", document.get("evaluation"))
+    listed = sorted(
+        (_listed_class(entry, index, faults) for index, entry in enumerate(entries)),
+        key=lambda one: one.numbers[0],
+    )
+    classes = tuple(replace(one.shown, id=index) for index, one in enumerate(listed))
+    numbers = {number: label for label, one in enumerate(listed) for number in one.numbers}
+    faults += _class_list_faults(listed)
+    if "file_ids" in document:
+        numbers = _file_ids(document["file_ids"], numbers, faults)
+    ignore = _ignored(document, numbers, faults)
+    evaluation = document.get("evaluation")
     if evaluation is not None:
-        names = cast("list[str]", document.get("evaluation_names", []))
+        names = document.get("evaluation_names", [])
         faults += _evaluation_faults(evaluation, names, len(classes))
     if faults:
         raise UserError(source, faults)
     return LabelSpace(
-        tuple(sorted(classes, key=lambda c: c.id)),
-        ignore,
+        classes,
+        ignore[0] if ignore else None,
         tuple(evaluation) if evaluation is not None else None,
-        tuple(document.get("evaluation_names", ())),
+        tuple(document.get("evaluation_names", ())) if evaluation is not None else (),
+        _as_file_ids(numbers, ignore, len(classes)),
     )
 
 
@@ -228,24 +277,109 @@ def default_color(index: int) -> tuple[int, int, int]:
     return color[0], color[1], color[2]
 
 
-def _label_class(entry: object, index: int, faults: list[str]) -> LabelClass:
+@dataclass(frozen=True)
+class _Listed:
+    """A class as the user's list gives it, and the numbers of the label files that mean it."""
+
+    shown: LabelClass
+    numbers: tuple[int, ...]
+
+
+def _listed_class(entry: object, index: int, faults: list[str]) -> _Listed:
     fields: dict[str, Any] = {"name": entry} if isinstance(entry, str) else cast(Any, entry)
     path = f"classes[{index}]"
     if not isinstance(fields, dict):  # pyright: ignore[reportUnnecessaryIsInstance]
         faults.append(f"{path}: expected a name or an object, got {entry!r}")
-        return LabelClass(index, f"class {index}", default_color(index))
-    number, name = fields.get("id", index), fields.get("name")
-    if not isinstance(number, int) or isinstance(number, bool) or number < 0:
-        faults.append(f"{path}.id: expected a number from 0, got {number!r}")
-        number = index
+        fields = {"name": f"class {index}"}
+    name = fields.get("name")
     if not isinstance(name, str) or not name:
         faults.append(f"{path}.name: expected a name, got {name!r}")
         name = f"class {index}"
+    has_color = fields.get("has_color", "color" in fields)
+    if not isinstance(has_color, bool):
+        faults.append(f"{path}.has_color: expected true or false, got {has_color!r}")
     color = fields.get("color", default_color(index))
     if not _is_color(color):
         faults.append(f"{path}.color: expected three numbers from 0 to 255, got {color!r}")
         color = default_color(index)
-    return LabelClass(number, name, (color[0], color[1], color[2]))
+    shown = LabelClass(index, name, (color[0], color[1], color[2]), bool(has_color))
+    return _Listed(shown, _numbers(fields, index, path, faults))
+
+
+def _numbers(
+    fields: Mapping[str, Any], index: int, path: str, faults: list[str]
+) -> tuple[int, ...]:
+    """Numbers of the label files that mean a class, in ascending order."""
+    if "ids" not in fields:
+        number = fields.get("id", index)
+        if _is_number(number):
+            return (number,)
+        faults.append(f"{path}.id: expected a number from 0 to 65535, got {number!r}")
+        return (index,)
+    several = fields["ids"]
+    if "id" in fields:
+        faults.append(f"{path}: has id and ids; give one of them")
+    elif isinstance(several, list) and several and all(map(_is_number, cast("list[Any]", several))):
+        return tuple(sorted(cast("list[int]", several)))
+    else:
+        faults.append(f"{path}.ids: expected numbers from 0 to 65535, got {several!r}")
+    return (index,)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 65535
+
+
+def _file_ids(value: object, numbers: Mapping[int, int], faults: list[str]) -> dict[int, int]:
+    """Class of each number of the label files, from the key ``file_ids``."""
+    count = len(set(numbers.values()))
+    allowed = {*range(count), _ignore_index(count)}
+    if sorted(numbers) != [*range(count)]:
+        faults.append("file_ids: needs classes with the ids 0 to N-1; leave it out, or those ids")
+    pairs = cast("dict[object, object]", value).items() if isinstance(value, dict) else ()
+    found = {
+        int(str(number)): label
+        for number, label in pairs
+        if re.fullmatch("[0-9]{1,5}", str(number)) and isinstance(label, int) and label in allowed
+    }
+    if not found or len(found) != len(pairs) or max(found) > 65535:
+        faults.append(
+            f'file_ids: expected {{"7": 0, ...}}, numbers of the label files and ids from 0 to '
+            f"{count - 1}, got {value!r}"
+        )
+    return found
+
+
+def _ignored(
+    document: Mapping[str, Any], numbers: Mapping[int, int], faults: list[str]
+) -> list[int]:
+    """Numbers of unlabelled pixels in the label files, the first one being ``ignore``."""
+    count = len(document["classes"])
+    default = _ignore_index(count)
+    value = document.get("ignore", None if default in numbers else default)
+    several = cast("list[Any]", value if isinstance(value, list) else [value])
+    if value is None:
+        return []
+    if not several or not all(map(_is_number, several)):
+        faults.append(f"ignore: expected a number from 0 to 65535 or null, got {value!r}")
+        return []
+    faults += [
+        f"ignore: {number} is also the id of a class; use another value, or null"
+        for number in several
+        if numbers.get(number, default) != default
+    ]
+    return [*dict.fromkeys(several)]
+
+
+def _as_file_ids(
+    numbers: Mapping[int, int], ignore: Sequence[int], num_classes: int
+) -> tuple[tuple[int, int], ...] | None:
+    """Pairs of number and class, or None where each number is its class's id."""
+    pairs = {**numbers, **dict.fromkeys(ignore[1:], _ignore_index(num_classes))}
+    pairs = {number: label for number, label in pairs.items() if [number] != [*ignore[:1]]}
+    if pairs == {number: number for number in range(num_classes)}:
+        return None
+    return tuple(sorted(pairs.items()))
 
 
 def _is_color(value: Any) -> bool:  # noqa: ANN401
@@ -256,7 +390,12 @@ def _is_color(value: Any) -> bool:  # noqa: ANN401
     )
 
 
-def _evaluation_faults(evaluation: list[int], names: list[str], num_classes: int) -> list[str]:
+def _evaluation_faults(evaluation: Any, names: Any, num_classes: int) -> list[str]:  # noqa: ANN401
+    if not (isinstance(evaluation, list) and all(map(_is_number, cast("list[Any]", evaluation)))):
+        return [f"evaluation: expected an id for each class, got {evaluation!r}"]
+    if not (isinstance(names, list) and all(isinstance(n, str) for n in cast("list[Any]", names))):
+        return [f"evaluation_names: expected names, got {names!r}"]
+    evaluation, names = cast("list[int]", evaluation), cast("list[str]", names)
     faults: list[str] = []
     if len(evaluation) != num_classes:
         faults.append(f"evaluation: has {len(evaluation)} ids for {num_classes} classes")
@@ -270,19 +409,12 @@ def _evaluation_faults(evaluation: list[int], names: list[str], num_classes: int
     return faults
 
 
-def _class_list_faults(classes: Sequence[LabelClass]) -> list[str]:
-    if not classes:
+def _class_list_faults(listed: Sequence[_Listed]) -> list[str]:
+    if not listed:
         return ["classes: the list is empty"]
-    faults: list[str] = []
-    ids, names = Counter(c.id for c in classes), Counter(c.name for c in classes)
-    faults += [f"classes: id {i} occurs {count} times" for i, count in ids.items() if count > 1]
-    faults += [
-        f"classes: name {n!r} occurs {count} times" for n, count in names.items() if count > 1
+    ids = Counter(number for one in listed for number in one.numbers)
+    names = Counter(one.shown.name for one in listed)
+    return [
+        *(f"classes: id {i} occurs {count} times" for i, count in ids.items() if count > 1),
+        *(f"classes: name {n!r} occurs {count} times" for n, count in names.items() if count > 1),
     ]
-    missing = sorted(set(range(len(classes))) - set(ids))
-    if missing and not any(count > 1 for count in ids.values()):
-        faults.append(
-            f"classes: ids must run from 0 to {len(classes) - 1} without gaps; "
-            f"{', '.join(map(str, missing))} missing"
-        )
-    return faults

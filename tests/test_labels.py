@@ -115,10 +115,39 @@ def test_the_palette_has_the_classes_colours_and_black():
 
 
 REFUSED = {
-    "a gap": (
-        road_and_sky(classes=[{"id": 0, "name": "a"}, {"id": 2, "name": "b"}]),
-        "ids must run from 0 to 1 without gaps; 1 missing",
+    "a number of two classes": (
+        road_and_sky(classes=[{"ids": [0, 7], "name": "a"}, {"id": 7, "name": "b"}]),
+        "id 7 occurs 2 times",
     ),
+    "id and ids": (
+        road_and_sky(classes=[{"id": 0, "ids": [0, 7], "name": "a"}]),
+        "classes[0]: has id and ids; give one of them",
+    ),
+    "no ids": (
+        road_and_sky(classes=[{"ids": [], "name": "a"}]),
+        "classes[0].ids: expected numbers from 0 to 65535, got []",
+    ),
+    "an id of more than 16 bits": (
+        road_and_sky(classes=[{"id": 65536, "name": "a"}]),
+        "classes[0].id: expected a number from 0 to 65535, got 65536",
+    ),
+    "numbers of files that mean no class": (
+        road_and_sky(file_ids={"7": 2}),
+        'file_ids: expected {"7": 0, ...}, numbers of the label files and ids from 0 to 1',
+    ),
+    "numbers of files twice": (
+        {"classes": [{"id": 7, "name": "a"}], "file_ids": {"7": 0}},
+        "file_ids: needs classes with the ids 0 to N-1",
+    ),
+    "has_color is no truth value": (
+        road_and_sky(classes=[{"name": "a", "has_color": "no"}]),
+        "classes[0].has_color: expected true or false, got 'no'",
+    ),
+    "one of several ignored numbers is a class": (
+        road_and_sky(ignore=[255, 1]),
+        "ignore: 1 is also the id of a class",
+    ),
+    "evaluation is no list": (road_and_sky(evaluation="x"), "evaluation: expected an id for each"),
     "a duplicate id": (
         road_and_sky(classes=[{"id": 0, "name": "a"}, {"id": 0, "name": "b"}]),
         "id 0 occurs 2 times",
@@ -129,7 +158,7 @@ REFUSED = {
     "no object": (road_and_sky(classes=[3]), "classes[0]: expected a name or an object, got 3"),
     "a negative id": (
         road_and_sky(classes=[{"id": -1, "name": "a"}]),
-        "classes[0].id: expected a number from 0, got -1",
+        "classes[0].id: expected a number from 0 to 65535, got -1",
     ),
     "a wrong colour": (
         road_and_sky(classes=[{"name": "a", "color": [0, 0, 256]}]),
@@ -156,7 +185,7 @@ def test_faulty_class_lists_are_refused(value, message):
 
 def test_all_faults_of_a_class_list_come_at_once():
     with pytest.raises(UserError) as error:
-        from_json({"classes": [{"id": 0, "name": ""}, {"id": 3, "name": "a"}], "ignore": 3}, "x")
+        from_json({"classes": [{"id": 3, "name": ""}, {"id": 3, "name": "a"}], "ignore": 3}, "x")
     assert len(error.value.faults) == 3
 
 

@@ -91,9 +91,8 @@ def check_labels(
             another size than their photo.
     """
     check, faults = _empty_check(items, space), _Faults(space, dataset)
-    context = repr(
-        (__version__, PIL.__version__, [c.color for c in space.classes], space.ignore, dataset)
-    ).encode()
+    meaning = [(c.color, c.has_color) for c in space.classes], space.ignore, space.file_ids
+    context = repr((__version__, PIL.__version__, meaning, dataset)).encode()
     now = time.time_ns()
     keys = [label_cache.key(_files(i, check_images=check_images), context, now) for i in items]
     known = [None if cache is None else cache.find(key) for key in keys]

@@ -69,7 +69,7 @@ class Source:
             "size": list(self.size),
             "cropped": list(self.cropped),
             "instances": self.instances,
-            "classes": self.space.to_json(),
+            "classes": self.space.identity(),
         }
 
 
@@ -98,7 +98,7 @@ def write_resized_copy(source: Source, out: Path, *, threads: int = 1) -> Copied
     for items in splits.values():
         checks.check_labels(items, source.space, source.dataset, cache=cache)
     cache.save()
-    classes = source.space.to_json() | {"ignore": source.space.ignore_index}
+    classes = source.space.written().to_json()
     store.write("classes.json", json.dumps(classes, indent=1) + "\n")
     store.write(_ABOUT, json.dumps(source.to_json(), indent=1) + "\n")
     jobs = [(split, item) for split, items in splits.items() for item in items]

@@ -287,6 +287,7 @@ def propose_classes(survey: DatasetSurvey) -> LabelSpace | None:
             i,
             f"class {i}",
             _rgb(palette[i]) if palette.get(i, -1) >= 0 else labels.default_color(i),
+            has_color=palette.get(i, -1) >= 0,
         )
         for i in range(max(ids) + 1)
     ]
@@ -363,7 +364,7 @@ def _class_keys(classes: LabelSpace | Path | None) -> dict[str, Any]:
         return {}
     if isinstance(classes, Path):
         return {"classes": str(classes)}
-    return {"classes": classes.to_json()["classes"], "ignore": classes.ignore}
+    return {"classes": classes.entries(), "ignore": classes.ignore}
 
 
 class _PairContent(NamedTuple):

@@ -52,7 +52,7 @@ class Photos:
     def fingerprint(self, start: int, stop: int) -> bytes:
         """SHA-256 of the files of a chunk."""
         data = self.dataset
-        about = [data.space.to_json(), data.dataset, data.size]
+        about = [data.space.identity(), data.dataset, data.size]
         digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
         for index in self.indices[start:stop]:
             item = self.dataset.items[index]
@@ -103,7 +103,7 @@ class Samples:
 
     def fingerprint(self, start: int, stop: int) -> bytes:
         """SHA-256 of the bytes of a chunk, and of the meaning of their labels."""
-        about = [self.space.to_json(), self.is_evaluation]
+        about = [self.space.identity(), self.is_evaluation]
         digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
         for index in range(start, stop):
             raw = self.dataset.raw(index)

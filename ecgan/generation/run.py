@@ -339,7 +339,7 @@ def _manifest(prepared: DatasetPlan, plan: Plan, done: Committed) -> Manifest:
         label_generator=LabelGeneratorRecord(**generator) if generator else None,
         recipe=recipe.model_dump(mode="json"),
         fingerprint=prepared.wanted.fingerprint,
-        classes=space.to_json(),
+        classes=space.written().to_json(),
         names=space.names_for_evaluation if output.evaluation else space.names,
         class_pixels=tuple(done.class_pixels.tolist()),
         shards=done.in_order(),

@@ -103,7 +103,7 @@ def _calibration_hash(segmenter: Segmenter, dataset: TripleDataset, device: torc
         "version": _VERSION,
         "segmenter": prediction_key(segmenter),
         "files": file_stamps(dataset.items),
-        "space": dataset.space.to_json(),
+        "space": dataset.space.identity(),
         "dataset": dataset.dataset,
         "sizes": [dataset.size, dataset.size_before_crop],
         "device": device.type,

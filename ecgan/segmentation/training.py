@@ -290,7 +290,7 @@ def _data_hash(
     document = {
         "version": _VERSION,
         "files": file_stamps(pairs.items),
-        "space": space.to_json(),
+        "space": space.identity(),
         "dataset": pairs.dataset,
         "size": pairs.size,
         "resize_to": pairs.size_before_crop,

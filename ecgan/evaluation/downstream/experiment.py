@@ -143,7 +143,7 @@ class Experiment:
         return {
             "version": _VERSION,
             "test": file_stamps(config.test.items),
-            "space": config.space.to_json(),
+            "space": config.space.identity(),
             "dataset": config.real.dataset,
             "size": config.real.size,
             "flip": config.flip,

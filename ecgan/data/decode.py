@@ -9,7 +9,7 @@ Shape legend:
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -161,33 +161,52 @@ def decode(raw: RawLabel, space: LabelSpace, dataset: str) -> Decoded:
 
 
 def class_colors(space: LabelSpace) -> dict[int, int]:
-    """Label of each colour (0xRRGGBB) of one class only, and of black for unlabelled."""
+    """Label of each colour (0xRRGGBB) of one class only, and of black for unlabelled.
+
+    Colours that the user's list does not give mean nothing.
+    """
     meaning: dict[int, int] = {}
     shared: set[int] = set()
     for c in space.classes:
+        if not c.has_color:
+            continue
         code = c.color[0] << 16 | c.color[1] << 8 | c.color[2]
         if code in meaning:
             shared.add(code)
         meaning[code] = c.id
-    if space.ignore is not None:
+    if space.ignore is not None and meaning:
         meaning.setdefault(0, space.ignore_index)
     return {code: label for code, label in meaning.items() if code not in shared}
 
 
 def accepted_ids(space: LabelSpace, dataset: str) -> str:
     """Numbers that label files may hold, in words."""
-    if dataset == "ade20k":
+    if dataset == "ade20k" and space.file_ids is None:
         return f"1-{space.num_classes}, and 0 for unlabelled"
-    ids = f"0-{space.num_classes - 1}" if space.num_classes > 1 else "0"
+    numbers = range(space.num_classes) if space.file_ids is None else [n for n, _ in space.file_ids]
+    ids = _ranges(numbers)
     return ids if space.ignore is None else f"{ids} and {space.ignore}"
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Numbers in ascending order, in words: 0-18, 20."""
+    starts = [n for n, before in zip(numbers, [-2, *numbers], strict=False) if n != before + 1]
+    ends = [n for n, after in zip(numbers, [*numbers[1:], -1], strict=True) if n + 1 != after]
+    return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
 
 
 def unknown_fault(value: int, space: LabelSpace, dataset: str, *, colors: bool) -> str:
     """Sentence about a number, or a colour as 0xRRGGBB, that the class list does not know."""
     if not colors:
         return f"label {value}: the class list has {accepted_ids(space, dataset)}"
+    if not any(space.colors_given):
+        return (
+            f"colour {color_text(value)}: the class list gives no colours, which masks in RGB need"
+        )
     names = [
-        c.name for c in space.classes if c.color == (value >> 16, value >> 8 & 255, value & 255)
+        c.name
+        for c in space.classes
+        if c.has_color and c.color == (value >> 16, value >> 8 & 255, value & 255)
     ]
     if names:
         return f"colour {color_text(value)} stands for {' and '.join(names)} in the class list"
@@ -250,17 +269,18 @@ def _id_table(space: LabelSpace, dataset: str) -> tuple[Labels, npt.NDArray[np.b
     """Label of each number in a file, and whether the number has a meaning; both (65536,)."""
     table = np.full(65536, space.ignore_index, space.dtype)
     known = np.zeros(65536, bool)
-    first = 1 if dataset == "ade20k" else 0
-    table[first : first + space.num_classes] = np.arange(space.num_classes)
-    known[first : first + space.num_classes] = True
-    ignore = 0 if dataset == "ade20k" else space.ignore
+    is_shifted = dataset == "ade20k" and space.file_ids is None
+    pairs = space.file_ids or [(c.id + is_shifted, c.id) for c in space.classes]
+    for number, label in pairs:
+        table[number], known[number] = label, True
+    ignore = 0 if is_shifted else space.ignore
     if ignore is not None:
         known[ignore] = True
     return cast(Labels, table), known
 
 
 def _decode_colors(raw: RawLabel, space: LabelSpace) -> Decoded:
-    codes, ids = _color_table(space)
+    codes, ids = _color_table(space, space.colors_given)
     values = raw.values
     index = np.searchsorted(codes, values).clip(max=len(codes) - 1)
     known = codes[index] == values
@@ -270,7 +290,10 @@ def _decode_colors(raw: RawLabel, space: LabelSpace) -> Decoded:
 
 
 @lru_cache(maxsize=8)
-def _color_table(space: LabelSpace) -> tuple[npt.NDArray[np.int32], Labels]:
+def _color_table(
+    space: LabelSpace,
+    given: tuple[bool, ...],  # noqa: ARG001  not part of the space's equality, so of the key
+) -> tuple[npt.NDArray[np.int32], Labels]:
     """Colours in ascending order, and the label of each."""
     pairs = sorted(class_colors(space).items()) or [(-1, space.ignore_index)]
     codes, ids = zip(*pairs, strict=True)

@@ -11,7 +11,7 @@ and ``file_ids`` gives their numbers where these are not the input ids.
 
 import json
 import re
-from collections import Counter
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
@@ -43,6 +43,11 @@ def spellings(name: str) -> list[str]:
     words = [name, *re.split(r"[,;/]", name)]
     normalised = (re.sub(r"[^a-z0-9]+", " ", word.lower()).strip() for word in words)
     return [word for word in dict.fromkeys(normalised) if word]
+
+
+def shown(value: Any) -> str:  # noqa: ANN401
+    """A value of a file for messages: short, also where YAML's aliases make it endless."""
+    return reprlib.repr(value)
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,12 @@ class LabelSpace:
     def colors_given(self) -> tuple[bool, ...]:
         """Whether the user's list gives each class's colour; see :class:`LabelClass`."""
         return tuple(c.has_color for c in self.classes)
+
+    @property
+    def ignored(self) -> tuple[int, ...]:
+        """Numbers of unlabelled pixels in the user's label files."""
+        further = [n for n, label in self.file_ids or () if label == self.ignore_index]
+        return (*([] if self.ignore is None else [self.ignore]), *further)
 
     def written(self) -> "LabelSpace":
         """The same classes as label maps that we write have them: in ids, and ``ignore_index``."""
@@ -187,7 +198,7 @@ def _ignore_index(num_classes: int) -> int:
     return 255 if num_classes <= 255 else 65535
 
 
-def from_json(value: object, source: str) -> LabelSpace:
+def from_json(value: object, source: str, places: Sequence[str] = ()) -> LabelSpace:
     """Label space from the parsed content of ``classes.json``.
 
     Accepts the object that :meth:`LabelSpace.to_json` gives, or a bare list of classes; a class is
@@ -199,6 +210,7 @@ def from_json(value: object, source: str) -> LabelSpace:
     Args:
         value: parsed JSON.
         source: name of the file in error messages.
+        places: names of the entries in error messages, such as lines; default: classes[0], ...
 
     Raises:
         UserError: duplicate ids or names, wrong types; all of them at once.
@@ -211,8 +223,12 @@ def from_json(value: object, source: str) -> LabelSpace:
         )
     faults: list[str] = []
     entries = cast(Sequence[object], document["classes"])
+    places = places or [f"classes[{index}]" for index in range(len(entries))]
     listed = sorted(
-        (_listed_class(entry, index, faults) for index, entry in enumerate(entries)),
+        (
+            _listed_class(entry, index, place, faults)
+            for index, (entry, place) in enumerate(zip(entries, places, strict=True))
+        ),
         key=lambda one: one.numbers[0],
     )
     classes = tuple(replace(one.shown, id=index) for index, one in enumerate(listed))
@@ -248,7 +264,7 @@ def load_label_space(path: Path) -> LabelSpace:
         raise UserError(
             f"{path}: no such file; write the class list there, or set data.classes in the recipe"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a JSON file: {error}") from error
     return from_json(value, str(path))
 
@@ -283,46 +299,46 @@ class _Listed:
 
     shown: LabelClass
     numbers: tuple[int, ...]
+    place: str
 
 
-def _listed_class(entry: object, index: int, faults: list[str]) -> _Listed:
+def _listed_class(entry: object, index: int, place: str, faults: list[str]) -> _Listed:
     fields: dict[str, Any] = {"name": entry} if isinstance(entry, str) else cast(Any, entry)
-    path = f"classes[{index}]"
     if not isinstance(fields, dict):  # pyright: ignore[reportUnnecessaryIsInstance]
-        faults.append(f"{path}: expected a name or an object, got {entry!r}")
+        faults.append(f"{place}: expected a name or an object, got {shown(entry)}")
         fields = {"name": f"class {index}"}
     name = fields.get("name")
     if not isinstance(name, str) or not name:
-        faults.append(f"{path}.name: expected a name, got {name!r}")
+        faults.append(f"{place}.name: expected a name, got {shown(name)}")
         name = f"class {index}"
     has_color = fields.get("has_color", "color" in fields)
     if not isinstance(has_color, bool):
-        faults.append(f"{path}.has_color: expected true or false, got {has_color!r}")
+        faults.append(f"{place}.has_color: expected true or false, got {shown(has_color)}")
     color = fields.get("color", default_color(index))
     if not _is_color(color):
-        faults.append(f"{path}.color: expected three numbers from 0 to 255, got {color!r}")
+        faults.append(f"{place}.color: expected three numbers from 0 to 255, got {shown(color)}")
         color = default_color(index)
-    shown = LabelClass(index, name, (color[0], color[1], color[2]), bool(has_color))
-    return _Listed(shown, _numbers(fields, index, path, faults))
+    own = LabelClass(index, name, (color[0], color[1], color[2]), bool(has_color))
+    return _Listed(own, _numbers(fields, index, place, faults), place)
 
 
 def _numbers(
-    fields: Mapping[str, Any], index: int, path: str, faults: list[str]
+    fields: Mapping[str, Any], index: int, place: str, faults: list[str]
 ) -> tuple[int, ...]:
     """Numbers of the label files that mean a class, in ascending order."""
     if "ids" not in fields:
         number = fields.get("id", index)
         if _is_number(number):
             return (number,)
-        faults.append(f"{path}.id: expected a number from 0 to 65535, got {number!r}")
+        faults.append(f"{place}.id: expected a number from 0 to 65535, got {shown(number)}")
         return (index,)
     several = fields["ids"]
     if "id" in fields:
-        faults.append(f"{path}: has id and ids; give one of them")
+        faults.append(f"{place}: has id and ids; give one of them")
     elif isinstance(several, list) and several and all(map(_is_number, cast("list[Any]", several))):
         return tuple(sorted(cast("list[int]", several)))
     else:
-        faults.append(f"{path}.ids: expected numbers from 0 to 65535, got {several!r}")
+        faults.append(f"{place}.ids: expected numbers from 0 to 65535, got {shown(several)}")
     return (index,)
 
 
@@ -345,7 +361,7 @@ def _file_ids(value: object, numbers: Mapping[int, int], faults: list[str]) -> d
     if not found or len(found) != len(pairs) or max(found) > 65535:
         faults.append(
             f'file_ids: expected {{"7": 0, ...}}, numbers of the label files and ids from 0 to '
-            f"{count - 1}, got {value!r}"
+            f"{count - 1}, got {shown(value)}"
         )
     return found
 
@@ -361,7 +377,7 @@ def _ignored(
     if value is None:
         return []
     if not several or not all(map(_is_number, several)):
-        faults.append(f"ignore: expected a number from 0 to 65535 or null, got {value!r}")
+        faults.append(f"ignore: expected a number from 0 to 65535 or null, got {shown(value)}")
         return []
     faults += [
         f"ignore: {number} is also the id of a class; use another value, or null"
@@ -392,9 +408,9 @@ def _is_color(value: Any) -> bool:  # noqa: ANN401
 
 def _evaluation_faults(evaluation: Any, names: Any, num_classes: int) -> list[str]:  # noqa: ANN401
     if not (isinstance(evaluation, list) and all(map(_is_number, cast("list[Any]", evaluation)))):
-        return [f"evaluation: expected an id for each class, got {evaluation!r}"]
+        return [f"evaluation: expected an id for each class, got {shown(evaluation)}"]
     if not (isinstance(names, list) and all(isinstance(n, str) for n in cast("list[Any]", names))):
-        return [f"evaluation_names: expected names, got {names!r}"]
+        return [f"evaluation_names: expected names, got {shown(names)}"]
     evaluation, names = cast("list[int]", evaluation), cast("list[str]", names)
     faults: list[str] = []
     if len(evaluation) != num_classes:
@@ -412,9 +428,13 @@ def _evaluation_faults(evaluation: Any, names: Any, num_classes: int) -> list[st
 def _class_list_faults(listed: Sequence[_Listed]) -> list[str]:
     if not listed:
         return ["classes: the list is empty"]
-    ids = Counter(number for one in listed for number in one.numbers)
-    names = Counter(one.shown.name for one in listed)
+    at: dict[str, list[str]] = {}
+    for one in listed:
+        at.setdefault(f"name {one.shown.name!r}", []).append(one.place)
+        for number in one.numbers:
+            at.setdefault(f"id {number}", []).append(one.place)
     return [
-        *(f"classes: id {i} occurs {count} times" for i, count in ids.items() if count > 1),
-        *(f"classes: name {n!r} occurs {count} times" for n, count in names.items() if count > 1),
+        f"classes: {what} occurs {len(places)} times ({', '.join(places)})"
+        for what, places in at.items()
+        if len(places) > 1
     ]

@@ -34,6 +34,8 @@ NAMES = (
 )
 _MAY_BE_OTHERS = {"dataset_meta.json", "dataset.yaml", "data.yaml"}  # names of files of any kind
 
+RESIZED_COPY = "cache.json"  # beside the class list of a copy by `ecgan data cache`
+
 _MAX_BYTES = 8 << 20  # 65,535 classes of classes.json take 7 MB
 _MAX_YAML_BYTES = 1 << 20  # the parser is slow
 _FORMS = (
@@ -96,6 +98,19 @@ def find_class_list(folder: Path) -> Path | None:
                 "remove the wrong one, or set data.classes to the right one"
             )
     return first
+
+
+def list_of_copy(folder: Path) -> Path | None:
+    """Class list of a copy that ``ecgan data cache`` wrote; None where the folder is none."""
+    about, path = folder / RESIZED_COPY, folder / NAMES[0]
+    if not about.is_file() or not path.is_file():
+        return None
+    try:
+        content = json.loads(_text(about))
+    except (_FormatError, ValueError, RecursionError):
+        return None
+    is_ours = isinstance(content, dict) and {"version", "cropped", "classes"} <= content.keys()
+    return path if is_ours else None
 
 
 def _difference(a: LabelSpace, b: LabelSpace) -> str:

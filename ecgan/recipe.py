@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from ecgan import labels
+from ecgan import class_files, labels
 from ecgan.errors import UsageError, UserError
 from ecgan.labels import LabelSpace
 from ecgan.recipe_schema import (
@@ -33,6 +33,7 @@ __all__ = [
     "Parts",
     "Recipe",
     "SegmenterTraining",
+    "class_list_file",
     "generator_hash",
     "label_space",
     "load_recipe",
@@ -174,22 +175,41 @@ def generator_hash(recipe: Recipe) -> str:
 
 
 def label_space(data: Data) -> LabelSpace:
-    """The class list that a recipe means: its own, the data set's, or classes.json below root.
+    """The class list that a recipe means: its own, the data set's, or the one beside the data.
 
     Raises:
         UserError: there is none, or it has faults.
     """
+    path = class_list_file(data)
+    if path is not None:
+        return class_files.read_class_list(path, ignore=data.ignore)
     if isinstance(data.classes, list):
         return labels.from_json(
             {"classes": data.classes, "ignore": data.ignore}, "data.classes of the recipe"
         )
+    return labels.builtin(data.dataset)
+
+
+def class_list_file(data: Data) -> Path | None:
+    """File of :func:`label_space`; None where the recipe or the package has the list itself.
+
+    A resized copy always has its own, since its label maps hold ids, whatever the original's hold.
+
+    Raises:
+        UserError: two lists beside the data differ, or one has faults; data.root is not set.
+    """
+    if data.dataset == "folder" and data.root is not None:
+        copied = class_files.list_of_copy(Path(data.root))
+        if copied is not None:
+            return copied
     if data.classes is not None:
-        return labels.load_label_space(Path(data.classes))
+        return Path(data.classes).expanduser() if isinstance(data.classes, str) else None
     if data.dataset != "folder":
-        return labels.builtin(data.dataset)
+        return None
     if data.root is None:
         raise UsageError("data.root is not set: give the folder with --data DIR")
-    return labels.load_label_space(Path(data.root) / "classes.json")
+    root = Path(data.root)
+    return class_files.find_class_list(root) or root / class_files.NAMES[0]
 
 
 def _recipe_folder() -> Path:

@@ -86,11 +86,11 @@ class Data(Section, frozen=True):
     flip: bool = True
     """Mirror half of the training pairs at random."""
     classes: str | list[Any] | None = None
-    """Class list: a JSON file, or a list of names or of {id, name, color}; default: the data set's
-    own, or classes.json below root."""
+    """Class list: its file (docs/data.md, "Class lists"), or a list of names or of {id, name,
+    color}; default: the data set's own, or the file beside the data."""
     ignore: Count | None = 255
     """Value of unlabelled pixels in label files of a folder data set; null if there are none. The
-    value in classes.json, if any, takes precedence."""
+    value in the class list's file, if any, takes precedence."""
     instances: bool = False
     """Condition on instance boundaries too (Cityscapes instanceIds, COCO-Stuff inst, or a folder
     instances/ beside labels/)."""

@@ -6,8 +6,10 @@ import pytest
 
 from ecgan import class_files
 from ecgan.class_files import find_class_list, read_class_list
+from ecgan.data.survey import survey_dataset
 from ecgan.errors import UserError
 from ecgan.labels import from_json
+from tests.helpers import trees
 
 # Numbers of the label files
 
@@ -330,6 +332,18 @@ def test_no_list_beside_the_data(tmp_path):
 def test_each_known_name_is_found(tmp_path, name):
     (tmp_path / name).write_text(next(text for n, text, _ in FORMS.values() if n == name))
     assert find_class_list(tmp_path) == tmp_path / name
+
+
+def test_inspect_reads_the_list_of_another_tool(tmp_path):
+    trees.write_folder(tmp_path, num=2, values=(0, 1))
+    (tmp_path / "classes.json").unlink()
+    (tmp_path / "labelmap.txt").write_text("background:0,0,0::\nroad:1,2,3::\n")
+    found = survey_dataset(tmp_path)
+    assert found.space is not None
+    assert found.space.names == ("background", "road")
+    (tmp_path / "labels.txt").write_text("road\n")
+    (fault,) = survey_dataset(tmp_path).unreadable
+    assert "two class lists that differ, labelmap.txt and labels.txt" in fault
 
 
 def test_of_equal_lists_the_first_is_taken(tmp_path):

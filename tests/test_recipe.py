@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from ecgan.errors import UserError
 from ecgan.recipe import (
     Recipe,
+    class_list_file,
     generator_hash,
     label_space,
     load_recipe,
@@ -293,6 +294,33 @@ def test_a_class_list_in_the_recipe_wins(tmp_path):
     assert space.ignore is None
     with pytest.raises(UserError, match=r"classes\.json: no such file"):
         label_space(load_recipe("camvid", [f"data.root={tmp_path}"]).data)
+
+
+def test_the_class_list_may_be_a_file_of_another_tool(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "labelmap.txt").write_text("sky:1,2,3::\nroad:4,5,6::\n")
+    recipe = load_recipe("camvid", ["data.classes=~/labelmap.txt", "data.ignore=9"])
+    assert class_list_file(recipe.data) == tmp_path / "labelmap.txt"
+    assert label_space(recipe.data).names == ("sky", "road")
+    assert label_space(recipe.data).ignore == 9
+
+
+def test_the_class_list_beside_the_data_is_found(tmp_path):
+    (tmp_path / "train").mkdir()
+    path = tmp_path / "train/_classes.csv"
+    path.write_text("Pixel Value,Class\n0,sky\n")
+    data = load_recipe("camvid", [f"data.root={tmp_path}", "data.ignore=null"]).data
+    assert (class_list_file(data), label_space(data).names) == (path, ("sky",))
+    assert label_space(data).ignore is None
+    (tmp_path / "classes.json").write_text('["road"]')
+    with pytest.raises(UserError, match="0 is road in the first and sky in the second"):
+        label_space(data)
+    assert label_space(data.model_copy(update={"classes": str(path)})).names == ("sky",)
+
+
+def test_the_recipes_and_the_papers_lists_have_no_file():
+    assert class_list_file(load_recipe("camvid", ["data.classes=[sky]"]).data) is None
+    assert class_list_file(load_recipe("cityscapes").data) is None
 
 
 def test_the_commands_print_recipes_that_can_be_read_again(tmp_path, monkeypatch):

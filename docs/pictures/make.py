@@ -285,6 +285,7 @@ _ROLES = {
     "metrics": "mIoU, FID, ...",
     "ops": "arithmetic, Triton kernels",
     "runtime": "processes, storage, devices",
+    "class_files": "class lists of other tools",
     "labels": "class lists' meaning",
     "visualization": "grids, colours",
     "seeds": "seeds of all draws",

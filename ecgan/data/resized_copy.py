@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from ecgan.class_files import RESIZED_COPY
 from ecgan.data import checks, datasets, transforms
 from ecgan.data.datasets import Item
 from ecgan.data.label_cache import LabelCache
@@ -24,7 +25,7 @@ from ecgan.errors import UsageError, UserError
 from ecgan.labels import LabelSpace
 from ecgan.runtime.storage import HIDDEN, Folder
 
-_ABOUT = "cache.json"  # of what, and how
+_ABOUT = RESIZED_COPY  # of what, and how
 _VERSION = 1
 
 

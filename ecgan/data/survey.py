@@ -15,6 +15,7 @@ import numpy as np
 import yaml
 
 from ecgan import labels
+from ecgan.class_files import find_class_list, read_class_list
 from ecgan.data import datasets, decode
 from ecgan.data.datasets import Item
 from ecgan.errors import UserError
@@ -409,11 +410,9 @@ def _read_pair(item: Item, space: LabelSpace | None, dataset: str) -> _PairConte
 def _class_list(dataset: str, root: Path) -> tuple[LabelSpace | None, list[str]]:
     if dataset != "folder":
         return labels.builtin(dataset), []
-    path = root / "classes.json"
-    if not path.exists():
-        return None, []
     try:
-        return labels.load_label_space(path), []
+        path = find_class_list(root)
+        return (None if path is None else read_class_list(path)), []
     except UserError as error:
         return None, [str(error)]
 

@@ -26,7 +26,7 @@ from ecgan.evaluation.sources import SampleSet
 from ecgan.generation import run as generation
 from ecgan.generation.request import Request as GenerationRequest
 from ecgan.labels import LabelSpace
-from ecgan.recipe import Recipe, label_space, parse_recipe
+from ecgan.recipe import Recipe, class_list_file, label_space, parse_recipe
 from ecgan.runtime import storage
 from ecgan.runtime.device import choose_device
 from ecgan.runtime.files import check_out, writing
@@ -222,8 +222,9 @@ def _space(recipe: Recipe, sets: Sequence[SampleSet]) -> LabelSpace:
         found = space
     own = label_space(recipe.data)
     if found is not None and own.names != found.names:
+        place = class_list_file(recipe.data) or recipe.data.root
         raise UserError(
-            f"{recipe.data.root}: its classes ({', '.join(own.names[:4])}, ...) are not those of "
+            f"{place}: its classes ({', '.join(own.names[:4])}, ...) are not those of "
             f"the samples ({', '.join(found.names[:4])}, ...)"
         )
     return own

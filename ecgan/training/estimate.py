@@ -15,7 +15,7 @@ from ecgan import checkpoint
 from ecgan.data.loader import Batch
 from ecgan.labels import LabelSpace
 from ecgan.models.generator import STYLE_DIM
-from ecgan.recipe import Recipe
+from ecgan.recipe import Recipe, class_list_file
 from ecgan.runtime.device import choose_device
 from ecgan.runtime.timing import span, span_seconds, table
 from ecgan.training import run
@@ -142,6 +142,7 @@ def describe(
         sizes: items of each split.
     """
     train, parts, counts = recipe.train, recipe.parts(), parameters(recipe, space)
+    path = class_list_file(recipe.data)
     part = train.batch // (world * train.accumulate)
     gib = memory(recipe, space, part, sum(counts.values())) / 2**30
     steps = -(-train.images // train.batch)
@@ -149,7 +150,7 @@ def describe(
         "recipe": recipe.name,
         "device": f"{device}, {world} rank{'s' * (world > 1)}",
         "data": ", ".join(f"{name} {count}" for name, count in sizes.items()) + " images",
-        "classes": f"{space.num_classes}, "
+        "classes": f"{space.num_classes}{f' of {path}' if path else ''}, "
         f"{space.num_conditions(boundary=recipe.data.instances)} channels of condition",
         "size": f"{recipe.data.height} x {recipe.data.width}",
         "parts": ", ".join(parts.names),

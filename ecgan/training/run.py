@@ -25,7 +25,7 @@ from ecgan.data.transforms import Edges
 from ecgan.errors import UsageError, UserError
 from ecgan.labels import LabelSpace
 from ecgan.models.pretrained.hed import Hed
-from ecgan.recipe import Recipe, label_space
+from ecgan.recipe import Recipe, class_list_file, label_space
 from ecgan.runtime import distributed
 from ecgan.runtime.device import choose_device
 from ecgan.runtime.distributed import DeferredSignals
@@ -185,7 +185,7 @@ def check(
             "losses.feature_matching, losses.perceptual, ... a weight above 0"
         )
     space = label_space(recipe.data)
-    _refuse_other_classes(out, space)
+    _refuse_other_classes(out, space, recipe)
     train_set, validation_set = build_sets(recipe, space)
     cache = LabelCache(Folder(out)) if read_files else None
     if read_files and distributed.is_first():
@@ -247,16 +247,18 @@ def _check_folder(out: Path, recipe: Recipe) -> None:
         )
 
 
-def _refuse_other_classes(out: Path, space: LabelSpace) -> None:
+def _refuse_other_classes(out: Path, space: LabelSpace, recipe: Recipe) -> None:
     """A run resumes with its own class list, which the recipe alone may not name."""
     path = out / _CLASSES
     if not path.is_file():
         return
     before = labels.load_label_space(path)
     if before != space:
+        path = class_list_file(recipe.data)
         raise UserError(
-            f"{out} was trained on other classes ({_listed(before)}; now {_listed(space)}); use "
-            "a new --out, and --init to start from its generator"
+            f"{out} was trained on other classes ({_listed(before)}; now {_listed(space)}"
+            f"{f', of {path}' if path else ''}); use a new --out, and --init to start from its "
+            "generator"
         )
 
 

@@ -1,5 +1,7 @@
 """A resized copy gives the tensors of its original, goes on, and is refused where it differs."""
 
+import json
+
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -56,6 +58,22 @@ def test_other_layouts_instances_and_a_held_out_tenth(tmp_path):
     trees.write_folder(tmp_path / "whole", splits=("train",), num=12)
     assert call(tmp_path / "whole", tmp_path / "parted", *SIZE).exit_code == 0
     assert samples("demo", tmp_path / "parted", *SIZE) == samples("demo", tmp_path / "whole", *SIZE)
+
+
+def test_a_copy_has_its_own_class_list_whatever_numbers_the_original_has(tmp_path):
+    numbers = [1, 1007, 7, 0]
+    trees.write_folder(tmp_path / "real", num=3, values=numbers, dtype=np.uint16)
+    (tmp_path / "real" / "classes.json").unlink()
+    classes = [{"id": 1, "name": "road"}, {"ids": [7, 1007], "name": "sky"}]
+    listed = tmp_path / "list.json"
+    listed.write_text(json.dumps({"classes": classes, "ignore": 0}))
+    options = (*SIZE, f"data.classes={listed}")
+    result = call(tmp_path / "real", tmp_path / "copy", *options)
+    assert result.exit_code == 0, result.output
+    before = samples("demo", tmp_path / "real", *options)
+    assert {v for _, label, *_ in before for row in label for v in row} == {0, 1, 255}
+    assert samples("demo", tmp_path / "copy", *options) == before
+    assert call(tmp_path / "real", tmp_path / "copy", *options).exit_code == 0
 
 
 def test_it_goes_on_and_follows_its_source(tmp_path):

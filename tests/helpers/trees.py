@@ -52,11 +52,11 @@ def truncate(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def write_folder(root, splits=("train", "val"), num=4, values=(0, 1, 2, 255)):
+def write_folder(root, splits=("train", "val"), num=4, values=(0, 1, 2, 255), dtype=np.uint8):
     for split in splits:
         for i in range(num):
             save(root / "images" / split / f"{i}.jpg", photo(i))
-            save(root / "labels" / split / f"{i}.png", stripes(values))
+            save(root / "labels" / split / f"{i}.png", stripes(values, dtype=dtype))
     (root / "classes.json").write_text(json.dumps(CLASSES))
     return root
 

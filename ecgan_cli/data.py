@@ -1,4 +1,4 @@
-"""``ecgan data``: toy scenes, a look at a data set, checks, conversion, a resized copy."""
+"""``ecgan data``: toy scenes, imports, a look at a data set, checks, conversion, a resized copy."""
 
 import json
 from functools import partial
@@ -31,10 +31,11 @@ _side = partial(option, type=click.IntRange(min=16), metavar="PIXELS")
 
 @click.group(cls=Group)
 def data() -> None:
-    """Draw, inspect, verify and convert data.
+    """Draw, import, inspect, verify and convert data.
 
     \b
     ecgan data toy --out datasets/toy --num 200
+    ecgan data import annotations.xml --out datasets/mine
     ecgan data inspect datasets/mine
     ecgan data verify datasets/mine-augment
     ecgan data convert datasets/mine-augment shards/mine --format parquet
@@ -54,6 +55,43 @@ def toy(out: Path, num: int, seed: int, height: int, width: int) -> None:
 
     write_toy(out, num, seed, height=height, width=width)
     click.echo(f"Wrote {num} scenes to {out}; train on them with --recipe demo --data {out}")
+
+
+@data.command("import", short_help="Convert annotations of other tools.")
+@click.argument("source", metavar="FILE|DIR", type=PATH)
+@folder_option("--out", required=True, help="New folder.")
+@option(
+    "--format",
+    "name",
+    metavar="NAME",
+    help="Form of the annotations.",
+    show_default="recognised from the files",
+)
+@folder_option("--images", help="Photos.", show_default="found beside the annotations")
+@option("--background", metavar="NAME", help="Class of the pixels that no region covers.")
+def import_(
+    source: Path, out: Path, name: str | None, images: Path | None, background: str | None
+) -> None:
+    """Convert polygons and masks of an annotation tool to photos with label maps.
+
+    \b
+    coco              COCO's JSON, also of CVAT, Roboflow and Label Studio
+    cvat              CVAT for images 1.1 (XML)
+    labelme           LabelMe's JSON
+    label_studio      Label Studio's JSON: polygons and brush
+    yolo              YOLO's outlines, with data.yaml
+    coco_panoptic, datumaro, labelme_xml, mapillary_vistas, voc
+                      with Datumaro: pip install 'ecgan[import]'
+
+    All that is left out, such as boxes, is counted and said.
+    """
+    from ecgan.data.imports import FORMATS, import_annotations
+
+    if name is not None and name not in FORMATS:
+        raise UsageError(f"--format {name}: expected one of {', '.join(FORMATS)}")
+    found = import_annotations(source, out, name=name, images=images, background=background)
+    click.echo(found.to_text(out))
+    click.echo(f"Look at it with: ecgan data inspect {out}")
 
 
 @data.command(short_help="Survey a data set, propose a recipe.")

@@ -100,6 +100,18 @@ def find_class_list(folder: Path) -> Path | None:
     return first
 
 
+def list_of_labels(folder: Path) -> Path | None:
+    """Class list of a folder of label maps: in it or above it, from labels/SPLIT the data set's.
+
+    Raises:
+        UserError: as :func:`find_class_list`.
+    """
+    places = [folder, folder.parent]
+    if folder.parent.name in {"labels", "masks"}:
+        places.append(folder.parent.parent)
+    return next((path for path in map(find_class_list, places) if path is not None), None)
+
+
 def list_of_copy(folder: Path) -> Path | None:
     """Class list of a copy that ``ecgan data cache`` wrote; None where the folder is none."""
     about, path = folder / RESIZED_COPY, folder / NAMES[0]

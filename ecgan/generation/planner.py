@@ -5,6 +5,7 @@ Everything that can be refused is refused here, before a network is built or a f
 
 import os
 import platform
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+from tqdm import tqdm
 
 import ecgan
 from ecgan import checkpoint
@@ -34,6 +36,7 @@ from ecgan.runtime.device import choose_device
 from ecgan.runtime.jobs import Workers
 from ecgan.runtime.storage import open_store
 from ecgan.sampling import styles
+from ecgan.sampling.layouts import own_classes, space_hash
 from ecgan.sampling.sampler import ARITHMETIC, Sampler, compiles
 from ecgan.sampling.styles import Styles, Vectors
 from ecgan.segmentation import calibration
@@ -62,6 +65,7 @@ class DatasetPlan:
     items: Sequence[Item]  # label maps, sorted by key
     check: checks.LabelCheck  # class counts and digests of the label maps
     label_cache: LabelCache  # earlier label checks; saved once the data set's folder is there
+    reading: LabelSpace | None = None  # class list of the label maps; None: the generator's
     photos: tuple[Path, ...] = ()  # of --style-images
     styles: Vectors | None = None  # of the photos, (photos, 256); None before encode_styles()
     filter: TrainedFilter | None = None  # None before train_filter(), and where nothing needs one
@@ -175,6 +179,7 @@ class DatasetPlan:
             compiled=compiles(
                 self.recipe, int(self.counts.sum()), on_cuda=self.workers.device.startswith("cuda")
             ),
+            reading=self.reading,
         )
 
     @property
@@ -255,6 +260,7 @@ class DatasetPlan:
             style_images=None if self.styles is None else styles.photo_digest(photos, self.styles),
             filter=None if self.judge is None else self.judge.spec.hash,
             balance=request.balance.spread + hardest,
+            label_classes=None if self.reading is None else space_hash(self.reading),
             labels=layouts_digest(zip((i.key for i in self.items), digests, strict=True)),
             num_layouts=len(np.unique(stage.rows.layouts)),
             styles_per_layout=f"{stage.rows.counts.min()} to {stage.rows.counts.max()}",
@@ -288,15 +294,24 @@ def plan(request: Request) -> DatasetPlan:
     folder = request.styles.style_images
     photos = () if folder is None else _style_photos(folder)
     label_cache = LabelCache(open_store(request.out))
+    listed = own_classes(request.layouts.labels, recipe, file.space)
     check = checks.check_labels(
         items,
-        file.space,
+        file.space if listed is None else listed.wide,
         recipe.data.dataset,
         cache=label_cache,
         check_images=False,
         progress=not request.quiet,
     )
-    made = DatasetPlan(request, file, recipe, workers, items, check, label_cache, photos)
+    reading = None
+    if listed is not None:
+        check, reading = listed.in_ids_of(file.space, check), listed.reading
+        if reading is not None and not request.quiet:
+            tqdm.write(
+                f"Reading the label maps with {listed.path}, by the names of its classes",
+                file=sys.stderr,
+            )
+    made = DatasetPlan(request, file, recipe, workers, items, check, label_cache, reading, photos)
     _check_style_count(request.styles, recipe, int(made.even_counts.max()), len(items))
     refuse_colliding_keys(made.wanted.stage)
     return made

@@ -13,6 +13,7 @@ from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar, cast
 
@@ -24,7 +25,7 @@ from ecgan.errors import UserError
 from ecgan.generation import layout_augmentation
 from ecgan.generation.plan import SPLIT, Group, Job, commit_name, passes
 from ecgan.generation.request import OnInconsistent
-from ecgan.labels import Labels
+from ecgan.labels import Labels, LabelSpace
 from ecgan.runtime.executor import prefetch
 from ecgan.runtime.storage import open_store
 from ecgan.runtime.timing import StageTimer
@@ -79,6 +80,7 @@ class GenerationConfig:
     retries: int = 3  # most attempts of "retry"
     encoders: int = 1  # threads that encode
     compiled: bool = False  # compile the network for full passes
+    reading: LabelSpace | None = None  # class list of the label maps; None: the generator's
 
 
 class MadeShard(NamedTuple):
@@ -272,16 +274,14 @@ class ShardWorker:
 
     def _layout(self, group: Group) -> tuple[Layout, str]:
         """A layout at the generator's size, and what was done to it."""
-        label, instances = self.sampler.read_maps(group.item)
+        read = partial(self.sampler.read_maps, space=self.settings.reading)
+        label, instances = read(group.item)
         done = ""
         if group.variant:
             variation = self.settings.variation
             varied = layout_augmentation.vary(
                 layout_augmentation.Scene(group.source, label, instances),
-                [
-                    layout_augmentation.Scene(i.key, *self.sampler.read_maps(i))
-                    for i in group.donors
-                ],
+                [layout_augmentation.Scene(i.key, *read(i)) for i in group.donors],
                 variation.changes,
                 self.sampler.space,
                 things=variation.things,

@@ -30,7 +30,7 @@ from ecgan.data import datasets, transforms
 from ecgan.data.datasets import Item
 from ecgan.data.transforms import canny_edges
 from ecgan.errors import UsageError, UserError, first_line
-from ecgan.labels import Labels
+from ecgan.labels import Labels, LabelSpace
 from ecgan.models.inference import DirectGenerator, InferenceGenerator, LayoutFeatures
 from ecgan.recipe import Recipe
 from ecgan.runtime.device import Download, compile_failures, compiled, one_thread, uploaded
@@ -117,13 +117,16 @@ class Sampler:
         """Whether one layout can have several images."""
         return self.recipe.model.style
 
-    def read_maps(self, item: Item) -> tuple[Labels, npt.NDArray[np.int32] | None]:
+    def read_maps(
+        self, item: Item, space: LabelSpace | None = None
+    ) -> tuple[Labels, npt.NDArray[np.int32] | None]:
         """A label map in input ids, (H, W), and the instance ids that belong to it.
 
         Where the generator takes instance boundaries and the item has no instance ids, the classes
-        stand for them; where it takes none, there are none.
+        stand for them; where it takes none, there are none. ``space`` gives the file's values their
+        meaning in place of the generator's own class list.
         """
-        label = datasets.read_label(item, self.space, self.recipe.data.dataset)
+        label = datasets.read_label(item, space or self.space, self.recipe.data.dataset)
         if not self.recipe.data.instances:
             return label, None
         if item.instances is None:

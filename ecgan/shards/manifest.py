@@ -147,6 +147,7 @@ class Fingerprint(Document):
     filter: Annotated[str | None, "--filter"] = None
     balance: Annotated[str | None, "--balance"] = None
     labels: str | None = None
+    label_classes: Annotated[str | None, "class list of --labels"] = None  # where it is another
     num_layouts: Annotated[int | None, "layouts"] = None
     styles_per_layout: Annotated[str | None, "styles of a layout"] = None
     num_samples: Annotated[int | None, "samples"] = None

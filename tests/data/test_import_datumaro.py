@@ -1,5 +1,7 @@
 """Forms that Datumaro reads, and files that Datumaro writes for our own readers."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -85,3 +87,25 @@ def test_labelme_xml(tmp_path):
     found = import_annotations(tmp_path / "in", tmp_path / "out")
     assert found.format == "labelme_xml"
     assert found.splits == {"train": 2}
+
+
+def test_mapillary_vistas(tmp_path):
+    """Laid out as its authors publish it: class times 256 plus instance, 16 bits."""
+    labels = {}
+    for split, index in (("training", 0), ("validation", 1)):
+        image, label = draw_scene((6, index), 48, 96)
+        label = np.where(label == 255, 0, label)
+        labels[f"scene-{index}"] = label
+        folder = tmp_path / "in" / split
+        for name in ("images", "v2.0/instances", "v2.0/labels"):
+            (folder / name).mkdir(parents=True)
+        Image.fromarray(image).save(folder / f"images/scene-{index}.jpg")
+        numbers = label.astype(np.uint16) * 256 + np.arange(96, dtype=np.uint16) // 50
+        Image.fromarray(numbers).save(folder / f"v2.0/instances/scene-{index}.png")
+        Image.fromarray(label).save(folder / f"v2.0/labels/scene-{index}.png")
+    config = {"labels": [{"name": c.name, "color": c.color} for c in SPACE.classes]}
+    (tmp_path / "in/config_v2.0.json").write_text(json.dumps(config))
+    found = import_annotations(tmp_path / "in", tmp_path / "out")
+    assert (found.format, found.splits) == ("mapillary_vistas", {"train": 1, "val": 1})
+    assert found.space.classes == SPACE.classes
+    check(found, tmp_path / "out", labels)

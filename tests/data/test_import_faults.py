@@ -90,9 +90,10 @@ def test_later_annotations_lie_above(coco):
     assert (imported()[1][4:6, 4:6] == 1).all()
 
 
-def test_what_is_left_out_is_counted(coco):
+def test_what_is_left_out_is_counted(tmp_path, coco):
     document, imported = coco
     document["images"].append({"id": 2, "file_name": "gone.jpg", "height": 20, "width": 30})
+    photo(tmp_path / "in/images/further.jpg")
     more = [
         {"image_id": 9, "category_id": 1, "segmentation": [SQUARE]},
         {"image_id": 1, "category_id": 1, "bbox": [1, 1, 2, 2], "segmentation": []},
@@ -106,6 +107,7 @@ def test_what_is_left_out_is_counted(coco):
     found, label = imported()
     assert found.notes == {
         "photos without a file, left out": 1,
+        "photos without annotations, left out": 1,
         "annotations of photos that the file does not list, left out": 1,
         "boxes without an outline, left out": 1,
         "key points without an outline, left out": 1,
@@ -246,6 +248,43 @@ def test_damaged_files(tmp_path, name, content, message):
         import_annotations(tmp_path / "in", tmp_path / "out")
     assert message in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
+
+
+CVAT = """<annotations><meta><task><labels><label><name>cat</name></label></labels></task></meta>
+<image id="0" name="a.jpg" width="30" height="20">{}</image></annotations>"""
+
+
+def test_cvat_counts_what_is_no_region(tmp_path):
+    photo(tmp_path / "in/images/a.jpg")
+    shapes = '<polygon label="cat" points="2,2;10,2;10,10;2,10"/><tag label="cat"/>'
+    shapes += '<box label="cat"/><box label="cat"/><skeleton label="cat"><points/></skeleton>'
+    (tmp_path / "in/a.xml").write_text(CVAT.format(shapes))
+    found = import_annotations(tmp_path / "in", tmp_path / "out")
+    assert found.notes == {
+        "tags, left out": 1,
+        "boxes, left out": 2,
+        "skeletons, left out": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ('<polygon label="dog" points="1,1;2,2;3,1"/>', "image 'a.jpg': label 'dog' is not in"),
+        ('<polygon label="cat" points="1,1;2"/>', "image 'a.jpg': polygon: points: expected pairs"),
+        ('<polygon label="cat" points=""/>', "image 'a.jpg': polygon: points: expected pairs"),
+        ('<polygon label="cat" points="1,1" z_order="x"/>', "z_order 'x': expected a whole number"),
+        ('<mask label="cat" rle="4" left="0" top="0" width="2" height="3"/>', "do not add up"),
+        ('<mask label="cat" rle="1" left="-1" top="0" width="1" height="1"/>', "from 0"),
+        ('<star label="cat"/>', "<star> is not known"),
+    ],
+)
+def test_faults_of_cvat(tmp_path, shape, message):
+    photo(tmp_path / "in/images/a.jpg")
+    (tmp_path / "in/a.xml").write_text(CVAT.format(shape))
+    with pytest.raises(UserError) as caught:
+        import_annotations(tmp_path / "in", tmp_path / "out")
+    assert message in str(caught.value)
 
 
 def test_two_forms_are_both_named(tmp_path, coco):

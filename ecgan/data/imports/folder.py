@@ -122,6 +122,9 @@ def import_annotations(
         found = datumaro.read(root, name)
     else:
         found = _READ_HERE[name](files, images, root)
+        found.notes["photos without annotations, left out"] += _without_annotations(
+            found, images or (source if source.is_dir() else None)
+        )
     found.notes.update(notes)
     background = _add_background(found, background)
     _check(found, source)
@@ -142,6 +145,15 @@ def import_annotations(
     return Imported(
         name, found.rule, background, space, dict(sorted(writer.splits.items())), counted
     )
+
+
+def _without_annotations(found: Annotations, folder: Path | None) -> int:
+    """Number of image files below the folder that no annotations name."""
+    if folder is None:
+        return 0
+    named = {photo.path.resolve() for photo in found.photos if photo.path is not None}
+    there = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    return sum(path.resolve() not in named for path in there)
 
 
 def _add_background(found: Annotations, asked: str | None) -> str | None:

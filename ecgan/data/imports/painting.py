@@ -117,14 +117,14 @@ def unpack_label_studio(values: object, size: tuple[int, int]) -> Mask:
     counters = [read(4) + 1 for _ in range(4)]
     if total != size[0] * size[1] * 4:
         raise ValueError(f"brush strokes of another size than {size[1]} x {size[0]} pixels")
-    pixels = np.zeros(total, np.int64)
+    pixels = np.zeros(total, bool)
     index = 0
     while index < total:
         is_run = read(1)
         end = min(index + read(counters[read(2)]) + 1, total)
         if is_run:
-            pixels[index:end] = read(width)
+            pixels[index:end] = read(width) > 0
         else:
-            pixels[index:end] = [read(width) for _ in range(end - index)]
+            pixels[index:end] = [read(width) > 0 for _ in range(end - index)]
         index = end
-    return pixels.reshape(*size, 4)[..., 3] > 0
+    return pixels.reshape(*size, 4)[..., 3]

@@ -25,7 +25,7 @@ FORMATS = {
     "coco_panoptic": "coco_panoptic",
     "datumaro": "datumaro",
     "labelme_xml": "label_me",
-    "mapillary_vistas": "mapillary_vistas",
+    "mapillary_vistas": "mapillary_vistas_instances",
     "voc": "voc_segmentation",
 }
 _LEFT_OUT = {

@@ -7,8 +7,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
 
-import numpy as np
-
 from ecgan.data.imports.painting import unpack_label_studio
 from ecgan.data.imports.source import (
     IMAGE_SUFFIXES,
@@ -128,8 +126,8 @@ def _brush(
     value: dict[str, Any], place: str, name: str, size: tuple[int, int], found: Annotations
 ) -> Region | None:
     try:
-        mask = unpack_label_studio(value.get("rle"), size)
+        unpack_label_studio(value.get("rle"), size)
     except (TypeError, ValueError, OverflowError) as error:
         found.faults.append(f"{place}.value.rle: {error}; export the task again")
         return None
-    return Region(name, mask=partial(np.asarray, mask))
+    return Region(name, mask=partial(unpack_label_studio, value.get("rle"), size))

@@ -177,6 +177,14 @@ def test_coco(tmp_path, scenes):
     check(tmp_path / "out", scenes)
 
 
+def test_coco_of_label_studio(tmp_path, scenes):
+    """Its names begin with the folder images, its ids with 0."""
+    save_photos(tmp_path / "images", scenes)
+    write_coco(tmp_path / "result.json", scenes, [f"images/scene-{i}.png" for i in range(SCENES)])
+    import_annotations(tmp_path, tmp_path / "out")
+    check(tmp_path / "out", scenes)
+
+
 def test_coco_of_two_splits(tmp_path, scenes):
     for split, part in (("train2017", scenes[:2]), ("val2017", scenes[2:])):
         save_photos(tmp_path / "images" / split, part)

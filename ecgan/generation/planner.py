@@ -36,7 +36,7 @@ from ecgan.runtime.device import choose_device
 from ecgan.runtime.jobs import Workers
 from ecgan.runtime.storage import open_store
 from ecgan.sampling import styles
-from ecgan.sampling.layouts import own_classes, space_hash
+from ecgan.sampling.layouts import own_classes, space_hash, stretched
 from ecgan.sampling.sampler import ARITHMETIC, Sampler, compiles
 from ecgan.sampling.styles import Styles, Vectors
 from ecgan.segmentation import calibration
@@ -303,14 +303,15 @@ def plan(request: Request) -> DatasetPlan:
         check_images=False,
         progress=not request.quiet,
     )
-    reading = None
+    reading, notes = None, list[str]()
     if listed is not None:
         check, reading = listed.in_ids_of(file.space, check), listed.reading
-        if reading is not None and not request.quiet:
-            tqdm.write(
-                f"Reading the label maps with {listed.path}, by the names of its classes",
-                file=sys.stderr,
-            )
+        if reading is not None:
+            notes.append(f"Reading the label maps with {listed.path}, by the names of its classes")
+    if request.layouts.labels is not None:
+        notes.append(stretched(items, (recipe.data.height, recipe.data.width)))
+    for note in filter(None, [] if request.quiet else notes):
+        tqdm.write(note, file=sys.stderr)
     made = DatasetPlan(request, file, recipe, workers, items, check, label_cache, reading, photos)
     _check_style_count(request.styles, recipe, int(made.even_counts.max()), len(items))
     refuse_colliding_keys(made.wanted.stage)

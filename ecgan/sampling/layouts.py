@@ -6,12 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from PIL import Image
+
 from ecgan.class_files import list_of_copy, list_of_labels, read_class_list
 from ecgan.data import datasets
 from ecgan.data.checks import LabelCheck
+from ecgan.data.datasets import Item
 from ecgan.errors import UserError
 from ecgan.labels import LabelClass, LabelSpace
 from ecgan.recipe import Recipe
+
+_LOOKED_AT = 200  # label maps whose size is read
+_STRETCH = 1.1  # change of an aspect ratio that is worth a word
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,33 @@ class OwnClasses:
                 datasets.capped(found),
             )
         return replace(check, counts=check.counts[:, : space.num_classes])
+
+
+def stretched(items: Sequence[Item], size: tuple[int, int]) -> str:
+    """Sentence about label maps that change their aspect ratio by more than a tenth; else empty.
+
+    Args:
+        items: label maps; of many, some that are spread evenly are looked at.
+        size: height and width of the generator's samples.
+    """
+    seen = items[:: -(-len(items) // _LOOKED_AT)]
+    wanted = size[1] / size[0]
+    others: list[str] = []
+    for item in seen:
+        try:
+            with Image.open(item.label) as image:
+                width, height = image.size
+        except OSError:  # no image file: a hint is not worth reading it whole
+            continue
+        if not 1 / _STRETCH <= width / height / wanted <= _STRETCH:
+            others.append(f"{item.label}, {width} x {height}")
+    if not others:
+        return ""
+    return (
+        f"{datasets.count(len(others), 'label map')} of {len(seen)} stretched to the generator's "
+        f"{size[1]} x {size[0]} pixels (first: {others[0]}); cut them to this ratio beforehand if "
+        "they were not so in training"
+    )
 
 
 def own_classes(folder: Path | None, recipe: Recipe, space: LabelSpace) -> OwnClasses | None:

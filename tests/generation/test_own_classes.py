@@ -139,6 +139,24 @@ def test_the_recipe_overrules_a_list_beside_its_own_data(tmp_path):
     assert plan(path, other, tmp_path / "out").reading is not None
 
 
+# Sizes
+
+
+def test_layouts_of_another_aspect_ratio_are_named(generator, tmp_path, capsys):
+    folder = write_maps(tmp_path / "maps", {0: 0, 1: 1, 2: 2, IGNORED: 255})  # 64 x 32, as it
+    plan(generator, folder, tmp_path / "out")
+    assert "stretched" not in capsys.readouterr().err
+    Image.new("L", (69, 32)).save(folder / "8.png")  # by less than a tenth
+    Image.new("L", (32, 32)).save(folder / "9.png")
+    plan(generator, folder, tmp_path / "out")
+    expected = (
+        f"1 label map of 5 stretched to the generator's 64 x 32 pixels (first: {folder}/9.png"
+    )
+    assert expected in capsys.readouterr().err
+    plan(generator, folder, tmp_path / "out", quiet=True)
+    assert not capsys.readouterr().err
+
+
 # Matching
 
 

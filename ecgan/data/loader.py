@@ -8,26 +8,24 @@ Shape legend:
     B  images in the batch      H, W  height and width
 """
 
-import atexit
-import itertools
-import signal
-from collections.abc import Generator, Iterable, Iterator, Sequence
+import sys
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import KW_ONLY, dataclass, field
-from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from ecgan.data import datasets, transforms
 from ecgan.data.datasets import Item
 from ecgan.data.transforms import Edges, Sample, Size
 from ecgan.errors import UserError
 from ecgan.labels import LabelSpace
-from ecgan.runtime.torch_private import shut_down_loader
+from ecgan.runtime.processes.ordered import Packed, in_processes
 from ecgan.seeds import NumpyStream, numpy_generator
 
 CACHE_BYTES = 2**30  # resized samples kept in memory by a loader without processes
@@ -175,10 +173,10 @@ def batches(
     if batch % world:
         raise UserError(f"train.batch ({batch}) must divide by the number of ranks ({world})")
     share = batch // world
-    steps = (range(at, at + share) for at in itertools.count(start + rank * share, batch))
+    steps = range(start + rank * share, sys.maxsize, batch)
     if workers == 0:
         dataset.keep_in_memory()
-    return _load(dataset, steps, workers=workers, pin=pin)
+    return _load(_Loading(dataset, share), steps, workers=workers, pin=pin)
 
 
 def ordered_batches(
@@ -193,17 +191,12 @@ def ordered_batches(
         limit: number of items, the first by key; default: all.
     """
     stop = len(dataset) if limit is None else min(limit, len(dataset))
-    steps = [range(first, min(first + batch, stop)) for first in range(0, stop, batch)]
-    return _load(dataset, steps, workers=workers, plain=True)
+    return _load(_Loading(dataset, batch, stop, plain=True), range(0, stop, batch), workers=workers)
 
 
 def to_device(batch: Batch, device: torch.device | str) -> Batch:
     """Copy of a batch on another device; asynchronous from pinned memory."""
-    moved = {
-        name: value.to(device, non_blocking=True)
-        for name, value in batch._asdict().items()
-        if isinstance(value, Tensor)
-    }
+    moved = {name: tensor.to(device, non_blocking=True) for name, tensor in _tensors(batch)}
     return batch._replace(**moved)
 
 
@@ -213,69 +206,63 @@ def to_images(pixels: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _BatchDataset(Dataset["Batch | UserError"]):
-    """Positions -> batch, in a loader process or here.
-
-    A UserError travels as a value: raised in a process, it would come back with a traceback in its
-    message.
-    """
+class _Loading:
+    """First position -> batch, in a loader process or here."""
 
     dataset: TripleDataset
-    plain: bool
+    share: int
+    stop: int = sys.maxsize
+    _: KW_ONLY
+    plain: bool = False
 
-    def __getitem__(self, positions: range) -> "Batch | UserError":
+    def batch(self, first: int) -> Batch:
+        positions = range(first, min(first + self.share, self.stop))
         load = self.dataset.load_plain if self.plain else self.dataset.load
         try:
-            samples = [load(position) for position in positions]
+            return collate([load(position) for position in positions], positions)
+        except MemoryError as error:
+            raise UserError(
+                f"no memory for a batch of {len(positions)} images; lower data.workers, "
+                "train.batch or the size"
+            ) from error
+
+    def __call__(self, task: int) -> Packed:
+        """Batch as a process sends it; a UserError is a value, or it would come as a traceback."""
+        try:
+            batch = self.batch(task)
         except UserError as error:
-            return error
-        return collate(samples, positions)
+            return error, ()
+        tensors = dict(_tensors(batch))
+        return (batch.keys, tuple(tensors)), [tensor.numpy() for tensor in tensors.values()]
 
 
 def _load(
-    dataset: TripleDataset,
-    steps: Iterable[range],
-    *,
-    workers: int,
-    pin: bool = False,
-    plain: bool = False,
+    loading: _Loading, steps: range, *, workers: int, pin: bool = False
 ) -> Generator[Batch, None, None]:
-    loader = DataLoader(
-        _BatchDataset(dataset, plain),
-        batch_size=None,
-        sampler=cast("Sequence[range]", steps),
-        num_workers=workers,
-        collate_fn=_unchanged,
-        pin_memory=pin and torch.cuda.is_available(),
-        worker_init_fn=_start_worker,
-        prefetch_factor=4 if workers else None,
-    )
-    found = iter(loader)
-    # The processes outlive SIGTERM (see _start_worker), and multiprocessing would wait for them for
-    # ever at exit: they are told to end even where a traceback still holds the iterator.
-    stop = partial(shut_down_loader, found)
-    atexit.register(stop)
-    try:
-        for batch in found:
-            if isinstance(batch, UserError):
-                raise batch
-            yield batch
-    finally:
-        stop()
-        atexit.unregister(stop)
+    pin = pin and torch.cuda.is_available()
+    if workers == 0:
+        for first in steps:
+            batch = loading.batch(first)
+            yield (
+                batch._replace(**{n: x.pin_memory() for n, x in _tensors(batch)}) if pin else batch
+            )
+        return
+    found = in_processes(loading, steps, workers, pin=pin, start=_start_worker)
+    with closing(found):
+        for head, tensors in found:
+            if isinstance(head, UserError):
+                raise head
+            keys, names = head
+            absent = dict.fromkeys(Batch._fields)
+            yield Batch(**{**absent, "keys": keys, **dict(zip(names, tensors, strict=True))})
 
 
-def _unchanged(batch: Any) -> Any:  # noqa: ANN401
-    return batch
+def _tensors(batch: Batch) -> list[tuple[str, Tensor]]:
+    return [(name, x) for name, x in batch._asdict().items() if isinstance(x, Tensor)]
 
 
-def _start_worker(_: int) -> None:
+def _start_worker() -> None:
     cv2.setNumThreads(0)  # OpenCV's threads do not survive a fork
-    # An interrupt reaches the whole process group. The training process writes a checkpoint then,
-    # and must not lose its loader before; the loader ends when it is told to, or when it sees that
-    # the training process is gone.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def collate(samples: Sequence[Sample], positions: Sequence[int]) -> Batch:

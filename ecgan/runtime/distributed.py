@@ -31,6 +31,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ecgan.errors import UsageError, UserError
 from ecgan.runtime.device import choose_device, require_gpus
+from ecgan.runtime.processes.signals import end_with_parent, watch_parent
 
 # Others wait while rank 0 trains the label generator or scores; a dead rank is noticed by torchrun.
 _TIMEOUT = timedelta(hours=12)
@@ -72,6 +73,7 @@ def process_group(device: torch.device) -> Generator[None, None, None]:
         dist.init_process_group("cpu:gloo,cuda:nccl", timeout=_TIMEOUT, device_id=device)
     else:
         dist.init_process_group("gloo", timeout=_TIMEOUT)
+    watch_parent()
     try:
         yield
     except BaseException:
@@ -213,33 +215,6 @@ class BatchNormOverRanks(nn.BatchNorm2d):
         self.running_var.lerp_(unbiased.to(self.running_var.dtype), weight)
 
 
-class DeferredSignals:
-    """Ctrl-C and SIGTERM: at once during the set-up, at the end of a step afterwards."""
-
-    def __init__(self) -> None:
-        self.came = False
-        self._deferred = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "DeferredSignals":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._receive)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def defer(self) -> None:
-        """From now on only note the first signal."""
-        self._deferred = True
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        if not self._deferred or self.came:  # a second one does not wait
-            raise KeyboardInterrupt
-        self.came = True
-
-
 def launch(num_processes: int, arguments: Sequence[str], *, device: str) -> int:
     """Run ``ecgan`` with these arguments on several ranks of this machine; return the exit code.
 
@@ -277,8 +252,14 @@ def launch(num_processes: int, arguments: Sequence[str], *, device: str) -> int:
         interrupted = True
         process.send_signal(signal.SIGTERM if number == signal.SIGTERM else signal.SIGINT)
 
-    # A session of its own: a terminal's Ctrl-C must reach the ranks once, through torchrun
-    process = subprocess.Popen(command, env=environment, start_new_session=True)  # noqa: S603
+    # A session of its own: a terminal's Ctrl-C must reach the ranks once, through torchrun. Where
+    # this process is killed, torchrun gets SIGTERM, and passes it on to the ranks.
+    process = subprocess.Popen(  # noqa: S603
+        command,
+        env=environment,
+        start_new_session=True,
+        preexec_fn=end_with_parent(),  # noqa: PLW1509  one system call, in a process of one thread
+    )
     before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         code = process.wait()

@@ -18,15 +18,6 @@ TorchSpectralNorm = parametrizations._SpectralNorm  # pyright: ignore[reportPriv
 AnyBatchNorm = nn.modules.batchnorm._BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 
-def shut_down_loader(iterator: object) -> None:
-    """End the processes of a DataLoader's iterator.
-
-    There is no close(): the processes end when the iterator is garbage, which it is not where a
-    traceback holds it. An iterator without processes has nothing to end.
-    """
-    getattr(iterator, "_shutdown_workers", lambda: None)()
-
-
 def has_deterministic_inductor() -> bool:
     """Whether torch.compile knows ``options={"deterministic": True}``.
 

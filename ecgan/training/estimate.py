@@ -19,6 +19,8 @@ from ecgan.recipe import Recipe, class_list_file
 from ecgan.runtime.device import choose_device
 from ecgan.runtime.timing import span, span_seconds, table
 from ecgan.training import run
+from ecgan.training.loop.fit import batches_of, train_step
+from ecgan.training.loop.state import TrainingState
 from ecgan.training.networks import build_networks, untrained_label_generator, warm_start
 from ecgan.training.objective import (
     GeneratorSide,
@@ -213,13 +215,13 @@ def profile(recipe: Recipe, *, steps: int, device: str = "auto", init: Path | No
     return _profiled(run.start(job, networks, objective), steps)
 
 
-def _profiled(state: run.TrainingState, steps: int) -> str:
+def _profiled(state: TrainingState, steps: int) -> str:
     device, batch = state.job.device, state.job.recipe.train.batch
     activities = [ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler greets on stderr
-    with closing(run.batches_of(state)) as found:
+    with closing(batches_of(state)) as found:
         for _ in range(_WARM_UP_STEPS):
             _one_step(state, found)
         with torch.profiler.profile(activities=activities) as profiler:
@@ -240,10 +242,10 @@ def _profiled(state: run.TrainingState, steps: int) -> str:
     )
 
 
-def _one_step(state: run.TrainingState, found: Iterator[Batch]) -> None:
+def _one_step(state: TrainingState, found: Iterator[Batch]) -> None:
     with span("load"):
         batch = next(found)
-    run.train_step(state, batch)
+    train_step(state, batch)
 
 
 def _synchronise(device: torch.device) -> None:

@@ -51,6 +51,7 @@ class Progress:
         best: images and value of the best validation score.
         init: SHA-256 of the generator that the training started from; empty without.
         inherited: layouts that earlier trainings saw.
+        owes_score: an interruption cut off the score at this position.
     """
 
     images_seen: int = 0
@@ -58,6 +59,7 @@ class Progress:
     best: dict[str, float] | None = None
     init: str = ""
     inherited: list[InheritedTraining] = field(default_factory=list[InheritedTraining])
+    owes_score: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Everything but images_seen, which names the checkpoint."""
@@ -66,6 +68,7 @@ class Progress:
             "best": self.best,
             "init": self.init,
             "inherited": [one.model_dump() for one in self.inherited],
+            "owes_score": self.owes_score,
         }
 
     @classmethod
@@ -76,7 +79,8 @@ class Progress:
         unknown = [{"sha256": init, "classes": [], "keys": []}] if init else []
         means = Means(**state["means"])
         inherited = [InheritedTraining(**one) for one in state.get("inherited", unknown)]
-        return cls(state["images_seen"], means, state["best"], init, inherited)
+        owes_score = state.get("owes_score", False)
+        return cls(state["images_seen"], means, state["best"], init, inherited, owes_score)
 
 
 class RunLogger:

@@ -9,106 +9,35 @@ never interrupted (on CPU).
 """
 
 import json
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import torch
 
 from ecgan import checkpoint, labels
 from ecgan.data import checks, datasets
 from ecgan.data.label_cache import LabelCache
-from ecgan.data.loader import Batch, TripleDataset, batches
+from ecgan.data.loader import TripleDataset
 from ecgan.data.transforms import Edges
 from ecgan.errors import UsageError, UserError
 from ecgan.labels import LabelSpace
-from ecgan.models.pretrained.hed import Hed
 from ecgan.recipe import Recipe, class_list_file, label_space
 from ecgan.runtime import distributed
 from ecgan.runtime.device import choose_device
-from ecgan.runtime.distributed import DeferredSignals
 from ecgan.runtime.files import held_lock, write_whole, writing
+from ecgan.runtime.processes.signals import DeferredSignals
 from ecgan.runtime.storage import Folder
-from ecgan.runtime.timing import span
-from ecgan.training import step
 from ecgan.training.ema import AveragedGenerator
-from ecgan.training.log import Progress, RunLogger
+from ecgan.training.log import Progress
+from ecgan.training.loop.fit import Outcome, fit
+from ecgan.training.loop.state import Job, TrainingState
 from ecgan.training.networks import Networks, build_networks, label_generator
 from ecgan.training.objective import Objective, build_bank
 from ecgan.training.validation import Validation
 
-Outcome = Literal["done", "interrupted"]
-
 _LOCK, _CLASSES = ".lock", "classes.json"
 NUM_PHOTOS = 64  # that give a discriminator on frozen features its statistics
-
-
-@dataclass(frozen=True)
-class Job:
-    """A training that passed its checks.
-
-    Attributes:
-        recipe: the resolved recipe.
-        space: the class list.
-        train_set: pairs to train on.
-        validation_set: pairs for previews and scores.
-        out: run folder.
-        device: device of this process.
-        init: generator to start from, if any.
-        quiet: no progress bar.
-        label_cache: results of the label checks, to be kept in the run folder.
-    """
-
-    recipe: Recipe
-    space: LabelSpace
-    train_set: TripleDataset
-    validation_set: TripleDataset
-    out: Path
-    device: torch.device
-    init: Path | None
-    quiet: bool
-    label_cache: LabelCache | None
-
-    @property
-    def segmenters(self) -> Path:
-        """Cache of the segmenters that are trained for this run."""
-        return self.out / "segmenters"
-
-
-@dataclass
-class TrainingState:
-    """Everything that a training changes.
-
-    Attributes:
-        job: what is trained.
-        trained: G and D with their optimisers.
-        objective: loss terms, with the memory bank.
-        averaged: moving average of G.
-        validation: previews and scores of the average.
-        hed: HED, if real edges come from it.
-        progress: images seen, means of the log and best score.
-        notes: messages for the start of the log.
-        unread: images seen before the last step, and that step's values, until they are read.
-    """
-
-    job: Job
-    trained: step.TrainedNetworks
-    objective: Objective
-    averaged: AveragedGenerator
-    validation: Validation
-    hed: Hed | None
-    progress: Progress
-    notes: list[str] = field(default_factory=list[str])
-    unread: tuple[int, step.StepValues] | None = None
-
-    @property
-    def saved(self) -> dict[str, torch.nn.Module]:
-        """Networks that a checkpoint holds, by name."""
-        found = {name: one.network for name, one in self.trained.by_name.items()}
-        found |= {"averaged": self.averaged.networks}
-        return found if self.objective.bank is None else {**found, "bank": self.objective.bank}
 
 
 def run(
@@ -342,159 +271,3 @@ def resume(job: Job, networks: Networks, objective: Objective) -> TrainingState:
     state.progress = Progress.from_json(saved.state)
     state.notes = [f"resuming from {folders[-1]}"]
     return state
-
-
-def fit(state: TrainingState, signals: DeferredSignals) -> Outcome:
-    """Train to the end, or until a signal comes; write checkpoints and the generator."""
-    job, progress = state.job, state.progress
-    length = job.recipe.train.images
-    seen = progress.images_seen
-    if seen >= length and checkpoint.is_written(job.out, seen, job.recipe):
-        return "done"
-    with RunLogger(job.out, progress.images_seen, length, quiet=job.quiet) as log:
-        for note in state.notes:
-            log.message(note)
-        signals.defer()
-        for batch in batches_of(state):
-            if progress.images_seen >= length:
-                break
-            if distributed.any_rank(signals.came):
-                _save(state)
-                return "interrupted"
-            before = progress.images_seen
-            train_step(state, batch)
-            log.advance(job.recipe.train.batch)
-            _report(state, log, before)
-        _flush_metrics(state)
-        if progress.means.count:
-            _log_means(state, log)
-        _save(state)
-    _save_generator(state, checkpoint.GENERATOR)
-    distributed.barrier()
-    return "done"
-
-
-def batches_of(state: TrainingState) -> Generator[Batch, None, None]:
-    """Endless batches of this rank, from the state's position on."""
-    job = state.job
-    return batches(
-        job.train_set,
-        state.progress.images_seen,
-        job.recipe.train.batch,
-        rank=distributed.rank(),
-        world=distributed.world_size(),
-        workers=job.recipe.data.workers,
-        pin=job.device.type == "cuda",
-    )
-
-
-def train_step(state: TrainingState, batch: Batch) -> None:
-    """Launch a step, then read the values of the step before: the GPU need not wait for the host.
-
-    Raises:
-        UserError: a value was not finite, the GPU is too small, or nothing can be compiled.
-    """
-    job, progress = state.job, state.progress
-    train = job.recipe.train
-    factor = step.rate_factor(job.recipe, progress.images_seen)
-    with step.explained_failures(train, job.out):
-        with span("copy"):
-            parts = step.micro_batches(batch, train.accumulate, job.space, job.device, state.hed)
-        values = step.step(state.trained, state.objective, parts, factor)
-    _flush_metrics(state)
-    state.unread = progress.images_seen, values
-    progress.images_seen += train.batch
-    with span("averaging"):
-        state.averaged.update(state.trained.side, progress.images_seen)
-
-
-def _flush_metrics(state: TrainingState) -> None:
-    """Read the values of the last step, before anything is shown, scored or written.
-
-    Raises:
-        UserError: a value is not finite; the networks were good until the step before.
-    """
-    if state.unread is None:
-        return
-    (images, values), state.unread = state.unread, None
-    try:
-        state.progress.means.add(values.read())
-    except step.NonFiniteError as error:
-        raise UserError(
-            f"{state.job.out}: the term {error.term} is {error.value} at step "
-            f"{images // state.job.recipe.train.batch} (after {images} images), on "
-            f"{', '.join(error.keys)}. The checkpoint before is untouched. Look at these samples, "
-            "lower train.lr_generator and train.lr_discriminator, or set train.precision=float32"
-        ) from error
-
-
-def _report(state: TrainingState, log: RunLogger, before: int) -> None:
-    """Log, preview, score and save, each at the first step at or past its interval."""
-    recipe, now = state.job.recipe.train, state.progress.images_seen
-    intervals = {
-        "log": recipe.log_every,
-        "preview": recipe.preview_every,
-        "evaluate": recipe.evaluate_every,
-        "checkpoint": recipe.checkpoint_every,
-    }
-    due = {name for name, n in intervals.items() if n > 0 and now // n > before // n}
-    if due:
-        _flush_metrics(state)
-    if "log" in due:
-        _log_means(state, log)
-    if "preview" in due and distributed.is_first():
-        log.preview(now, state.validation.preview(state.hed))
-    better = "evaluate" in due and distributed.is_first() and _score(state, log)
-    better = distributed.any_rank(better)
-    if ("checkpoint" in due or better) and now < recipe.images:
-        _save(state)
-        _save_generator(state, checkpoint.GENERATOR)
-
-
-def _log_means(state: TrainingState, log: RunLogger) -> None:
-    """Log the means since the last line, with the learning rates of the last step."""
-    recipe, now = state.job.recipe, state.progress.images_seen
-    factor = step.rate_factor(recipe, now - recipe.train.batch)
-    rates = {
-        "lr_generator": recipe.train.lr_generator * factor,
-        "lr_discriminator": recipe.train.lr_discriminator * factor,
-        "images_per_second": log.images_per_second(now),
-    }
-    log.log(now, state.progress.means.take() | rates)
-
-
-def _score(state: TrainingState, log: RunLogger) -> bool:
-    """Score on the validation split; save the generator if it is the best so far."""
-    now = state.progress.images_seen
-    scores = state.validation.score()
-    log.log(now, scores)
-    # the higher the better: mIoU, or the negative distance where there is no judge
-    value = scores.get("miou", -scores.get("fd_efficientnet_lite0", float("inf")))
-    best = state.progress.best
-    if best is not None and not value > best["value"]:  # NaN is no better
-        return False
-    state.progress.best = {"images": now, "value": value}
-    _save_generator(state, checkpoint.BEST)
-    return True
-
-
-def _save_generator(state: TrainingState, name: str) -> None:
-    if distributed.is_first():
-        progress = state.progress
-        state.averaged.save(state.job.out / name, progress.images_seen, progress.inherited)
-
-
-def _save(state: TrainingState) -> None:
-    """Write a training checkpoint."""
-    _flush_metrics(state)
-    out, progress = state.job.out, state.progress
-    if distributed.is_first() and progress.images_seen > 0:
-        training = checkpoint.Training(
-            {name: network.state_dict() for name, network in state.saved.items()},
-            {f"{n}_optimizer": x.optimizer.state_dict() for n, x in state.trained.by_name.items()},
-            progress.to_json(),
-        )
-        checkpoint.save_training(out, progress.images_seen, training)
-        kept = None if progress.best is None else int(progress.best["images"])
-        checkpoint.prune(out, state.job.recipe.train.keep, kept)
-    distributed.barrier()

@@ -13,9 +13,9 @@ from ecgan.models.discriminators.diffaugment import draw
 from ecgan.models.layers import channels_last
 from ecgan.models.pretrained.efficientnet_lite import EfficientNetLite0
 from ecgan.sampling.sampler import Layout, Sampler
-from ecgan.training import run as train
 from ecgan.training import segmentation_terms
 from ecgan.training import step as steps
+from ecgan.training.loop import fit
 from tests.training.test_run import Setting, assert_same_run, metrics, recipe, run, scenes
 
 __all__ = ["recipe", "scenes"]  # fixtures
@@ -164,13 +164,13 @@ def assert_resumes(recipe, settings, out):
         stopped.append(state.progress.images_seen)
         raise Stop
 
-    original = train._save
-    train._save = save
+    original = fit._save
+    fit._save = save
     try:
         with pytest.raises(Stop):
             run(recipe(*settings), out)
     finally:
-        train._save = original
+        fit._save = original
     assert stopped == [4]
     assert run(recipe(*settings), out) == "done"
 

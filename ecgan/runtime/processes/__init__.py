@@ -1,0 +1,1 @@
+"""Processes of one machine that belong to a training: its loader, its ranks, and their signals."""

@@ -1,0 +1,85 @@
+"""What a training is, and all that it changes."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from ecgan.data.label_cache import LabelCache
+from ecgan.data.loader import TripleDataset
+from ecgan.labels import LabelSpace
+from ecgan.models.pretrained.hed import Hed
+from ecgan.recipe import Recipe
+from ecgan.training import step
+from ecgan.training.ema import AveragedGenerator
+from ecgan.training.log import Progress
+from ecgan.training.objective import Objective
+from ecgan.training.validation import Validation
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training that passed its checks.
+
+    Attributes:
+        recipe: the resolved recipe.
+        space: the class list.
+        train_set: pairs to train on.
+        validation_set: pairs for previews and scores.
+        out: run folder.
+        device: device of this process.
+        init: generator to start from, if any.
+        quiet: no progress bar.
+        label_cache: results of the label checks, to be kept in the run folder.
+    """
+
+    recipe: Recipe
+    space: LabelSpace
+    train_set: TripleDataset
+    validation_set: TripleDataset
+    out: Path
+    device: torch.device
+    init: Path | None
+    quiet: bool
+    label_cache: LabelCache | None
+
+    @property
+    def segmenters(self) -> Path:
+        """Cache of the segmenters that are trained for this run."""
+        return self.out / "segmenters"
+
+
+@dataclass
+class TrainingState:
+    """Everything that a training changes.
+
+    Attributes:
+        job: what is trained.
+        trained: G and D with their optimisers.
+        objective: loss terms, with the memory bank.
+        averaged: moving average of G.
+        validation: previews and scores of the average.
+        hed: HED, if real edges come from it.
+        progress: images seen, means of the log and best score.
+        notes: messages for the start of the log.
+        saved_at: images seen at the checkpoint that was written last; None: none yet.
+        unread: images seen before the last step, and that step's values, until they are read.
+    """
+
+    job: Job
+    trained: step.TrainedNetworks
+    objective: Objective
+    averaged: AveragedGenerator
+    validation: Validation
+    hed: Hed | None
+    progress: Progress
+    notes: list[str] = field(default_factory=list[str])
+    saved_at: int | None = None
+    unread: tuple[int, step.StepValues] | None = None
+
+    @property
+    def saved(self) -> dict[str, torch.nn.Module]:
+        """Networks that a checkpoint holds, by name."""
+        found = {name: one.network for name, one in self.trained.by_name.items()}
+        found |= {"averaged": self.averaged.networks}
+        return found if self.objective.bank is None else {**found, "bank": self.objective.bank}

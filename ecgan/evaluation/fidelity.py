@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from tqdm import tqdm
 
 import ecgan
 from ecgan.data.loader import TripleDataset
@@ -42,6 +41,7 @@ from ecgan.evaluation.sources import Photos, Samples, SampleSet, Source
 from ecgan.labels import LabelSpace
 from ecgan.metrics import distribution, statistics
 from ecgan.metrics.segmentation import Agreement, PerImageConfusion, agreement
+from ecgan.progress import Progress
 from ecgan.recipe import Recipe
 from ecgan.runtime import storage
 from ecgan.runtime.executor import run_jobs
@@ -194,7 +194,7 @@ class Fidelity:
         """Files with the measurements of all chunks."""
         chunks = config.chunks()
         total = sum(chunk.stop - chunk.start for chunk in chunks)
-        bar = tqdm(total=total, unit="image", disable=self.setup.request.quiet or None)
+        bar = Progress(total, "measuring", "image", show=not self.setup.request.quiet)
         files: dict[Chunk, Path] = {}
         failed: list[str] = []
         with bar, closing(run_jobs(lambda _: MeasureWorker(config), chunks, workers)) as outcomes:

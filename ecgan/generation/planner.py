@@ -5,7 +5,6 @@ Everything that can be refused is refused here, before a network is built or a f
 
 import os
 import platform
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,7 +15,6 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from tqdm import tqdm
 
 import ecgan
 from ecgan import checkpoint
@@ -31,6 +29,7 @@ from ecgan.generation.request import LayoutOptions, Request, StyleOptions, check
 from ecgan.generation.state import PlanRequest, plan_id
 from ecgan.generation.worker import GenerationConfig, Output, VariantOptions
 from ecgan.labels import LabelSpace
+from ecgan.progress import say
 from ecgan.recipe import Recipe, parse_recipe
 from ecgan.runtime.device import choose_device
 from ecgan.runtime.jobs import Workers
@@ -311,7 +310,7 @@ def plan(request: Request) -> DatasetPlan:
     if request.layouts.labels is not None:
         notes.append(stretched(items, (recipe.data.height, recipe.data.width)))
     for note in filter(None, [] if request.quiet else notes):
-        tqdm.write(note, file=sys.stderr)
+        say(note)
     made = DatasetPlan(request, file, recipe, workers, items, check, label_cache, reading, photos)
     _check_style_count(request.styles, recipe, int(made.even_counts.max()), len(items))
     refuse_colliding_keys(made.wanted.stage)

@@ -19,7 +19,6 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 
 import numpy as np
-from tqdm import tqdm
 
 from ecgan.errors import UserError
 from ecgan.generation import planner
@@ -28,6 +27,7 @@ from ecgan.generation.planner import DatasetPlan
 from ecgan.generation.request import Request
 from ecgan.generation.state import FAILURES, LOG, Committed, DatasetState
 from ecgan.generation.worker import MadeShard, ShardWorker
+from ecgan.progress import Progress
 from ecgan.recipe import generator_hash
 from ecgan.runtime.executor import run_jobs
 from ecgan.runtime.jobs import Done, Failed, StopRun
@@ -198,11 +198,11 @@ class _Generation:
         jobs = (plan.job(number) for number in missing)
         make_worker = partial(make_shards, self.prepared.settings)
         with (
-            tqdm(
-                total=sum(map(plan.samples_in, missing)),
-                unit="sample",
-                disable=self.prepared.request.quiet or None,
-                desc=str(store),
+            Progress(
+                sum(map(plan.samples_in, missing)),
+                f"generating {store}",
+                "sample",
+                show=not self.prepared.request.quiet,
             ) as bar,
             closing(run_jobs(make_worker, jobs, workers)) as outcomes,
         ):

@@ -13,7 +13,6 @@ results travel between machines, so they are small: numbers, paths, counts.
 
 import logging
 import math
-import sys
 import threading
 import time
 from collections import deque
@@ -24,9 +23,8 @@ from dataclasses import dataclass, field
 from itertools import islice, repeat
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-from tqdm import tqdm
-
 from ecgan.errors import UserError
+from ecgan.progress import say
 from ecgan.runtime.jobs import (
     Answer,
     Done,
@@ -54,7 +52,7 @@ _log = logging.getLogger(__name__)
 
 def print_event(text: str) -> None:
     """Print a line about a worker above the progress bar."""
-    tqdm.write(text, file=sys.stderr)
+    say(text)
 
 
 def run_jobs(

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from ecgan.data import checks, datasets, loader
 from ecgan.data.datasets import Item
@@ -20,6 +19,7 @@ from ecgan.data.label_cache import LabelCache
 from ecgan.data.loader import TripleDataset
 from ecgan.errors import UsageError
 from ecgan.labels import LabelSpace
+from ecgan.progress import Progress
 from ecgan.recipe import Recipe
 from ecgan.runtime.files import write_whole
 from ecgan.runtime.storage import Folder
@@ -78,12 +78,7 @@ def _measure(
 ) -> ClassLosses:
     N, ignore = segmenter.num_classes, dataset.space.ignore_index
     sums, pixels = np.zeros(N), np.zeros(N, np.int64)
-    bar = tqdm(
-        total=len(dataset),
-        unit="image",
-        desc="calibrating the filter",
-        disable=not progress or None,
-    )
+    bar = Progress(len(dataset), "calibrating the filter", "image", show=progress)
     with bar, torch.inference_mode(), deterministic(device):
         for batch in loader.ordered_batches(dataset, batch_size(device)):
             moved = loader.to_device(batch, device)

@@ -8,8 +8,7 @@ import hashlib
 import itertools
 import json
 import logging
-import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -18,13 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from ecgan.data import loader
 from ecgan.data.datasets import Item
 from ecgan.data.loader import TripleDataset
 from ecgan.errors import UserError
 from ecgan.labels import Labels, LabelSpace
+from ecgan.progress import Progress, say
 from ecgan.recipe import SegmenterTraining
 from ecgan.segmentation.loading import load_segmenter
 from ecgan.segmentation.segmenter import (
@@ -81,7 +80,7 @@ def train_segmenter(  # noqa: PLR0913  what to learn from, and where
         torch.device(device)  # a wrong name fails before the work
         if role is not None:
             text = f"training the {role}: {settings.images:,} images, once; kept in {folder}"
-            tqdm.write(text, file=sys.stderr)
+            say(text)
         # A run that trains it and one that finds it continue with the same random state.
         with torch.random.fork_rng(devices=[]):
             network, rate = new_network(settings, names, pairs.seed)
@@ -198,6 +197,7 @@ def fit(
     batches: Iterable[tuple[Tensor, Tensor]],
     *,
     mixed_precision: bool = False,
+    on_step: Callable[[Tensor], None] = lambda _: None,
 ) -> float:
     """Train a network with :func:`pixel_loss`, a step for each batch.
 
@@ -207,6 +207,7 @@ def fit(
         batches: images as the network expects them, (B, 3, H, W), and labels as for
             :func:`pixel_loss`, on the device of the network.
         mixed_precision: run the network in bfloat16 autocast on CUDA.
+        on_step: called with the loss of each step, still on its device.
 
     Returns:
         Mean loss over the last tenth of the steps.
@@ -220,6 +221,7 @@ def fit(
         loss = pixel_loss(logits.float(), labels)
         optimizer.step(loss)
         losses.append(loss.detach())
+        on_step(losses[-1])
     return float(torch.stack(losses[-max(1, len(losses) // 10) :]).mean())
 
 
@@ -237,17 +239,20 @@ def _learn(
     """
     device = next(network.parameters()).device
     steps, ids = max(1, settings.images // settings.batch), ids.to(device)
-    bar = tqdm(total=steps * settings.batch, unit="image", desc=role, disable=role is None or None)
+    bar = Progress(steps * settings.batch, f"training the {role}", "image", show=role is not None)
 
     def shown() -> Iterator[tuple[Tensor, Tensor]]:
         for batch in itertools.islice(batches, steps):
             moved = loader.to_device(batch, device)
             assert moved.images is not None
             yield loader.to_images(moved.images), ids[moved.labels.long()]
-            bar.update(settings.batch)
 
+    def count(loss: Tensor) -> None:
+        bar.update(settings.batch, lambda: {"loss": loss.item()})
+
+    optimizer = SegmenterOptimizer({rate: network.parameters()}, steps)
     with bar:
-        final = fit(network, SegmenterOptimizer({rate: network.parameters()}, steps), shown())
+        final = fit(network, optimizer, shown(), on_step=count)
     if not np.isfinite(final):
         raise UserError(
             f"training the segmenter diverged (loss {final}); check the labels and the photos with "

@@ -4,9 +4,8 @@ import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from ecgan.errors import UsageError, UserError
+from ecgan.progress import Progress
 from ecgan.runtime.storage import HIDDEN, Store, open_store
 from ecgan.shards.finalize import finish
 from ecgan.shards.formats import shard_name, write_shard
@@ -55,7 +54,7 @@ def convert(
     _take(write)
     split, names = about.split, [shard.name for shard in about.shards]
     written: list[CommitRecord] = []
-    with tqdm(total=about.samples, unit="sample", desc=str(write), disable=quiet or None) as bar:
+    with Progress(about.samples, f"converting to {write}", "sample", show=not quiet) as bar:
         for number, samples in enumerate(_parts(read, names, samples_per_shard)):
             shard = write_shard(
                 write,

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
-from tqdm import tqdm
 
 from ecgan.errors import UserError
+from ecgan.progress import Progress
 from ecgan.runtime.storage import Store, open_store
 from ecgan.shards.formats import is_intact, measured_size
 from ecgan.shards.manifest import Manifest, ShardEntry, read_manifest
@@ -59,9 +59,10 @@ def verify(place: str | Path, *, quiet: bool = False) -> Findings:
             f"{store}: not a finished data set of this version of ecgan (no manifest.json of it)"
         )
     check = _Check(store, about)
-    bar = tqdm(about.shards, f"Verifying {store}", unit="shard", disable=quiet or None)
-    for shard in bar:
-        check.shard(shard)
+    with Progress(len(about.shards), f"verifying {store}", "shard", show=not quiet) as bar:
+        for shard in about.shards:
+            check.shard(shard)
+            bar.update()
     check.sums()
     return check.findings
 

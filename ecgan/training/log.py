@@ -1,7 +1,6 @@
 """Training logs: metrics.jsonl, TensorBoard, preview files and the progress bar."""
 
 import json
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,8 +12,8 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
+from ecgan import progress
 from ecgan.checkpoint import InheritedTraining
 from ecgan.errors import UserError
 from ecgan.runtime import distributed
@@ -34,9 +33,13 @@ class Means:
             self.sums[name] = self.sums.get(name, 0.0) + number
         self.count += 1
 
+    def read(self) -> dict[str, float]:
+        """The means; empty without values."""
+        return {name: total / self.count for name, total in self.sums.items()}
+
     def take(self) -> dict[str, float]:
         """Return the means and reset."""
-        means = {name: total / self.count for name, total in self.sums.items()}
+        means = self.read()
         self.sums, self.count = {}, 0
         return means
 
@@ -90,7 +93,7 @@ class RunLogger:
         run: the run folder.
         images_seen: length of the training so far; later lines of an interrupted run are dropped.
         length: images of the whole run.
-        quiet: no progress bar. There is none either if stderr is not a terminal.
+        quiet: no output on stderr.
     """
 
     def __init__(self, run: Path, images_seen: int, length: int, *, quiet: bool) -> None:
@@ -104,12 +107,9 @@ class RunLogger:
         if self._writes:
             self._drop_later_lines(images_seen)
             self._board = SummaryWriter(str(run / "tensorboard"), purge_step=images_seen + 1)
-        self._bar = tqdm(
-            total=length,
-            initial=images_seen,
-            unit="image",
-            desc=run.name,
-            disable=True if quiet or not self._writes else None,
+        show = self._writes and not quiet
+        self._bar = progress.Progress(
+            length, f"training {run.name}", "image", show=show, done=images_seen
         )
 
     def __enter__(self) -> Self:
@@ -125,14 +125,14 @@ class RunLogger:
         if self._board is not None:
             self._board.close()
 
-    def advance(self, images: int) -> None:
-        """Move the progress bar."""
-        self._bar.update(images)
+    def advance(self, images: int, means: Means) -> None:
+        """Count images of a step, and show the means of the losses."""
+        self._bar.update(images, means.read)
 
     def message(self, text: str) -> None:
-        """Print a line above the progress bar."""
+        """Print a line."""
         if self._writes and not self._quiet:
-            self._bar.write(text, file=sys.stderr)
+            progress.say(text)
 
     def images_per_second(self, images_seen: int) -> float:
         """Images per second since the last call."""

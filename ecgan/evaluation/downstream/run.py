@@ -15,8 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from ecgan.errors import UserError
 from ecgan.evaluation.downstream import student as students
 from ecgan.evaluation.downstream.experiment import Experiment, Request, check, match_samples
@@ -30,6 +28,7 @@ from ecgan.evaluation.report.document import (
     Spread,
 )
 from ecgan.metrics import statistics
+from ecgan.progress import Progress
 from ecgan.runtime.executor import run_jobs
 from ecgan.runtime.files import write_whole
 from ecgan.runtime.jobs import Done
@@ -78,7 +77,9 @@ def _results(experiment: Experiment) -> tuple[dict[Run, dict[str, Any]], list[st
     # A training takes as long as it takes; a worker that dies is noticed all the same.
     workers = replace(request.workers, timeout=None)
     jobs = [run for run in paths if run not in found]
-    bar = tqdm(total=len(paths), initial=len(found), unit="run", disable=request.quiet or None)
+    bar = Progress(
+        len(paths), "training segmenters", "run", show=not request.quiet, done=len(found)
+    )
     ran = run_jobs(lambda _: SegmenterTrainer(experiment.config), jobs, workers)
     with bar, closing(ran) as outcomes:
         for outcome in outcomes:

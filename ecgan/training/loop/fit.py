@@ -44,7 +44,7 @@ def fit(state: TrainingState, signals: DeferredSignals) -> Outcome:
             before = progress.images_seen
             train_step(state, batch)
             signals.defer()  # until now there was nothing to lose, and a first step may be long
-            log.advance(job.recipe.train.batch)
+            log.advance(job.recipe.train.batch, progress.means)
             _report(state, log, before, signals)
         _flush_metrics(state)
         if progress.means.count:

@@ -41,12 +41,12 @@ from ecgan.evaluation.sources import Photos, Samples, SampleSet, Source
 from ecgan.labels import LabelSpace
 from ecgan.metrics import distribution, statistics
 from ecgan.metrics.segmentation import Agreement, PerImageConfusion, agreement
-from ecgan.progress import Progress
 from ecgan.recipe import Recipe
 from ecgan.runtime import storage
 from ecgan.runtime.executor import run_jobs
 from ecgan.runtime.files import sha256
 from ecgan.runtime.jobs import Done, Workers
+from ecgan.runtime.timing import Progress
 from ecgan.segmentation.unet import UNet
 
 _FLOOR_IMAGES = 2048  # train photos, at least, behind the real photos' own distance

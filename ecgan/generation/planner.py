@@ -29,11 +29,11 @@ from ecgan.generation.request import LayoutOptions, Request, StyleOptions, check
 from ecgan.generation.state import PlanRequest, plan_id
 from ecgan.generation.worker import GenerationConfig, Output, VariantOptions
 from ecgan.labels import LabelSpace
-from ecgan.progress import say
 from ecgan.recipe import Recipe, parse_recipe
 from ecgan.runtime.device import choose_device
 from ecgan.runtime.jobs import Workers
 from ecgan.runtime.storage import open_store
+from ecgan.runtime.timing import say
 from ecgan.sampling import styles
 from ecgan.sampling.layouts import own_classes, space_hash, stretched
 from ecgan.sampling.sampler import ARITHMETIC, Sampler, compiles

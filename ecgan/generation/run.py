@@ -27,12 +27,11 @@ from ecgan.generation.planner import DatasetPlan
 from ecgan.generation.request import Request
 from ecgan.generation.state import FAILURES, LOG, Committed, DatasetState
 from ecgan.generation.worker import MadeShard, ShardWorker
-from ecgan.progress import Progress
 from ecgan.recipe import generator_hash
 from ecgan.runtime.executor import run_jobs
 from ecgan.runtime.jobs import Done, Failed, StopRun
 from ecgan.runtime.storage import Store, open_store
-from ecgan.runtime.timing import STAGES, StageSeconds, table
+from ecgan.runtime.timing import STAGES, Progress, StageSeconds, table
 from ecgan.shards.finalize import finish
 from ecgan.shards.manifest import (
     MANIFEST,

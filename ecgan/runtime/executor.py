@@ -24,7 +24,6 @@ from itertools import islice, repeat
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from ecgan.errors import UserError
-from ecgan.progress import say
 from ecgan.runtime.jobs import (
     Answer,
     Done,
@@ -38,6 +37,7 @@ from ecgan.runtime.jobs import (
     Workers,
     attempt,
 )
+from ecgan.runtime.timing import say
 
 if TYPE_CHECKING:
     from ecgan.runtime.ray_pool import RayPool

@@ -19,10 +19,10 @@ from ecgan.data.label_cache import LabelCache
 from ecgan.data.loader import TripleDataset
 from ecgan.errors import UsageError
 from ecgan.labels import LabelSpace
-from ecgan.progress import Progress
 from ecgan.recipe import Recipe
 from ecgan.runtime.files import write_whole
 from ecgan.runtime.storage import Folder
+from ecgan.runtime.timing import Progress
 from ecgan.segmentation.label_filter import (
     ClassLosses,
     FilterSpec,

@@ -23,8 +23,8 @@ from ecgan.data.datasets import Item
 from ecgan.data.loader import TripleDataset
 from ecgan.errors import UserError
 from ecgan.labels import Labels, LabelSpace
-from ecgan.progress import Progress, say
 from ecgan.recipe import SegmenterTraining
+from ecgan.runtime.timing import Progress, say
 from ecgan.segmentation.loading import load_segmenter
 from ecgan.segmentation.segmenter import (
     DESCRIPTION,

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ecgan.errors import UsageError, UserError
-from ecgan.progress import Progress
 from ecgan.runtime.storage import HIDDEN, Store, open_store
+from ecgan.runtime.timing import Progress
 from ecgan.shards.finalize import finish
 from ecgan.shards.formats import shard_name, write_shard
 from ecgan.shards.manifest import CommitRecord, Format, read_manifest

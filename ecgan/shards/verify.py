@@ -11,8 +11,8 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from ecgan.errors import UserError
-from ecgan.progress import Progress
 from ecgan.runtime.storage import Store, open_store
+from ecgan.runtime.timing import Progress
 from ecgan.shards.formats import is_intact, measured_size
 from ecgan.shards.manifest import Manifest, ShardEntry, read_manifest
 from ecgan.shards.readers import read_raw

@@ -13,10 +13,9 @@ import numpy as np
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
-from ecgan import progress
 from ecgan.checkpoint import InheritedTraining
 from ecgan.errors import UserError
-from ecgan.runtime import distributed
+from ecgan.runtime import distributed, timing
 from ecgan.runtime.files import write_whole
 
 
@@ -108,7 +107,7 @@ class RunLogger:
             self._drop_later_lines(images_seen)
             self._board = SummaryWriter(str(run / "tensorboard"), purge_step=images_seen + 1)
         show = self._writes and not quiet
-        self._bar = progress.Progress(
+        self._bar = timing.Progress(
             length, f"training {run.name}", "image", show=show, done=images_seen
         )
 
@@ -132,7 +131,7 @@ class RunLogger:
     def message(self, text: str) -> None:
         """Print a line."""
         if self._writes and not self._quiet:
-            progress.say(text)
+            timing.say(text)
 
     def images_per_second(self, images_seen: int) -> float:
         """Images per second since the last call."""

@@ -28,10 +28,10 @@ from ecgan.evaluation.report.document import (
     Spread,
 )
 from ecgan.metrics import statistics
-from ecgan.progress import Progress
 from ecgan.runtime.executor import run_jobs
 from ecgan.runtime.files import write_whole
 from ecgan.runtime.jobs import Done
+from ecgan.runtime.timing import Progress
 from ecgan.segmentation.training import ARCHITECTURES
 
 __all__ = ["Request", "check", "match_samples", "run"]

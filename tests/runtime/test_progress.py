@@ -6,15 +6,15 @@ import time
 
 import pytest
 
-from ecgan import progress
-from ecgan.progress import Progress, duration
+from ecgan.runtime import timing
+from ecgan.runtime.timing import Progress, duration
 
 
 @pytest.fixture
 def quick(monkeypatch):
     """Lines as after minutes."""
-    monkeypatch.setattr(progress, "FIRST_SECONDS", 0.05)
-    monkeypatch.setattr(progress, "LINE_SECONDS", 0.1)
+    monkeypatch.setattr(timing, "FIRST_SECONDS", 0.05)
+    monkeypatch.setattr(timing, "LINE_SECONDS", 0.1)
 
 
 class Terminal(io.StringIO):

@@ -231,12 +231,19 @@ class Fidelity:
         own, real = found[one.place], found[_REFERENCE]
         confusion = own.confusion
         photos = self._photos_of(one, confusion, real.confusion)
-        of_samples, of_real = agreement(confusion), agreement(photos)
+        classes = confusion.labelled_classes() & photos.labelled_classes()
+        of_samples, of_real = (agreement(c, classes=classes) for c in (confusion, photos))
         metrics = {
             name: Metric.of(value, of_real.overall[name].value, len(confusion), low, high)
             for name, (value, low, high) in of_samples.overall.items()
             if math.isfinite(value)
         }
+        if "miou" in metrics:
+            mean_over = (
+                f"mean over {classes.sum()} of {len(classes)} classes, those labelled in both the "
+                "samples and the photos"
+            )
+            metrics["miou"] = metrics["miou"].model_copy(update={"protocol": mean_over})
         styles = image_metrics.style_metrics(own, real, self._photos(found))
         shown = np.isin(real.confusion.layouts, photos.layouts)
         metrics |= styles.metrics
@@ -262,7 +269,7 @@ class Fidelity:
             confusion=Confusion(classes=list(names), counts=confusion.matrix.tolist()),
             skipped=self.skipped | skipped | styles.skipped,
             warnings=one.warnings + warnings + self._generator_warnings(one),
-            notes=self._notes(one, metrics["miou"]) + remarks + notes,
+            notes=self._notes(one, metrics.get("miou")) + remarks + notes,
             best=[confusion.keys[i] for i in best],
             worst=[confusion.keys[i] for i in worst],
         )
@@ -308,7 +315,7 @@ class Fidelity:
             "key): it may have memorised them"
         ]
 
-    def _notes(self, one: SampleSet, miou: Metric) -> list[str]:
+    def _notes(self, one: SampleSet, miou: Metric | None) -> list[str]:
         notes: list[str] = []
         kept = None if one.manifest is None else one.manifest.filter.kept_fraction
         if kept is not None:
@@ -317,7 +324,12 @@ class Fidelity:
                 "disagreed with: mIoU, accuracy and consistency are over the rest; compare "
                 "accuracy_with_void"
             )
-        if miou.value and miou.value > (miou.real or 0):
+        if miou is None:
+            notes.append(
+                "no class is labelled both in the samples and in the photos: there is no mIoU of "
+                "the same classes"
+            )
+        elif miou.value and miou.value > (miou.real or 0):
             notes.append(
                 "the judge scores higher on the samples than on real photos: they are easier to "
                 "segment, which does not make them more like photos"

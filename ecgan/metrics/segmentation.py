@@ -109,6 +109,10 @@ class PerImageConfusion:
             getattr(part, name).extend(getattr(self, name)[i] for i in chosen)
         return part
 
+    def labelled_classes(self) -> npt.NDArray[np.bool_]:
+        """Which classes have a labelled pixel in any image, (N,)."""
+        return np.stack(self.labelled).sum(axis=0) > 0
+
     def accuracies(self) -> Numbers:
         """Pixel accuracy of each image, (n,); NaN where nothing is labelled."""
         return _ratio(np.stack(self.true_positives).sum(axis=1), self._labelled_pixels())
@@ -125,21 +129,41 @@ _COUNTED = ("true_positives", "labelled", "predicted", "pixels", "label_probabil
 PER_IMAGE = ("keys", "layouts", *_COUNTED)
 
 
-def agreement(confusion: PerImageConfusion, *, seed: int = 0) -> Agreement:
+def agreement(
+    confusion: PerImageConfusion, *, classes: npt.NDArray[np.bool_] | None = None, seed: int = 0
+) -> Agreement:
     """Scores from sums over all images, as mIoU is defined, with intervals.
 
     The interval is a percentile bootstrap over layouts: images of one layout are drawn together,
-    since another style of the same layout is no independent image.
+    since another style of the same layout is no independent image. Every mean is over the same
+    classes: one that is not labelled in a draw counts there with its IoU in all images.
+
+    Args:
+        confusion: counts of each image.
+        classes: classes that mIoU is the mean over, (N,); default: those that are labelled or
+            predicted.
+        seed: of the bootstrap.
     """
     assert len(confusion), "no images"
     counted = [getattr(confusion, name) for name in _COUNTED]
     widths = np.cumsum([np.size(rows[0]) for rows in counted])[:-1]
     rows = np.concatenate([np.reshape(part, (len(confusion), -1)) for part in counted], axis=1)
     whole, drawn = resampled(rows.astype(np.float64), confusion.layouts, seed=seed)
-    value, samples = (_scores(*np.split(sums, widths, axis=1)) for sums in (whole, drawn))
+    counts, draws = (np.split(sums, widths, axis=1) for sums in (whole, drawn))
+    value, samples = _scores(*counts), _scores(*draws)
+    mean_over = np.isfinite(value["iou"][0])
+    if classes is not None:
+        mean_over &= classes
+    of_all = value["iou"][:, mean_over]  # (1, K)
+    labelled = draws[1][:, mean_over] > 0  # (R, K)
+    value["miou"] = _ratio(of_all.sum(axis=1), np.sum(mean_over, keepdims=True))
+    iou_drawn = np.where(labelled, samples["iou"][:, mean_over], of_all)
+    samples["miou"] = _ratio(iou_drawn.sum(axis=1), np.full(len(iou_drawn), mean_over.sum()))
     overall = {name: with_percentiles(value[name][0], samples[name]) for name in AGREEMENTS}
-    classes = range(confusion.num_classes)
-    iou = [with_percentiles(value["iou"][0, c], samples["iou"][:, c]) for c in classes]
+    iou = [
+        with_percentiles(value["iou"][0, c], samples["iou"][:, c])
+        for c in range(confusion.num_classes)
+    ]
     return Agreement(overall, iou)
 
 
@@ -148,11 +172,9 @@ def _scores(
 ) -> dict[str, Numbers]:
     """Scores of rows of counts, (R, N), (R, N), (R, N), (R, 1) and (R, 1)."""
     iou = _ratio(hits, labelled + predicted - hits)  # (R, N)
-    occurs = np.isfinite(iou)
-    known, total = np.where(occurs, iou, 0), labelled.sum(axis=1)
+    known, total = np.nan_to_num(iou), labelled.sum(axis=1)
     return {
         "iou": iou,
-        "miou": _ratio(known.sum(axis=1), occurs.sum(axis=1)),
         "frequency_weighted_iou": _ratio((labelled * known).sum(axis=1), total),
         "accuracy": _ratio(hits.sum(axis=1), total),
         "accuracy_with_void": _ratio(hits.sum(axis=1), pixels[:, 0]),

@@ -251,3 +251,26 @@ def test_edges_match_within_a_share_of_the_diagonal():
     wide = np.zeros((2, 480, 640), np.uint8)
     wide[0, 50, 20], wide[1, 56, 20] = 255, 255
     assert segmentation.edge_agreement(*wide) == (1, 1, 1, 1)  # 6 pixels
+
+
+def test_every_mean_of_classes_is_over_the_same_ones():
+    """24 images, each with a class of its own, which half of the images get right."""
+    labels = np.zeros((24, 4, 4), np.int64)
+    labels[:, 2:] = 1 + np.arange(24)[:, None, None]
+    predictions = labels.copy()
+    predictions[::2] = 0
+    counted = confusion_of(labels, predictions, 25)
+    miou = segmentation.agreement(counted).overall["miou"]
+    assert miou.low <= miou.value <= miou.high
+    some = np.isin(np.arange(25), [2, 4, 6, 8])  # of images 1, 3, 5 and 7, which are right
+    for low_to_high in segmentation.agreement(counted, classes=some).overall["miou"]:
+        assert low_to_high == 1.0
+
+
+def test_a_class_that_is_only_predicted_in_a_draw_counts_as_in_all():
+    labels = np.zeros((2, 2, 2), np.int64)
+    labels[0] = 1
+    predictions = np.ones_like(labels)  # class 1 is predicted in the second image, too
+    miou = segmentation.agreement(confusion_of(labels, predictions, 2)).overall["miou"]
+    assert miou.value == 0.25
+    assert miou.low <= miou.value <= miou.high

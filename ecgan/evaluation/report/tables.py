@@ -248,6 +248,7 @@ def verdict(one: SetReport) -> str:
     return (
         f"judge mIoU {metric.value:.3f} on samples, {metric.real:.3f} on real photos "
         f"({100 * metric.value / metric.real:.0f} %)"
+        + (f"; {metric.protocol}" if metric.protocol else "")
     )
 
 

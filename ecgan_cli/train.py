@@ -126,8 +126,17 @@ def train(
         outcome = library.run(recipe, run, device=device, init=init, quiet=quiet)
         if distributed.is_first():
             click.echo(_MESSAGES[outcome].format(run=run), err=outcome == "interrupted")
+            if outcome == "done" and not quiet:
+                _tell_next(run)
         if outcome == "interrupted":
             sys.exit(INTERRUPTED)
+
+
+def _tell_next(run: Path) -> None:
+    previews = sorted(run.glob("samples-*.png"))
+    if previews:
+        click.echo(f"preview: {previews[-1]}", err=True)
+    click.echo(f"next: ecgan augment --run {run} --labels DIR --n-styles 5", err=True)
 
 
 def _check_profile(profiled: int | None, ranks: int, *, dry_run: bool) -> None:

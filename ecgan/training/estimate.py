@@ -19,6 +19,7 @@ from ecgan.recipe import Recipe, class_list_file
 from ecgan.runtime.device import choose_device
 from ecgan.runtime.timing import span, span_seconds, table
 from ecgan.training import run
+from ecgan.training.loop.banner import epochs
 from ecgan.training.loop.fit import batches_of, train_step
 from ecgan.training.loop.state import TrainingState
 from ecgan.training.networks import build_networks, untrained_label_generator, warm_start
@@ -164,10 +165,26 @@ def describe(
         ),
         "parameters": ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in counts.items()),
         "steps": f"{steps} of {train.batch} images ({part} at a time on a rank), "
-        f"{steps * train.batch / max(1, sizes.get('train', 1)):.1f} epochs",
-        "memory": f"about {gib:.1f} GiB on each rank, frozen networks not counted",
+        f"{epochs(steps * train.batch, sizes.get('train', 1))}",
+        "time": f"not known; --profile 3 --batch {train.batch // world} measures images/s here",
+        "memory": f"about {gib:.1f} GiB on each rank, frozen networks not counted"
+        f"{_too_little(gib, device)}",
     }
     return "\n".join(f"{name + ':':<12}{text}" for name, text in lines.items())
+
+
+def _too_little(gib: float, device: torch.device) -> str:
+    """A remark where a device has less memory than that."""
+    if device.type == "cuda":
+        has = torch.cuda.get_device_properties(device).total_memory / 2**30
+    else:
+        has = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    if gib <= has:
+        return ""
+    return (
+        f"; {device} has {has:.1f} GiB: raise train.accumulate or train.checkpointing, or lower "
+        "the size or train.batch"
+    )
 
 
 class _Kept:

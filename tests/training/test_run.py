@@ -27,6 +27,7 @@ from ecgan.runtime import files
 from ecgan.training import ema, networks
 from ecgan.training import run as train
 from ecgan.training import step as steps
+from ecgan.training.loop.banner import epochs
 from ecgan.training.networks import warm_start
 from ecgan.training.objective import Inputs, Objective
 from ecgan.training.step import NonFiniteError
@@ -348,6 +349,21 @@ def _interrupt_after(path):
     while not path.exists() and time.monotonic() < deadline:
         time.sleep(0.002)
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_training_says_what_it_does(recipe, scenes, tmp_path, capsys):
+    train.run(recipe("train.images=2"), tmp_path / "run", device="cpu")
+    told = capsys.readouterr().err
+    assert f"training demo on cpu, into {tmp_path / 'run'}\n" in told
+    assert f"data: {scenes}, " in told
+    assert "pairs of train" in told
+    assert "; 32 x 64 pixels\n" in told
+    assert "M parameters; 2 images in steps of 2, " in told
+
+
+def test_thousands_of_epochs_are_remarked_upon():
+    assert epochs(100, 8) == "12.5 epochs"
+    assert epochs(8000, 8).startswith("1,000.0 epochs: each pair is seen so often")
 
 
 @pytest.mark.slow

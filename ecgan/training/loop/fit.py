@@ -17,6 +17,7 @@ from ecgan.runtime.processes.signals import DeferredSignals
 from ecgan.runtime.timing import span
 from ecgan.training import step
 from ecgan.training.log import RunLogger
+from ecgan.training.loop.banner import banner
 from ecgan.training.loop.state import TrainingState
 
 Outcome = Literal["done", "interrupted"]
@@ -31,6 +32,7 @@ def fit(state: TrainingState, signals: DeferredSignals) -> Outcome:
         return "done"
     logger = RunLogger(job.out, progress.images_seen, length, quiet=job.quiet)
     with logger as log, closing(batches_of(state)) as found:
+        log.message(banner(state))
         for note in state.notes:
             log.message(note)
         if distributed.world_size() > 1:  # one that left a step would leave the others in it

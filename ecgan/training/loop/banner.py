@@ -1,0 +1,33 @@
+"""What a training says before its first step."""
+
+from ecgan.runtime import distributed
+from ecgan.training.loop.state import TrainingState
+
+MANY_EPOCHS = 1000  # beyond which a training is remarked upon
+
+
+def banner(state: TrainingState) -> str:
+    """Data, classes, device, size and length of a training, in a few lines."""
+    job, data, train = state.job, state.job.recipe.data, state.job.recipe.train
+    world = distributed.world_size()
+    networks = [one.network for one in state.trained.by_name.values()]
+    count = sum(p.numel() for network in networks for p in network.parameters())
+    pairs, held_out = len(job.train_set), len(job.validation_set)
+    lines = [
+        f"training {job.recipe.name} on {job.device}{f', {world} ranks' if world > 1 else ''}, "
+        f"into {job.out}",
+        f"  data: {data.root}, {pairs:,} pairs of {data.split}, {held_out:,} of val; "
+        f"{job.space.num_classes} classes; {data.height} x {data.width} pixels",
+        f"  {count / 1e6:.2f} M parameters; {train.images:,} images in steps of {train.batch}, "
+        f"{epochs(train.images, pairs)}",
+    ]
+    return "\n".join(lines)
+
+
+def epochs(images: int, pairs: int) -> str:
+    """``12.5 epochs``, with a remark where there are thousands."""
+    number = images / max(1, pairs)
+    text = f"{number:,.1f} epochs"
+    if number < MANY_EPOCHS:
+        return text
+    return f"{text}: each pair is seen so often that it may be learnt by heart; lower train.images"

@@ -9,9 +9,11 @@ In memory and in every label map that we write, an unlabelled pixel is ``ignore_
 and ``file_ids`` gives their numbers where these are not the input ids.
 """
 
+import hashlib
 import json
 import re
 import reprlib
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
@@ -26,16 +28,24 @@ from ecgan.errors import UserError
 
 Labels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
-SPLIT_FOLDERS: Mapping[str, tuple[str, ...]] = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation"),
-    "test": ("test", "testing"),
+
+SPLIT_FOLDERS: Mapping[str, tuple[str, ...]] = {  # in lower case, without separators
+    "train": ("train", "training", "trn", "trainset", "trainingset"),
+    "val": ("val", "valid", "validation", "dev", "valset", "validationset", "devset"),
+    "test": ("test", "testing", "tst", "testset", "testingset"),
 }
 
 
 def clean_key(name: str) -> str:
-    """Key of a sample from its relative path without ending: letters, digits, ``_`` and ``-``."""
-    return re.sub(r"[^A-Za-z0-9_-]", "_", re.sub(r"[/\\]+", "-", name)) or "_"
+    """Key of a sample from its relative path without ending: letters, digits, ``_`` and ``-``.
+
+    Names in other scripts, which would lose their letters, get a hash of the whole name.
+    """
+    name = unicodedata.normalize("NFC", name)
+    key = re.sub(r"[^A-Za-z0-9_-]", "_", re.sub(r"[/\\]+", "-", name)) or "_"
+    if name.isascii():
+        return key
+    return f"{key}-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
 
 
 def spellings(name: str) -> list[str]:
@@ -118,7 +128,8 @@ class LabelSpace:
 
     def written(self) -> "LabelSpace":
         """The same classes as label maps that we write have them: in ids, and ``ignore_index``."""
-        return replace(self, ignore=self.ignore_index, file_ids=None)
+        ignore = None if self.ignore is None else self.ignore_index
+        return replace(self, ignore=ignore, file_ids=None)
 
     @cached_property
     def palette(self) -> npt.NDArray[np.uint8]:

@@ -17,6 +17,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from ecgan import class_files, labels
+from ecgan.data.datasets import DataFolder
+from ecgan.data.decode import Encoding
+from ecgan.data.files.layout import Options
+from ecgan.data.files.photo_sets import Reading
 from ecgan.errors import UsageError, UserError
 from ecgan.labels import LabelSpace
 from ecgan.recipe_schema import (
@@ -34,6 +38,7 @@ __all__ = [
     "Recipe",
     "SegmenterTraining",
     "class_list_file",
+    "data_folder",
     "generator_hash",
     "label_space",
     "load_recipe",
@@ -65,6 +70,13 @@ _ADDED = (  # keys that version 0.2 does not have
     "model.segmentation_discriminator",
     "losses.segmentation_adversarial",
     "losses.label_mix",
+    "data.images",
+    "data.labels",
+    "data.label_suffix",
+    "data.label_encoding",
+    "data.orientation",
+    "data.photo_levels",
+    "data.val_by",
 )
 
 
@@ -172,6 +184,30 @@ def generator_hash(recipe: Recipe) -> str:
     if changed:
         document["model"]["label_generator_training"] = changed
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def data_folder(data: Data, root: Path | None = None) -> DataFolder:
+    """The data set's folder that a recipe means, and how its files are read.
+
+    Args:
+        data: section data.
+        root: another folder in place of the recipe's.
+
+    Raises:
+        UsageError: neither names a folder.
+    """
+    if root is None and data.root is None:
+        raise UsageError("data.root is not set: give the folder of the data set with --data DIR")
+    place = root if root is not None else Path(str(data.root))
+    levels = None if data.photo_levels is None else (data.photo_levels[0], data.photo_levels[1])
+    encoding = None if data.label_encoding == "auto" else Encoding(data.label_encoding)
+    return DataFolder(
+        data.dataset,
+        place,
+        Options(data.images, data.labels, data.label_suffix),
+        Reading(encoding, data.orientation, levels),
+        data.val_by if isinstance(data.val_by, str) else tuple(data.val_by),
+    )
 
 
 def label_space(data: Data) -> LabelSpace:

@@ -28,8 +28,7 @@ class SegmenterTraining(Section, frozen=True):
     """Training of a segmenter on real pairs."""
 
     architecture: Literal["segformer", "unet"] = "segformer"
-    """Network: a SegFormer from scratch, or a U-Net on EfficientNet-Lite1 with ImageNet weights
-    (needs ecgan[eval])."""
+    """Network: a SegFormer from scratch, or a U-Net on EfficientNet-Lite1 (needs ecgan[eval])."""
     channels: Annotated[int, Field(ge=8, multiple_of=8)] = 32
     """Channels of SegFormer's first stage; 32 is SegFormer-B0. A U-Net has its own."""
     images: Positive = 20_000
@@ -44,8 +43,7 @@ class JudgeTraining(SegmenterTraining, frozen=True):
     """Training of a judge; its seed differs from the label generator's by default."""
 
     seed: Count = 1
-    """Seed of the initial weights and of the order of the data, and of the styles of scores during
-    training."""
+    """Seed of initial weights, of the order of the data, and of styles of scores in training."""
 
 
 class FilterTraining(SegmenterTraining, frozen=True):
@@ -70,11 +68,24 @@ class Data(Section, frozen=True):
     root: str | None = None
     """Root folder of the data set; --data overrides it."""
     split: str = "train"
-    """Split to train on. Previews and validation use the split val or, without one, a tenth of the
-    keys chosen by hash."""
+    """Split to train on. Previews and validation use val or, without it, a tenth; see val_by."""
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Fraction of that split to train on, chosen by a hash of the key; smaller fractions are part
-    of larger ones."""
+    """Fraction of that split, chosen by a hash of the key; smaller ones are part of larger ones."""
+    images: str | None = None
+    """Folder of photos, below root or absolute; default: found by its name."""
+    labels: str | None = None
+    """Folder of label maps, below root or absolute; default: found by its name."""
+    label_suffix: str | None = None
+    """End of the names of label maps beyond those of photos; default: found from the names."""
+    label_encoding: Literal["auto", "index", "color", "gray", "nearest"] = "auto"
+    """What pixels of label maps are: numbers, colours of the class list, numbers as r = g = b, or
+    the class of the nearest colour; auto: decided over all files, refused where readings differ."""
+    orientation: Literal["auto", "apply", "stored"] = "auto"
+    """Whether photos are turned as EXIF says; auto: as sizes of label maps tell, else apply."""
+    photo_levels: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
+    """Values of black and white in photos of more than 8 bits; default: from all photos."""
+    val_by: Literal["hash", "sequence"] | list[str] = "hash"
+    """How a tenth is held out: by a hash of the key, by sequence, or beginnings of its keys."""
     height: Positive = 256
     """Height of training crops and samples, pixels."""
     width: Positive = 512
@@ -86,20 +97,15 @@ class Data(Section, frozen=True):
     flip: bool = True
     """Mirror half of the training pairs at random."""
     classes: str | list[Any] | None = None
-    """Class list: its file (docs/data.md, "Class lists"), or a list of names or of {id, name,
-    color}; default: the data set's own, or the file beside the data."""
+    """Class list: a file, or a list of names or of {id, name, color}; default: beside the data."""
     ignore: Count | None = 255
-    """Value of unlabelled pixels in label files of a folder data set; null if there are none. The
-    value in the class list's file, if any, takes precedence."""
+    """Value of unlabelled pixels where the class list's file gives none; null: there are none."""
     instances: bool = False
-    """Condition on instance boundaries too (Cityscapes instanceIds, COCO-Stuff inst, or a folder
-    instances/ beside labels/)."""
+    """Condition on instance boundaries too (instanceIds, inst, or instances/ beside labels/)."""
     edges: Literal["canny", "hed", "folder"] = "canny"
-    """Source of real edges: Canny on the crop, HED (needs hed_weights), or edge maps in edges/
-    beside labels/."""
+    """Source of real edges: Canny on the crop, HED (needs hed_weights), or maps in edges/."""
     hed_weights: str | None = None
-    """HDF5 file with HED's weights, for data.edges hed, and for vgg16_hed as
-    losses.perceptual_network and in evaluate.features."""
+    """HDF5 file with HED's weights, for data.edges hed and wherever vgg16_hed is named."""
     workers: Count = 2
     """Loader processes per rank; 0 loads in the training process."""
 
@@ -108,9 +114,10 @@ class Data(Section, frozen=True):
         for side in ("height", "width"):
             resized = getattr(self, f"resize_{side}")
             if resized is not None and resized < getattr(self, side):
-                raise ValueError(
-                    f"resize_{side} ({resized}) must not be below {side} ({getattr(self, side)})"
-                )
+                least = getattr(self, side)
+                raise ValueError(f"resize_{side} ({resized}) must not be below {side} ({least})")
+        if (levels := self.photo_levels) is not None and levels[0] >= levels[1]:
+            raise ValueError(f"photo_levels: white must be above black, got {levels}")
         return self
 
     @property
@@ -139,8 +146,7 @@ class Model(Section, frozen=True):
     output: Literal["refined", "fused"] = "refined"
     """Final image: I'', or its per-pixel fusion with the class-specific image I_g."""
     spectral_norm: Literal["default", "all", "none"] = "default"
-    """Spectral normalisation: default is the trunk and the inner layers of D, all is every
-    convolution of G and D."""
+    """Spectral normalisation: default is the trunk and the inner layers of D, all is all."""
     edge_generator: bool = True
     """Edge generator Ge."""
     edge_transfer: bool = True
@@ -155,8 +161,7 @@ class Model(Section, frozen=True):
     """Discriminator that segments pictures into the classes and "made": on features of a frozen
     EfficientNet-Lite0, beside the paper's, for small data sets; or OASIS's U-Net, in its place."""
     label_generator: str = "train"
-    """Label generator Gl: off, train (on the real pairs), or a segmenter of transformers by local
-    path or hub name."""
+    """Label generator Gl: off, train (on the real pairs), or a segmenter by path or hub name."""
     label_generator_training: SegmenterTraining = SegmenterTraining()
     """Training of the label generator."""
     label_generator_map: dict[int, int] | None = None
@@ -266,8 +271,7 @@ class Train(Section, frozen=True):
     preview_every: Positive = 10_000
     """Images between preview grids."""
     evaluate_every: Count = 0
-    """Images between scores on the validation split, which choose generator-best.safetensors; 0:
-    never."""
+    """Images between scores on val, which choose generator-best.safetensors; 0: never."""
     log_every: Positive = 500
     """Images between lines of metrics.jsonl."""
     keep: Positive = 2
@@ -286,8 +290,7 @@ class Evaluate(Section, frozen=True):
     """Evaluation of samples."""
 
     judge: str = "train"
-    """Segmenter that labels the samples: train (on the reference's train split), or a segmenter of
-    transformers by local path or hub name."""
+    """Segmenter that labels the samples: train (on the reference), or one by path or hub name."""
     judge_training: JudgeTraining = JudgeTraining()
     """Training of the judge."""
     features: list[

@@ -3,7 +3,7 @@
 import json
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -25,6 +25,9 @@ from ecgan_cli.options import (
     with_data,
     write_new,
 )
+
+if TYPE_CHECKING:
+    from ecgan.data.survey import DatasetSurvey
 
 _side = partial(option, type=click.IntRange(min=16), metavar="PIXELS")
 
@@ -102,7 +105,26 @@ def import_(
     help="Directory structure.",
     show_default="recognised from the folders",
 )
-@option("--files", type=COUNT, default=500, help="Number of pairs to open, spread evenly; 0: all.")
+@option(
+    "--images",
+    metavar="DIR",
+    help="Folder of photos, below DIR or absolute.",
+    show_default="found by name",
+)
+@option("--labels", metavar="DIR", help="Folder of label maps.", show_default="found by name")
+@option(
+    "--label-suffix",
+    metavar="TEXT",
+    help="End of the names of label maps.",
+    show_default="found from the names",
+)
+@option(
+    "--label-encoding",
+    type=click.Choice(["index", "color", "gray", "nearest"]),
+    help="What pixels of label maps are.",
+    show_default="decided over all files",
+)
+@option("--files", type=COUNT, default=0, help="Number of pairs to open, spread evenly; 0: all.")
 @JSON
 @option(
     "--write-classes",
@@ -114,36 +136,64 @@ def import_(
 def inspect(
     folder: Path,
     dataset: str | None,
+    images: str | None,
+    labels: str | None,
+    label_suffix: str | None,
+    label_encoding: str | None,
     files: int,
     *,
     as_json: bool,
     write_classes: Path | None,
     write_recipe: Path | None,
 ) -> None:
-    """Print files, sizes and classes of the data set in DIR, and propose a recipe for it."""
+    """Print files, sizes and classes of the data set in DIR, and propose a recipe for it.
+
+    Its faults are what a training would refuse; with any, the exit code is 1.
+    """
+    from ecgan.data import proposals
     from ecgan.data import survey as library
+    from ecgan.data.decode import Encoding
+    from ecgan.data.files.layout import Options
+    from ecgan.data.files.photo_sets import Reading
     from ecgan.recipe import nearest_size
 
-    found = library.survey_dataset(folder, dataset=dataset, num_files=files)
-    proposed = None if found.space is not None else library.propose_classes(found)
+    found = library.survey_dataset(
+        folder,
+        dataset=dataset,
+        options=Options(images, labels, label_suffix),
+        reading=Reading(None if label_encoding is None else Encoding(label_encoding)),
+        num_files=files,
+        progress=not as_json,
+    )
+    proposed = None if found.space is not None else found.values.space
     if write_classes is not None:
         space = found.space or proposed
         if space is None:
             raise UserError(f"{folder}: no class list can be proposed for these label maps")
         write_new(write_classes, json.dumps(space.to_json(), indent=1) + "\n")
-    recipe = library.propose_recipe(
-        found,
-        lambda height, width: nearest_size(height, width, "auto"),
-        classes=write_classes or proposed,
-    )
+    recipe = None
+    if found.num_pairs:
+        size = partial(nearest_size, upsamplings="auto")
+        recipe = proposals.propose_recipe(found, size, classes=write_classes or proposed)
     if write_recipe is not None:
+        if recipe is None:
+            raise UserError(f"{folder}: no recipe can be proposed for no pairs", found.all_faults)
         write_new(write_recipe, recipe)
     if as_json:
         click.echo(json.dumps({**found.to_json(), "recipe": recipe}, indent=2))
-        return
+    else:
+        _show(found, recipe)
+    if found.all_faults:
+        raise SystemExit(1)
+
+
+def _show(found: "DatasetSurvey", recipe: str | None) -> None:
+    """Print a survey, then the recipe, then the faults, which are last on the screen."""
     click.echo(found.to_text())
-    click.echo("Proposed recipe (save it as a .yaml file, or use --write-recipe FILE):\n")
-    click.echo(recipe, nl=False)
+    if recipe is not None:
+        click.echo("Proposed recipe (save it as a .yaml file, or use --write-recipe FILE):\n")
+        click.echo(recipe)
+    click.echo(found.faults_text(), nl=False)
 
 
 @data.command(short_help="Verify the files of generated samples.")
@@ -217,7 +267,7 @@ def cache(
     import os
 
     from ecgan.data.resized_copy import Source, write_resized_copy
-    from ecgan.recipe import label_space, load_recipe
+    from ecgan.recipe import data_folder, label_space, load_recipe
 
     found = load_recipe(recipe_name, with_data(overrides, root)).data
     if found.root is None:
@@ -228,8 +278,7 @@ def cache(
             "data.edges: folder: edge maps of a folder are not copied; use the original"
         )
     source = Source(
-        found.dataset,
-        Path(found.root),
+        data_folder(found),
         label_space(found),
         found.split,
         found.resize_to,

@@ -342,7 +342,7 @@ def test_inspect_reads_the_list_of_another_tool(tmp_path):
     assert found.space is not None
     assert found.space.names == ("background", "road")
     (tmp_path / "labels.txt").write_text("road\n")
-    (fault,) = survey_dataset(tmp_path).unreadable
+    (fault,) = survey_dataset(tmp_path).faults
     assert "two class lists that differ, labelmap.txt and labels.txt" in fault
 
 

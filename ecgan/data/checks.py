@@ -1,12 +1,17 @@
-"""Check of label maps, photos, instance and edge maps before a run; all faults at once."""
+"""Check of label maps, photos, instance and edge maps before a run; all faults at once.
 
+It decides how the files of the data set are read, all in one way
+(:mod:`ecgan.data.files.encoding`).
+"""
+
+import hashlib
 import os
 import time
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
-from itertools import chain
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, TypeVar, cast
 
@@ -16,12 +21,18 @@ import PIL
 from tqdm import tqdm
 
 from ecgan import __version__
-from ecgan.data import datasets, decode, label_cache
+from ecgan.data import datasets, label_cache
 from ecgan.data.datasets import Item
-from ecgan.data.label_cache import LabelCache, LabelContent
+from ecgan.data.decode import Encoding, nearest_classes
+from ecgan.data.files import images, label_maps
+from ecgan.data.files.encoding import Value, Values, values_of
+from ecgan.data.files.pairing import capped, count
+from ecgan.data.files.photo_sets import Photos, Reading
+from ecgan.data.label_cache import FileContent, LabelCache
 from ecgan.errors import UserError
 from ecgan.labels import LabelSpace
 
+NEAR = 2  # bits of 64 in which near-equal photos differ at most
 _TASK = 16  # items that a thread takes: of small files, each costs less than handing it over
 _Read = TypeVar("_Read")
 
@@ -36,20 +47,40 @@ class LabelCounts(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class LabelCheck:
-    """Class pixels and file digests of L items, row by row in the order of the items.
+    """What the files of L items hold, row by row in the order of the items.
 
     Attributes:
+        items: the items, to be read as was decided for all of them.
+        space: class list.
+        contents: content of each item's files.
         counts: pixels of each of the N classes, (L, N).
         unlabelled: pixels without a class, (L,).
-        digests: SHA-256 of each label file, (L, 32).
-        instance_digests: SHA-256 of each instance map's file, (L, 32), zeros where an item has
-            none; None where no item has one.
+        notes: how the files are read, and what looks odd about them; a sentence each.
     """
 
-    counts: npt.NDArray[np.int32]  # Pillow refuses images of 2^28 pixels and more
-    unlabelled: npt.NDArray[np.int32]
-    digests: npt.NDArray[np.uint8]
-    instance_digests: npt.NDArray[np.uint8] | None
+    items: Sequence[Item]
+    space: LabelSpace
+    contents: Sequence[FileContent]
+    counts: npt.NDArray[np.int64]
+    unlabelled: npt.NDArray[np.int64]
+    notes: Sequence[str]
+
+    @property
+    def reading(self) -> Reading:
+        """How the files are read."""
+        return self.items[0].reading if self.items else Reading()
+
+    @cached_property
+    def digests(self) -> npt.NDArray[np.uint8]:
+        """SHA-256 of each label file, (L, 32)."""
+        return _rows(content.digest for content in self.contents)
+
+    @cached_property
+    def instance_digests(self) -> npt.NDArray[np.uint8] | None:
+        """SHA-256 of each instance map's file, (L, 32), zeros without one; None where none has."""
+        if not any(item.instances for item in self.items):
+            return None
+        return _rows(content.instance_digest.ljust(32, b"\0") for content in self.contents)
 
     @property
     def totals(self) -> LabelCounts:
@@ -59,6 +90,27 @@ class LabelCheck:
             int(self.unlabelled.sum(dtype=np.int64)),
             len(self.counts),
         )
+
+    def class_notes(self) -> list[str]:
+        """Sentences on classes that training would never see."""
+        totals, space = self.totals, self.space
+        notes: list[str] = []
+        absent = [space.names[i] for i in np.flatnonzero(totals.pixels == 0)]
+        if absent and len(self.items):
+            listed = ", ".join(absent[:8]) + (f" and {len(absent) - 8} more" if absent[8:] else "")
+            of = count(len(self.items), "label map")
+            notes.append(
+                f"{'No pixel' if len(absent) == 1 else 'Without a pixel'} in {of}: {listed}; take "
+                f"{'it' if len(absent) == 1 else 'them'} out of the class list, or see whether its "
+                "ids or colours are those of the files."
+            )
+        whole = totals.unlabelled + int(totals.pixels.sum())
+        if whole and totals.unlabelled > 0.5 * whole:
+            notes.append(
+                f"{100 * totals.unlabelled / whole:.0f} % of all pixels are unlabelled; if they "
+                "are a class, such as background, give it an id in the class list."
+            )
+        return notes
 
 
 def check_labels(
@@ -71,196 +123,290 @@ def check_labels(
     workers: int | None = None,
     progress: bool = False,
 ) -> LabelCheck:
-    """Read every file once and report all faults together, before anything is computed.
+    """Read every file once, decide how they are read, and report all faults together.
 
     Args:
         items: samples that a run is about to use.
         space: class list of the run.
         dataset: directory structure: folder, cityscapes, ade20k or coco_stuff.
-        cache: results of earlier checks; files that have not changed since are not read again. The
-            caller saves it.
+        cache: results of earlier checks; files that have not changed since are not decoded again.
+            The caller saves it.
         check_images: photos too: whole files, of the size of their label map.
         workers: threads; default: one for each CPU, at most eight.
         progress: show a bar.
 
     Returns:
-        Pixels of each class and a digest, for each item.
+        The items with their reading, pixels of each class and a digest for each.
 
     Raises:
-        UserError: ids or colours that the class list lacks, files that cannot be read, maps of
-            another size than their photo.
+        UserError: ids or colours that the class list lacks, label maps that can be read in two
+            ways, files that cannot be read, maps of another size than their photo.
     """
-    check, faults = _empty_check(items, space), _Faults(space, dataset)
-    meaning = [(c.color, c.has_color) for c in space.classes], space.ignore, space.file_ids
-    context = repr((__version__, PIL.__version__, meaning, dataset)).encode()
+    found = read_contents(
+        items, cache=cache, check_images=check_images, workers=workers, progress=progress
+    )
+    verdict = judge(items, found, space, dataset, is_whole=check_images)
+    if verdict.faults:
+        raise UserError(f"label check of {len(items)} items failed", capped(verdict.faults))
+    return count_classes(items, found, space, dataset, verdict)
+
+
+def count_classes(
+    items: Sequence[Item],
+    found: Sequence["Found"],
+    space: LabelSpace,
+    dataset: str,
+    verdict: "Verdict",
+) -> LabelCheck:
+    """Pixels of each class, in the reading that was decided; without the items of unread files."""
+    read = [(item, content) for item, (content, _) in zip(items, found, strict=True) if content]
+    contents = [content for _, content in read]
+    counts, unlabelled = _count_classes(contents, space, dataset, verdict.reading)
+    own = datasets.with_reading([item for item, _ in read], verdict.reading)
+    return LabelCheck(own, space, contents, counts, unlabelled, verdict.notes)
+
+
+class Verdict(NamedTuple):
+    """How the files of a data set are read, and what is wrong with them."""
+
+    reading: Reading
+    faults: list[str]
+    notes: list[str]
+
+
+def judge(
+    items: Sequence[Item],
+    found: Sequence["Found"],
+    space: LabelSpace | None,
+    dataset: str,
+    *,
+    is_whole: bool = True,
+) -> Verdict:
+    """Decide how the files of a data set are read.
+
+    Args:
+        items: samples of the data set.
+        found: content and faults of the files of each.
+        space: class list; None: label maps are only looked at.
+        dataset: directory structure.
+        is_whole: the items are a whole data set, of which the values of label maps say more.
+    """
+    asked = items[0].reading if items else Reading()
+    values, photos = Values(space, dataset), Photos(asked)
+    for item, (content, _) in zip(items, found, strict=True):
+        if content is None:
+            continue
+        values.add(item.label, content.histogram)
+        if content.photo is not None and item.image is not None:
+            photos.add(item.image, content.photo, content.histogram.size)
+    orientation, turned_faults, turned_notes = photos.orientation()
+    levels, level_faults, level_notes = photos.levels()
+    faults, notes, encoding = [], [], asked.encoding
+    if space is not None and values.forms:
+        encoding, faults, notes = values.decide(asked.encoding, is_whole=is_whole)
+    reading = Reading(encoding, orientation, levels)
+    sizes = _size_faults(items, found, reading)
+    faults = [*faults, *turned_faults, *level_faults, *sizes, *_unreadable_faults(found)]
+    return Verdict(reading, faults, [*notes, *turned_notes, *level_notes])
+
+
+class Found(NamedTuple):
+    """Content of one item's files, None where its label map cannot be read, and the faults."""
+
+    content: FileContent | None
+    faults: Sequence[tuple[Path, str]]
+
+
+def read_contents(
+    items: Sequence[Item],
+    *,
+    cache: LabelCache | None = None,
+    check_images: bool = True,
+    workers: int | None = None,
+    progress: bool = False,
+) -> list[Found]:
+    """Content of every item's files, in their order; arguments as of :func:`check_labels`."""
+    context = repr((__version__, PIL.__version__)).encode()
     now = time.time_ns()
-    keys = [label_cache.key(_files(i, check_images=check_images), context, now) for i in items]
-    known = [None if cache is None else cache.find(key) for key in keys]
-    unread = [item for item, content in zip(items, known, strict=True) if content is None]
-    tasks = [unread[start : start + _TASK] for start in range(0, len(unread), _TASK)]
 
-    def read(task: Sequence[Item]) -> list["_Finding"]:
-        return [_read(item, space, dataset, check_images=check_images) for item in task]
+    def read(task: Sequence[Item]) -> list[tuple[str | None, Found]]:
+        return [_read(item, cache, context, now, check_images=check_images) for item in task]
 
+    tasks = [items[start : start + _TASK] for start in range(0, len(items), _TASK)]
+    results: list[Found] = []
     with (
         ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool,
-        closing(cast("Generator[list[_Finding]]", pool.map(read, tasks))) as found,
+        closing(cast("Generator[list[tuple[str | None, Found]]]", pool.map(read, tasks))) as parts,
         tqdm(
             total=len(items), desc="Checking labels", unit="file", disable=not progress or None
         ) as bar,
     ):
-        findings = chain.from_iterable(found)
-        for row, (item, key, content) in enumerate(zip(items, keys, known, strict=True)):
-            finding = next(findings) if content is None else _Finding(content)
-            faults.add(item, finding)
-            _fill_row(check, row, finding.content)
-            if cache is not None and key is not None and finding.is_clean:
-                cache.add(key, finding.content)
-            bar.update()
-    lines = faults.lines()
-    if lines:
-        raise UserError(f"label check of {len(items)} items failed", lines)
-    return check
+        for part in parts:
+            for key, found in part:
+                results.append(found)
+                if cache is not None and key is not None and found.content and not found.faults:
+                    cache.add(key, found.content)
+                bar.update()
+    return results
 
 
-class _Finding(NamedTuple):
-    """Content and faults of one item's files."""
+def near_equal(check: LabelCheck, held_out: Sequence[bool]) -> tuple[int, int]:
+    """Held-out photos that are byte-equal to one on the other side, and further near-equal ones.
 
-    content: LabelContent = LabelContent()
-    unknown: Sequence[int] = ()
-    colors: bool = False
-    other_size: str = ""
-    unreadable: Sequence[str] = ()
-
-    @property
-    def is_clean(self) -> bool:
-        return not (self.unknown or self.other_size or self.unreadable)
+    Args:
+        check: check with photos.
+        held_out: whether each item is held out.
+    """
+    return count_near_equal([content.photo for content in check.contents], held_out)
 
 
-def _empty_check(items: Sequence[Item], space: LabelSpace) -> LabelCheck:
-    num, has_instances = len(items), any(item.instances is not None for item in items)
-    return LabelCheck(
-        np.zeros((num, space.num_classes), np.int32),
-        np.zeros(num, np.int32),
-        np.zeros((num, 32), np.uint8),
-        np.zeros((num, 32), np.uint8) if has_instances else None,
+def near_equal_note(check: LabelCheck, held_out: Sequence[bool]) -> str | None:
+    """Sentence on held-out photos that are on the other side too; None where there is none."""
+    return equal_photos_note(*near_equal(check, held_out), sum(held_out))
+
+
+def equal_photos_note(equal: int, near: int, held_out: int) -> str | None:
+    """Sentence on photos of the held-out part that are equal or near-equal to others."""
+    if not equal and not near:
+        return None
+    return (
+        f"Of {count(held_out, 'held-out photo')}, {equal} are byte-equal and {near} near-equal to "
+        "photos on the other side, as frames of a film are, so that scores flatter; divide by "
+        "sequence: data.val_by: sequence, or folders train/ and val/."
     )
 
 
-def _fill_row(check: LabelCheck, row: int, content: LabelContent) -> None:
-    for label, pixels in zip(content.labels, content.pixels, strict=True):
-        if label < check.counts.shape[1]:
-            check.counts[row, label] = pixels
-        else:
-            check.unlabelled[row] = pixels
-    if content.digest:
-        check.digests[row] = np.frombuffer(content.digest, np.uint8)
-    if content.instance_digest and check.instance_digests is not None:
-        check.instance_digests[row] = np.frombuffer(content.instance_digest, np.uint8)
+def count_near_equal(
+    photos: Sequence[images.PhotoFile | None], held_out: Sequence[bool]
+) -> tuple[int, int]:
+    """Numbers of :func:`near_equal`, from the photos themselves."""
+    sides: tuple[list[images.PhotoFile], list[images.PhotoFile]] = [], []
+    for photo, held in zip(photos, held_out, strict=True):
+        if photo is not None:
+            sides[held].append(photo)
+    known = {photo.digest for photo in sides[0]}
+    looks = np.array([photo.look for photo in sides[0]], np.uint64)
+    equal = near = 0
+    for photo in sides[1]:
+        if photo.digest in known:
+            equal += 1
+        elif looks.size and photo.look:
+            near += bool((np.bitwise_count(looks ^ np.uint64(photo.look)) <= NEAR).any())
+    return equal, near
 
 
-def _files(item: Item, *, check_images: bool) -> list[tuple[str, Path]]:
-    """Role and path of each file that a check reads."""
+def _rows(digests: "Generator[bytes] | Sequence[bytes]") -> npt.NDArray[np.uint8]:
+    return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32)
+
+
+def _count_classes(
+    contents: Sequence[FileContent], space: LabelSpace, dataset: str, reading: Reading
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    counts = np.zeros((len(contents), space.num_classes), np.int64)
+    unlabelled = np.zeros(len(contents), np.int64)
+    values, meaning = Values(space, dataset), dict[Value, int]()
+    assert reading.encoding is not None or not contents
+    for row, content in enumerate(contents):
+        unlabelled[row] = content.histogram.transparent
+        own = [*values_of(content.histogram)]
+        if reading.encoding == Encoding.NEAREST:
+            new = [value for value in own if value not in meaning]
+            labels, _ = nearest_classes(np.array([v.color for v in new], np.int32), space)
+            meaning |= dict(zip(new, labels.tolist(), strict=True))
+        for value, pixels in zip(own, content.histogram.pixels, strict=True):
+            if value not in meaning:
+                known = values.meaning(value, cast(Encoding, reading.encoding))
+                meaning[value] = space.ignore_index if known is None else known
+            label = meaning[value]
+            if label < space.num_classes:
+                counts[row, label] += pixels
+            else:
+                unlabelled[row] += pixels
+    return counts, unlabelled
+
+
+def _unreadable_faults(found: Sequence["Found"]) -> list[str]:
+    """Faults of files that cannot be read, one line for each kind."""
+    files: dict[str, list[Path]] = {}
+    for _, faults in found:
+        for path, fault in faults:
+            files.setdefault(fault, []).append(path)
+    return [
+        f"{paths[0]}: {fault}"
+        if len(paths) == 1
+        else f"{count(len(paths), 'file')} (first: {paths[0]}): {fault}"
+        for fault, paths in files.items()
+    ]
+
+
+def _size_faults(items: Sequence[Item], found: Sequence[Found], reading: Reading) -> list[str]:
+    """One line on label maps of another size than their photo or other maps."""
+    lines: list[str] = []
+    for item, (content, _) in zip(items, found, strict=True):
+        if content is None:
+            continue
+        own, photo = content.histogram.size, content.photo
+        sizes = {"instance map": content.instance_size, "edge map": content.edge_size}
+        if photo is not None:
+            turned = reading.orientation != "stored"
+            name = "photo"
+            if photo.orientation != 1:
+                way = "turned" if turned else "as stored"
+                name = f"photo ({way}, EXIF orientation {photo.orientation})"
+            sizes = {name: photo.upright if turned else photo.stored, **sizes}
+        other = [
+            f"{name} {size[1]} x {size[0]}"
+            for name, size in sizes.items()
+            if size is not None and size != own
+        ]
+        if other:
+            lines.append(f"{item.label}: label {own[1]} x {own[0]}, {', '.join(other)}")
+    if not lines:
+        return []
+    return [
+        f"{count(len(lines), 'label map')} not of the size of the photo or of other maps (first: "
+        f"{lines[0]})"
+    ]
+
+
+def _read(
+    item: Item, cache: LabelCache | None, context: bytes, now: int, *, check_images: bool
+) -> tuple[str | None, Found]:
+    """Key and content of an item's files."""
     image = item.image if check_images else None
-    files = {"label": item.label, "image": image, "instances": item.instances, "edge": item.edge}
-    return [(kind, path) for kind, path in files.items() if path is not None]
-
-
-def _read(item: Item, space: LabelSpace, dataset: str, *, check_images: bool) -> _Finding:
-    unreadable: list[str] = []
+    others = {"image": image, "instances": item.instances, "edge": item.edge}
+    files = [(role, path) for role, path in others.items() if path is not None]
+    key = None
+    if cache is not None:
+        try:
+            digest = hashlib.sha256(item.label.read_bytes()).digest()
+            key = label_cache.key(digest, files, context, now)
+        except OSError:
+            pass  # reading it says why
+        if (known := cache.find(key)) is not None:
+            return key, Found(known, ())
+    faults: list[tuple[Path, str]] = []
 
     def attempt(read: Callable[[Path], _Read], path: Path | None) -> _Read | None:
         try:
             return None if path is None else read(path)
         except UserError as error:
-            unreadable.append(str(error))
+            assert path is not None
+            faults.append((path, str(error).removeprefix(f"{path}: ")))
             return None
 
-    photo = attempt(decode.probe_photo, item.image if check_images else None)
-    instances = attempt(decode.read_hashed, item.instances)
-    edge = attempt(decode.probe_photo, item.edge)
-    try:
-        raw, digest = decode.read_hashed(item.label)
-    except UserError as error:
-        return _Finding(unreadable=[str(error), *unreadable])
-    sizes = {"photo": photo, "instance map": instances and instances.raw.size, "edge map": edge}
-    other = [
-        f"{name} {size[1]} x {size[0]}"
-        for name, size in sizes.items()
-        if size is not None and size != raw.size
-    ]
-    decoded = decode.decode(raw, space, dataset)
-    pixels = np.bincount(decoded.label.ravel())
-    labels = np.flatnonzero(pixels)
-    content = LabelContent(
-        digest,
+    label = attempt(label_maps.read_hashed, item.label)
+    photo = attempt(images.probe_photo, image)
+    instances = attempt(label_maps.read_hashed, item.instances)
+    edge = attempt(images.probe_photo, item.edge)
+    if label is None:
+        return key, Found(None, faults)
+    content = FileContent(
+        label.digest,
+        label_maps.histogram(label.raw),
+        photo,
         instances.digest if instances else b"",
-        labels.tolist(),
-        pixels[labels].tolist(),
-        _meaningful_palette(raw, space) if not decoded.colors else {},
+        instances.raw.size if instances else None,
+        edge.stored if edge else None,
     )
-    return _Finding(
-        content,
-        decoded.unknown,
-        decoded.colors,
-        f"label {raw.size[1]} x {raw.size[0]}, {', '.join(other)}" if other else "",
-        unreadable,
-    )
-
-
-def _meaningful_palette(raw: decode.RawLabel, space: LabelSpace) -> dict[int, int]:
-    """Number -> colour, if every number in the file has a colour of the class list."""
-    if raw.palette is None:
-        return {}
-    used = np.flatnonzero(np.bincount(raw.values.ravel(), minlength=256))
-    colors = decode.class_colors(space)
-    palette = {int(number): int(raw.palette[number]) for number in used}
-    return palette if all(code in colors for code in palette.values()) else {}
-
-
-@dataclass
-class _Faults:
-    """Faults of all files, one line for each kind of fault rather than for each file."""
-
-    space: LabelSpace
-    dataset: str
-    unknown: dict[tuple[bool, int], list[Path]] = field(default_factory=dict)
-    palette: dict[int, tuple[int, Path]] = field(default_factory=dict)
-    palette_faults: list[str] = field(default_factory=list)
-    other_size: list[str] = field(default_factory=list)
-    unreadable: list[str] = field(default_factory=list)
-
-    def add(self, item: Item, finding: _Finding) -> None:
-        for value in finding.unknown:
-            self.unknown.setdefault((finding.colors, value), []).append(item.label)
-        for number, color in finding.content.palette.items():
-            first_color, first = self.palette.setdefault(number, (color, item.label))
-            if color != first_color and not self.palette_faults:
-                self.palette_faults.append(
-                    f"{first} and {item.label} give the number {number} two colours of the class "
-                    "list, so their numbers are no ids; save such masks as RGB"
-                )
-        if finding.other_size:
-            self.other_size.append(f"{item.label}: {finding.other_size}")
-        self.unreadable += finding.unreadable
-
-    def lines(self) -> list[str]:
-        lines = [self._unknown_line(*key) for key in sorted(self.unknown)]
-        lines += self.palette_faults
-        if self.other_size:
-            lines.append(
-                f"{datasets.count(len(self.other_size), 'label map')} not of the size of the photo "
-                f"or of other maps (first: {self.other_size[0]})"
-            )
-        return datasets.capped(lines + self.unreadable)
-
-    def _unknown_line(self, colors: bool, value: int) -> str:
-        files = self.unknown[colors, value]
-        found = f"found in {datasets.count(len(files), 'file')} (first: {files[0]})"
-        if not colors:
-            line = f"label {value} {found}, the class list has "
-            line += decode.accepted_ids(self.space, self.dataset)
-            single = self.dataset == "folder" and sum(not key[0] for key in self.unknown) == 1
-            hint = "; if it marks unlabelled pixels, set it as ignore of the class list"
-            return line + hint if single else line
-        return f"{decode.unknown_fault(value, self.space, self.dataset, colors=True)}; {found}"
+    return key, Found(content, faults)

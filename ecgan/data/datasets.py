@@ -1,19 +1,19 @@
-"""Pairing of photos, label maps, instance and edge maps; splits and directory structures.
+"""Items of a data set: photos with their label, instance and edge maps, by split.
 
-Four structures: Cityscapes, ADE20K, COCO-Stuff as their authors publish them, and a plain folder::
+Four structures: Cityscapes, ADE20K, COCO-Stuff as their authors publish them, and a folder in any
+of the usual layouts (:mod:`ecgan.data.files.layout`), such as::
 
     images/[SPLIT/]…    labels/[SPLIT/]…    (instances/…, edges/…)    classes.json
 
-Files are paired by key, never by order. The key is the path below those folders without its ending,
-cleaned to letters, digits, ``_`` and ``-`` (Cityscapes: the file name without ``_leftImg8bit``).
+Files are paired by their real names, never by order. The key of an item is that name cleaned to
+letters, digits, ``_`` and ``-``, with a hash where cleaning loses letters.
 """
 
-import difflib
 import hashlib
-import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -21,86 +21,156 @@ import numpy as np
 import numpy.typing as npt
 
 from ecgan.data import decode
+from ecgan.data.files import images, label_maps, layout, names, pairing, paper_layouts
+from ecgan.data.files.encoding import Values
+from ecgan.data.files.layout import Layout, Options
+from ecgan.data.files.names import Kind
+from ecgan.data.files.pairing import FoundFiles, capped, check_root
+from ecgan.data.files.photo_sets import Reading
 from ecgan.errors import UserError
-from ecgan.labels import SPLIT_FOLDERS, Labels, LabelSpace, clean_key
-
-Kind = Literal["image", "label", "instances", "edge"]
-
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
-LABEL_SUFFIXES = frozenset({".png", ".bmp", ".tif", ".tiff"})  # without loss
-MAX_FAULTS = 20
-
-_NOUNS: Mapping[Kind, str] = {
-    "image": "photo",
-    "label": "label map",
-    "instances": "instance map",
-    "edge": "edge map",
-}
+from ecgan.labels import Labels, LabelSpace, clean_key
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """Files of one sample."""
+    """Files of one sample, and how they are read."""
 
     key: str
     label: Path
     image: Path | None = None
     instances: Path | None = None
     edge: Path | None = None
+    reading: Reading = field(default_factory=Reading)
 
 
 @dataclass(frozen=True)
-class FoundFiles:
-    """Files of a split by key, and the faults met while they were paired."""
+class DataFolder:
+    """A data set's folder.
 
-    files: Mapping[Kind, Mapping[str, Path]]
-    faults: Sequence[str]
-
-
-def splits(dataset: str, root: Path) -> list[str]:
-    """Existing splits: some of train, val, test; none where labels are not divided."""
-    return [name for name in SPLIT_FOLDERS if _has_split(dataset, root, name)]
-
-
-def index(
-    dataset: str,
-    root: Path,
-    split: str | None,
-    *,
-    instances: bool = False,
-    edges_folder: bool = False,
-    need_images: bool = True,
-) -> list[Item]:
-    """Items of a split, sorted by key; of everything below ``root`` where split is None.
-
-    Args:
-        dataset: folder, cityscapes, ade20k or coco_stuff.
+    Attributes:
+        dataset: directory structure: folder, cityscapes, ade20k or coco_stuff.
         root: folder of the data set.
-        split: train, val, test, or another folder's name.
-        instances: every item must have an instance map.
-        edges_folder: every item must have an edge map.
-        need_images: every item must have a photo.
-
-    Raises:
-        UserError: missing or empty folders, files without their partner, keys that collide; all of
-            them at once.
+        options: where its files are, if the user says so.
+        reading: how its files are read.
+        val_by: how a tenth is held out where there is no split val: by a hash of the key, by
+            sequence, or the beginnings of the held-out keys.
     """
-    needed: dict[Kind, bool] = {
-        "label": True,
-        "image": need_images,
-        "instances": instances,
-        "edge": edges_folder,
-    }
-    kinds: list[Kind] = [kind for kind, is_needed in needed.items() if is_needed]
-    found = find_files(dataset, root, split, kinds)
-    if found.faults:
-        where = f"data.dataset {dataset}" + (f", split {split}" if split else "")
-        raise UserError(f"{root} ({where})", found.faults)
-    files = found.files
-    return [
-        Item(key, label, **{kind: files[kind][key] for kind in kinds if kind != "label"})
-        for key, label in sorted(files["label"].items())
-    ]
+
+    dataset: str
+    root: Path
+    options: Options = field(default_factory=Options)
+    reading: Reading = field(default_factory=Reading)
+    val_by: Literal["hash", "sequence"] | tuple[str, ...] = "hash"
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Its files."""
+        return layout.read_layout(self.root, self.options)
+
+    def splits(self) -> list[str]:
+        """Existing splits: some of train, val, test; none where labels are not divided."""
+        return [name for name in layout.SPLITS if self.has_split(name)]
+
+    def has_split(self, split: str) -> bool:
+        """Whether label maps of a split are there."""
+        if self.dataset == "folder":
+            return self.layout.has_split(split)
+        return paper_layouts.has_split(self.dataset, self.root, split)
+
+    def find(self, split: str | None, kinds: Sequence[Kind]) -> FoundFiles:
+        """Find and pair the files of a split; faults are collected, not raised.
+
+        Args:
+            split: train, val, test or another folder's name; None: all of them.
+            kinds: files that every item must have, ``label`` among them.
+
+        Raises:
+            UserError: ``root`` is not a folder.
+        """
+        check_root(self.root)
+        if self.dataset == "folder":
+            return self.layout.select(split, kinds)
+        return paper_layouts.select(self.dataset, self.root, split, kinds)
+
+    def index(
+        self,
+        split: str | None,
+        *,
+        instances: bool = False,
+        edges_folder: bool = False,
+        need_images: bool = True,
+    ) -> list[Item]:
+        """Items of a split, sorted by key; of everything below ``root`` where split is None.
+
+        Args:
+            split: train, val, test, or another folder's name.
+            instances: every item must have an instance map.
+            edges_folder: every item must have an edge map.
+            need_images: every item must have a photo.
+
+        Raises:
+            UserError: missing or empty folders, files without their partner, keys that collide; all
+                of them at once.
+        """
+        needed: dict[Kind, bool] = {
+            "label": True,
+            "image": need_images,
+            "instances": instances,
+            "edge": edges_folder,
+        }
+        kinds: list[Kind] = [kind for kind, is_needed in needed.items() if is_needed]
+        found = self.find(split, kinds)
+        if found.faults:
+            where = f"data.dataset {self.dataset}" + (f", split {split}" if split else "")
+            raise UserError(f"{self.root} ({where})", found.faults)
+        files = found.files
+        others: list[Kind] = [kind for kind in kinds if kind != "label"]
+        return [
+            Item(key, label, **{kind: files[kind][key] for kind in others}, reading=self.reading)
+            for key, label in sorted(files["label"].items())
+        ]
+
+    def items_for(
+        self,
+        split: str,
+        *,
+        train_split: str = "train",
+        fraction: float = 1.0,
+        instances: bool = False,
+        edges_folder: bool = False,
+        need_images: bool = True,
+    ) -> list[Item]:
+        """Items to train, validate or sample on.
+
+        Where there is no split val, it is a tenth of the training split (of everything, where
+        labels are not divided at all), held out as ``val_by`` says; the training split is the rest.
+
+        Args:
+            split: requested split.
+            train_split: split that a tenth is held out from.
+            fraction: share of ``train_split`` to use; see :func:`take_fraction`.
+            instances: every item must have an instance map.
+            edges_folder: every item must have an edge map.
+            need_images: every item must have a photo.
+
+        Raises:
+            UserError: no such split; and as :meth:`index`.
+        """
+        check_root(self.root)
+
+        def read(split: str | None) -> list[Item]:
+            return self.index(
+                split, instances=instances, edges_folder=edges_folder, need_images=need_images
+            )
+
+        divided = bool(self.splits()) or self.has_split(train_split)
+        if self.has_split("val") or (split not in {"val", train_split}):
+            items = read(split)
+        else:
+            whole = read(train_split if divided else None)
+            held_out = held_out_keys([item.key for item in whole], self.val_by)
+            items = [item for item in whole if (item.key in held_out) == (split == "val")] or whole
+        return take_fraction(items, fraction) if split == train_split else items
 
 
 def items_for(  # noqa: PLR0913  where the items are, and which files each must have
@@ -114,42 +184,30 @@ def items_for(  # noqa: PLR0913  where the items are, and which files each must 
     edges_folder: bool = False,
     need_images: bool = True,
 ) -> list[Item]:
-    """Items to train, validate or sample on.
-
-    Where there is no split val, it is a tenth of the training split (of everything, where labels
-    are not divided at all), held out by a hash of the key, so that it stays the same when files
-    are added; the training split is the rest.
-
-    Args:
-        dataset: folder, cityscapes, ade20k or coco_stuff.
-        root: folder of the data set.
-        split: requested split.
-        train_split: split that a tenth is held out from.
-        fraction: share of ``train_split`` to use; see :func:`take_fraction`.
-        instances: every item must have an instance map.
-        edges_folder: every item must have an edge map.
-        need_images: every item must have a photo.
-
-    Raises:
-        UserError: no such split; and as :func:`index`.
-    """
-    read = partial(
-        index,
-        dataset,
-        root,
+    """Items of a data set's folder; see :meth:`DataFolder.items_for`."""
+    return DataFolder(dataset, root).items_for(
+        split,
+        train_split=train_split,
+        fraction=fraction,
         instances=instances,
         edges_folder=edges_folder,
         need_images=need_images,
     )
-    check_root(root)
-    divided = bool(splits(dataset, root)) or _has_split(dataset, root, train_split)
-    if _has_split(dataset, root, "val") or (split not in {"val", train_split}):
-        items = read(split)
-    else:
-        whole = read(train_split if divided else None)
-        held_out = _held_out([item.key for item in whole])
-        items = [item for item in whole if (item.key in held_out) == (split == "val")] or whole
-    return take_fraction(items, fraction) if split == train_split else items
+
+
+def index(dataset: str, root: Path, split: str | None, **options: bool) -> list[Item]:
+    """Items of a split; see :meth:`DataFolder.index`."""
+    return DataFolder(dataset, root).index(split, **options)
+
+
+def splits(dataset: str, root: Path) -> list[str]:
+    """Existing splits; see :meth:`DataFolder.splits`."""
+    return DataFolder(dataset, root).splits()
+
+
+def recognise(root: Path) -> str:
+    """Directory structure of a folder: one of the paper's, or ``folder``."""
+    return paper_layouts.recognise(root) or "folder"
 
 
 def take_fraction(items: Sequence[Item], fraction: float) -> list[Item]:
@@ -165,6 +223,59 @@ def take_fraction(items: Sequence[Item], fraction: float) -> list[Item]:
     return [items[i] for i in sorted(ordered[:num])]
 
 
+def held_out_keys(
+    keys: Sequence[str], val_by: Literal["hash", "sequence"] | Collection[str] = "hash"
+) -> set[str]:
+    """A tenth of the keys, at least one.
+
+    Args:
+        keys: all keys.
+        val_by: hash: those whose hash is divisible by ten, which stay the same when files are
+            added. sequence: whole sequences (keys that differ in their last number only), the last
+            by name; of a single sequence its last tenth, so that neighbouring frames are on one
+            side. Else the beginnings of the held-out keys.
+
+    Raises:
+        UserError: no key begins so, or all do.
+    """
+    if val_by == "sequence":
+        return _last_sequences(keys)
+    if val_by != "hash":
+        chosen = {key for key in keys if key.startswith(tuple(val_by))}
+        if not chosen or len(chosen) == len(keys):
+            found = "no key begins" if not chosen else "all keys begin"
+            raise UserError(f"data.val_by: {found} with {', '.join(val_by)} (first: {keys[0]})")
+        return chosen
+    numbers = {key: int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) for key in keys}
+    chosen = {key for key, number in numbers.items() if number % 10 == 0}
+    return chosen or {min(keys, key=numbers.__getitem__)}
+
+
+def _last_sequences(keys: Sequence[str]) -> set[str]:
+    sequences: dict[str, list[str]] = {}
+    for key in sorted(keys, key=_by_number):
+        sequences.setdefault(re.sub(r"\d+[^\d]*$", "", key), []).append(key)
+    wanted = max(1, round(len(keys) / 10))
+    chosen: list[str] = []
+    for sequence in reversed(sequences.values()):
+        if len(chosen) + len(sequence) > 2 * wanted:
+            chosen += sequence[len(sequence) - (wanted - len(chosen)) :] if not chosen else []
+        else:
+            chosen += sequence
+        if len(chosen) >= wanted:
+            break
+    return {*chosen}
+
+
+def _by_number(key: str) -> list[tuple[int, str]]:
+    """Order of keys in which 2 comes before 10."""
+    return [
+        (int(part), "") if part.isdigit() else (-1, part)
+        for part in re.split(r"(\d+)", key)
+        if part
+    ]
+
+
 def index_labels(
     dataset: str, folder: Path, kind: Literal["label", "instances"] = "label"
 ) -> list[Item]:
@@ -177,322 +288,100 @@ def index_labels(
         UserError: no such folder, no label map in it, keys that collide.
     """
     check_root(folder)
-    names = ("labels", "masks") if kind == "label" else ("instances",)
-    labels_below = [folder / name for name in names if (folder / name).is_dir()]
-    if labels_below and (folder / "images").is_dir():
-        folder = labels_below[0]
-    files, lossy = _files_below(folder, LABEL_SUFFIXES)
-    ending = _CITYSCAPES_ENDINGS[kind] if dataset == "cityscapes" else ""
-    if not any(path.stem.endswith(ending) for path in files):
-        ending = ""  # maps under names of the user's own
-    if not files:
-        expected = ", ".join(f"*{suffix}" for suffix in sorted(LABEL_SUFFIXES))
+    there = [*names.files_below(folder)]
+    named = _own_maps(folder, kind) if dataset == "folder" else []
+    if not named:
+        own = [f for f in there if f.suffix in names.LABEL_SUFFIXES]
+        named = [(names.real_name(f.folders, f.stem), f.path) for f in own]
+    noun = names.NOUNS[kind]
+    if not named:
+        lossy = [f.path for f in there if f.suffix in names.LOSSY_SUFFIXES]
+        expected = ", ".join(f"*{suffix}" for suffix in sorted(names.LABEL_SUFFIXES))
         raise UserError(
-            f"{folder}: {_lossy_fault(lossy, folder)}"
+            f"{folder}: {pairing.lossy_fault(lossy, folder)}"
             if lossy
-            else f"{folder}: no {_NOUNS[kind]}s below it; expected files {expected}"
+            else f"{folder}: no {noun}s below it; expected files {expected}"
         )
+    ending = paper_layouts.ending(dataset, kind)
+    if ending and any(path.stem.endswith(ending) for _, path in named):
+        named = [
+            (path.stem.removesuffix(ending), path)
+            for _, path in named
+            if path.stem.endswith(ending)
+        ]
+    elif dataset != "folder":
+        kept = [(name, path) for name, path in named if not path.stem.endswith("TrainIds")]
+        if not kept:
+            raise UserError(
+                f"{folder}: no {noun}s below it; its {pairing.count(len(named), 'file')} "
+                "*TrainIds are maps of evaluation ids, which are left out; rename them if they are "
+                "what you mean"
+            )
+        named = kept
     faults: list[str] = []
-    keyed = _by_key(files, _SourceFolder(folder, ending, flat=bool(ending)), faults)
+    keyed = pairing.by_key(named, str, clean_key, faults)
     if faults:
         raise UserError(str(folder), capped(faults))
-    if not keyed:
-        raise UserError(
-            f"{folder}: no {_NOUNS[kind]}s below it; its {count(len(files), 'file')} *TrainIds "
-            "are maps of evaluation ids, which are left out; rename them if they are what you mean"
-        )
     return [Item(key, path) for key, path in sorted(keyed.items())]
+
+
+def _own_maps(folder: Path, kind: Kind) -> list[tuple[str, Path]]:
+    """Maps of a whole data set, by the names of its folders; none where no folder says."""
+    found = layout.read_layout(folder)
+    entries = found.entries.get(kind, [])
+    has_photos = any(e.place.kind == "image" for e in found.entries.get("image", []))
+    if not any(e.place.kind == kind for e in entries) and not (has_photos or found.lossy):
+        return []
+    return [("/".join(filter(None, (e.split, e.name))), e.file.path) for e in entries]
 
 
 def read_label(item: Item, space: LabelSpace, dataset: str) -> Labels:
     """Label map of an item in input ids, (H, W).
 
+    Where nothing has decided yet how the data set's label maps are read, this one's own values do.
+
     Raises:
-        UserError: the file is damaged, or holds numbers or colours that the class list lacks.
+        UserError: the file is damaged, holds numbers or colours that the class list lacks, or can
+            be read in two ways.
     """
-    decoded = decode.decode(decode.read_raw(item.label), space, dataset)
+    raw = label_maps.read_raw(item.label)
+    encoding = item.reading.encoding
+    if encoding is None:
+        values = Values(space, dataset)
+        values.add(item.label, label_maps.histogram(raw))
+        decision = values.decide(None, is_whole=False)
+        encoding = decision.encoding
+        if decision.faults and not values.unknown(encoding):
+            raise UserError(str(item.label), capped(decision.faults))
+    decoded = decode.decode(raw, space, dataset, encoding)
     if decoded.unknown:
-        raise UserError(
-            str(item.label),
-            capped(
-                [
-                    decode.unknown_fault(value, space, dataset, colors=decoded.colors)
-                    for value in decoded.unknown
-                ]
-            ),
-        )
+        faults = [
+            decode.unknown_fault(value, space, dataset, colors=decoded.colors)
+            for value in decoded.unknown
+        ]
+        raise UserError(str(item.label), capped(faults))
     return decoded.label
 
 
 def read_image(item: Item) -> npt.NDArray[np.uint8]:
-    """Photo of an item, RGB, (H, W, 3)."""
+    """Photo of an item, RGB, (H, W, 3), turned upright unless its label map is not."""
     assert item.image is not None
-    return decode.read_photo(item.image)
+    way, levels = item.reading.orientation, item.reading.levels
+    return images.read_photo(item.image, upright=way != "stored", levels=levels)
 
 
 def read_instances(item: Item) -> npt.NDArray[np.int32]:
     """Instance ids of an item, (H, W): the raw value of each pixel."""
     assert item.instances is not None
-    return decode.read_raw(item.instances).values.astype(np.int32)
+    return label_maps.read_raw(item.instances).values.astype(np.int32)
 
 
 def read_edge(item: Item) -> npt.NDArray[np.uint8]:
     """Edge map of an item, (H, W), 0 to 255."""
     assert item.edge is not None
-    return decode.read_grey(item.edge)
+    return images.read_grey(item.edge)
 
 
-def find_files(dataset: str, root: Path, split: str | None, kinds: Sequence[Kind]) -> FoundFiles:
-    """Find and pair the files of a split; faults are collected, not raised.
-
-    Args:
-        dataset: folder, cityscapes, ade20k or coco_stuff.
-        root: folder of the data set.
-        split: train, val, test or another folder's name; None: all of them.
-        kinds: files that every item must have, ``label`` among them.
-
-    Raises:
-        UserError: ``root`` is not a folder.
-    """
-    check_root(root)
-    faults: list[str] = []
-    files: dict[Kind, dict[str, Path]] = {kind: {} for kind in kinds}
-    for kind in kinds:
-        candidates = _source_folders(dataset, root, split)[kind]
-        source = next((c for c in candidates if c.folder.is_dir()), None)
-        if source is None:
-            faults.append(_missing_folder(kind, candidates, dataset, root))
-            continue
-        suffixes = IMAGE_SUFFIXES if kind in {"image", "edge"} else LABEL_SUFFIXES
-        there, lossy = _files_below(source.folder, suffixes)
-        below = [*filter(source.holds, there)]
-        if lossy:
-            faults.append(_lossy_fault(lossy, root))
-        elif not below:
-            faults.append(
-                f"{_relative(source.folder, root)}: no {_NOUNS[kind]}s below it; expected files "
-                f"*{source.ending}{{{','.join(sorted(suffixes))}}}"
-            )
-        files[kind] = _by_key(below, source, faults)
-    if all(files.values()):
-        faults += _pairing_faults(files, root)
-    return FoundFiles(files, capped(faults))
-
-
-def recognise(root: Path) -> str | None:
-    """Directory structure of a folder; None where it is none of the four."""
-
-    def any_folder(*names: str) -> bool:
-        return any((root / name).is_dir() for name in names)
-
-    if any_folder("leftImg8bit", "gtFine"):
-        return "cityscapes"
-    if any_folder("ADEChallengeData2016", "annotations/training", "annotations/validation"):
-        return "ade20k"
-    if any_folder("stuffthingmaps", "annotations/train2017", "annotations/val2017", "train_label"):
-        return "coco_stuff"
-    return "folder" if any_folder("labels", "masks") else None
-
-
-@dataclass(frozen=True)
-class _SourceFolder:
-    """A folder that holds files of one kind; their stems end in ``ending``."""
-
-    folder: Path
-    ending: str = ""
-    flat: bool = False  # file names are unique: folders are not part of the key
-
-    def holds(self, path: Path) -> bool:
-        # mmsegmentation writes its own variants beside the maps.
-        return path.stem.endswith(self.ending) and not path.stem.endswith("TrainIds")
-
-    def key(self, path: Path) -> str:
-        name = path.name if self.flat else path.relative_to(self.folder).as_posix()
-        return clean_key(name.removesuffix(path.suffix).removesuffix(self.ending))
-
-
-# Folders of each kind of file, the usual one first; {below} is the split's folder
-_STRUCTURES: Mapping[str, Mapping[Kind, Sequence[str]]] = {
-    "cityscapes": {
-        "image": ("leftImg8bit/{below}",),
-        "label": ("gtFine/{below}",),
-        "instances": ("gtFine/{below}",),
-        "edge": ("edges/{below}",),
-    },
-    "ade20k": {
-        "image": ("images/{below}",),
-        "label": ("annotations/{below}",),
-        "instances": ("annotations_instance/{below}",),
-        "edge": ("edges/{below}",),
-    },
-    "coco_stuff": {
-        "image": ("images/{below}", "{below}", "{split}_img"),
-        "label": ("stuffthingmaps/{below}", "annotations/{below}", "{split}_label"),
-        "instances": ("inst/{below}", "{split}_inst"),
-        "edge": ("edges/{below}",),
-    },
-    "folder": {
-        "image": ("images/{below}",),
-        "label": ("labels/{below}", "masks/{below}"),
-        "instances": ("instances/{below}",),
-        "edge": ("edges/{below}",),
-    },
-}
-_CITYSCAPES_ENDINGS: Mapping[Kind, str] = {
-    "image": "_leftImg8bit",
-    "label": "_gtFine_labelIds",
-    "instances": "_gtFine_instanceIds",
-    "edge": "",
-}
-
-
-def _source_folders(
-    dataset: str, root: Path, split: str | None
-) -> Mapping[Kind, Sequence[_SourceFolder]]:
-    """Folders that may hold files of each kind, the usual one first."""
-    inner = root / "ADEChallengeData2016"
-    base = inner if dataset == "ade20k" and inner.is_dir() else root
-    flat = dataset == "cityscapes"
-    return {
-        kind: [
-            _SourceFolder(
-                base / pattern.format(below=below, split=split),
-                _CITYSCAPES_ENDINGS[kind] if flat else "",
-                flat,
-            )
-            for pattern in patterns
-            if split is not None or pattern.endswith("/{below}")
-            for below in _split_folders(dataset, split)
-        ]
-        for kind, patterns in _STRUCTURES[dataset].items()
-    }
-
-
-def _split_folders(dataset: str, split: str | None) -> Sequence[str]:
-    """Names that the folder of a split may have."""
-    if split is None:
-        return ("",)
-    if dataset == "folder":
-        return SPLIT_FOLDERS.get(split, (split,))
-    if dataset == "coco_stuff" and split in SPLIT_FOLDERS:
-        return (f"{split}2017",)
-    if dataset == "ade20k":
-        return ({"train": "training", "val": "validation"}.get(split, split),)
-    return (split,)
-
-
-def _has_split(dataset: str, root: Path, split: str) -> bool:
-    return any(source.folder.is_dir() for source in _source_folders(dataset, root, split)["label"])
-
-
-def _held_out(keys: Sequence[str]) -> set[str]:
-    """A tenth of the keys, at least one, chosen by their hash."""
-    numbers = {key: int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) for key in keys}
-    chosen = {key for key, number in numbers.items() if number % 10 == 0}
-    return chosen or {min(keys, key=numbers.__getitem__)}
-
-
-def check_root(root: Path) -> None:
-    """Raise UserError where ``root`` is not a folder, with the nearest name that is."""
-    if root.is_dir():
-        return
-    if root.exists():
-        raise UserError(f"{root}: not a folder; give the data set's folder")
-    siblings = [p.name for p in _subfolders(root.parent)]
-    close = difflib.get_close_matches(root.name, siblings, n=1)
-    hint = f" (did you mean {root.parent / close[0]}?)" if close else ""
-    raise UserError(f"{root}: no such folder{hint}; give the data set's folder")
-
-
-def _missing_folder(
-    kind: Kind, candidates: Sequence[_SourceFolder], dataset: str, root: Path
-) -> str:
-    expected = list(dict.fromkeys(f"{_relative(c.folder, root)}/" for c in candidates))
-    there = next(p for p in candidates[0].folder.parents if p.is_dir())  # root, at the latest
-    names = [f"{p.name}/" for p in _subfolders(there)]
-    where = "there" if there == root else f"below {_relative(there, root)}/"
-    found = f"{where} are only {', '.join(names[:8])}" if names else f"{where} are no folders"
-    other = recognise(root)
-    hint = f"; this looks like data.dataset: {other}" if other not in {dataset, None} else ""
-    return (
-        f"no folder of {_NOUNS[kind]}s: expected {' or '.join(expected)} below the data set's "
-        f"folder; {found}{hint}"
-    )
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-
-
-def _files_below(folder: Path, suffixes: Collection[str]) -> tuple[list[Path], list[Path]]:
-    """Files at any depth with one of the suffixes, and other images; sorted.
-
-    Links are followed, hidden files are skipped.
-    """
-    found: tuple[list[Path], list[Path]] = [], []
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122  half the time of a Path
-            if suffix in IMAGE_SUFFIXES and not name.startswith("."):
-                found[suffix not in suffixes].append(Path(parent, name))
-    return sorted(found[0]), sorted(found[1])
-
-
-def _by_key(files: Iterable[Path], source: _SourceFolder, faults: list[str]) -> dict[str, Path]:
-    keyed: dict[str, Path] = {}
-    for path in filter(source.holds, files):
-        key = source.key(path)
-        if key in keyed:
-            faults.append(f"{keyed[key]} and {path} share the key {key!r}; rename one of them")
-        keyed.setdefault(key, path)
-    return keyed
-
-
-def _pairing_faults(files: Mapping[Kind, Mapping[str, Path]], root: Path) -> list[str]:
-    """Faults of files without their partner; superfluous instance and edge maps do no harm."""
-    faults: list[str] = []
-    labels = files["label"]
-    for kind, others in files.items():
-        if kind == "label":
-            continue
-        alone = sorted(labels.keys() - others.keys())
-        if alone:
-            faults.append(_unpaired_fault("label", kind, [labels[key] for key in alone], root))
-        alone = sorted(others.keys() - labels.keys())
-        if alone and kind == "image":
-            faults.append(_unpaired_fault(kind, "label", [others[key] for key in alone], root))
-    return faults
-
-
-def _unpaired_fault(kind: Kind, missing: Kind, paths: Sequence[Path], root: Path) -> str:
-    return (
-        f"{count(len(paths), _NOUNS[kind])} {'has' if len(paths) == 1 else 'have'} no "
-        f"{_NOUNS[missing]} of the same name (first: {_relative(paths[0], root)}); add what is "
-        "missing, or remove them"
-    )
-
-
-def _lossy_fault(files: Sequence[Path], root: Path) -> str:
-    return (
-        f"{count(len(files), 'label map')} in a format that changes ids (first: "
-        f"{_relative(files[0], root)}); save label maps as PNG"
-    )
-
-
-def _relative(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
-
-
-def count(number: int, noun: str) -> str:
-    """Number with its noun: 1 file, 2 files."""
-    return f"1 {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def capped(faults: Sequence[str]) -> list[str]:
-    """First ``MAX_FAULTS`` faults and the number of further ones."""
-    if len(faults) <= MAX_FAULTS:
-        return list(faults)
-    return [*faults[:MAX_FAULTS], f"and {len(faults) - MAX_FAULTS} more"]
+def with_reading(items: Sequence[Item], reading: Reading) -> list[Item]:
+    """The items, to be read as was decided for all of them."""
+    return [replace(item, reading=reading) for item in items]

@@ -1,48 +1,49 @@
-"""Cache of label checks: a resumed run does not read files again that have not changed.
+"""Cache of label checks: a resumed run does not decode files again that have not changed.
 
 One file in the folder of the run or data set that the check belongs to, never beside the label
-maps, which may be on a read-only disk. An entry's key covers the path, size and modification time
-of an item's files and all else that the result depends on. A damaged or foreign cache file counts
-as empty; runs that write it at the same time cost at most another reading.
+maps, which may be on a read-only disk. An entry is found by the content of the label map, which is
+read anyway, and by path, size and modification time of the larger files beside it. A damaged or
+foreign cache file counts as empty; runs that write it at the same time cost at most another
+reading.
 """
 
 import hashlib
+import json
 import os
-import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
-from io import BytesIO
-from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
-from zipfile import BadZipFile
+from typing import Any, NamedTuple
 
-import numpy as np
-
+from ecgan.data.files.images import Depth, PhotoFile
+from ecgan.data.files.label_maps import Form, Histogram
 from ecgan.runtime.storage import HIDDEN, Store
 
-NAME = f"{HIDDEN}/label-check.npz"
+NAME = f"{HIDDEN}/label-check.json"
 SETTLED_NS = 2_000_000_000  # a file's time may be as coarse as 2 s (FAT)
+MAX_VALUES = 1000  # of a label map; those with more are read again
 
-# Of files that cannot be read, are no zip files, or hold other arrays
-_DAMAGE = (OSError, ValueError, TypeError, LookupError, EOFError, BadZipFile, zlib.error)
+# Of files that cannot be read, are no JSON, or hold other values
+_DAMAGE = (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError)
 
 
-class LabelContent(NamedTuple):
-    """Content of one item's files; empty where the label file cannot be read."""
+class FileContent(NamedTuple):
+    """Content of one item's files."""
 
-    digest: bytes = b""  # SHA-256 of the label file
+    digest: bytes  # SHA-256 of the label file
+    histogram: Histogram
+    photo: PhotoFile | None = None
     instance_digest: bytes = b""  # SHA-256 of the instance map's file, if there is one
-    labels: Sequence[int] = ()  # those that occur, ignore_index for unlabelled pixels
-    pixels: Sequence[int] = ()  # number of pixels of each of them
-    palette: Mapping[int, int] = {}  # number -> colour, where both have a meaning
+    instance_size: tuple[int, int] | None = None
+    edge_size: tuple[int, int] | None = None
 
 
-def key(files: Iterable[tuple[str, Path]], context: bytes, now: int) -> bytes | None:
-    """Key of an item's files as they are, (16,) bytes; to be taken before they are read.
+def key(label: bytes, files: Iterable[tuple[str, Path]], context: bytes, now: int) -> str | None:
+    """Key of an item's files as they are; to be taken before they are read.
 
     Args:
-        files: role and path of each file.
+        label: SHA-256 of the label file.
+        files: role and path of each other file.
         context: all else that a result depends on.
         now: nanoseconds since 1970, not later than this call.
 
@@ -50,7 +51,7 @@ def key(files: Iterable[tuple[str, Path]], context: bytes, now: int) -> bytes | 
         None where a file cannot be seen, or was written so shortly before ``now`` that a further
         change might leave it the same time (Git calls such files racily clean).
     """
-    total = hashlib.blake2b(context, digest_size=16)
+    total = hashlib.blake2b(context + b"\0" + label, digest_size=16)
     for role, path in files:
         try:
             stat = path.stat()
@@ -60,7 +61,7 @@ def key(files: Iterable[tuple[str, Path]], context: bytes, now: int) -> bytes | 
             return None
         total.update(f"{role} {stat.st_size} {stat.st_mtime_ns} ".encode())
         total.update(os.fsencode(os.path.abspath(path)) + b"\0")  # noqa: PTH100
-    return total.digest()
+    return total.hexdigest()
 
 
 class LabelCache:
@@ -69,74 +70,96 @@ class LabelCache:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._saved = _read(store)
-        self._used: dict[bytes, LabelContent] = {}
+        self._used: dict[str, FileContent] = {}
 
-    def find(self, key: bytes | None) -> LabelContent | None:
+    def find(self, key: str | None) -> FileContent | None:
         """Result of an earlier check; None where there is none."""
-        found = self._saved.get(key or b"")
+        found = self._saved.get(key or "")
         if key and found:
             self._used[key] = found
         return found
 
-    def add(self, key: bytes, content: LabelContent) -> None:
-        self._used[key] = content
+    def add(self, key: str, content: FileContent) -> None:
+        """Keep a result, unless it is too large."""
+        if len(content.histogram.values) <= MAX_VALUES:
+            self._used[key] = content
 
     def save(self) -> None:
         """Write the entries found or added since the start, if any of them is new."""
         if self._used.keys() <= self._saved.keys():
             return
-        rows = self._used.values()
-        stream = BytesIO()
-        np.savez(
-            stream,
-            keys=_bytes(self._used, 16),
-            digests=_bytes((row.digest for row in rows), 32),
-            instance_digests=_bytes((row.instance_digest.ljust(32, b"\0") for row in rows), 32),
-            num_labels=np.array([len(row.labels) for row in rows]),
-            labels=_pairs(zip(row.labels, row.pixels, strict=True) for row in rows),
-            num_colors=np.array([len(row.palette) for row in rows]),
-            colors=_pairs(row.palette.items() for row in rows),
-        )
+        rows = {key: _to_json(content) for key, content in self._used.items()}
         with suppress(OSError):  # the cache is a help, not a need
-            self._store.write(NAME, stream.getvalue())
+            self._store.write(NAME, json.dumps({"version": 1, "entries": rows}).encode())
 
 
-def _read(store: Store) -> dict[bytes, LabelContent]:
+def _read(store: Store) -> dict[str, FileContent]:
     try:
-        with np.load(BytesIO(store.read(NAME))) as file:
-            rows = zip(
-                (bytes(key) for key in file["keys"]),
-                (bytes(digest) for digest in file["digests"]),
-                (bytes(digest) if digest.any() else b"" for digest in file["instance_digests"]),
-                _split(file["labels"], file["num_labels"]),
-                _split(file["colors"], file["num_colors"]),
-                strict=True,
-            )
-            return {
-                key: LabelContent(
-                    digest,
-                    instances,
-                    labels[:, 0].tolist(),
-                    labels[:, 1].tolist(),
-                    dict(colors.tolist()),
-                )
-                for key, digest, instances, labels, colors in rows
-            }
+        document = json.loads(store.read(NAME))
+        if document["version"] != 1:
+            return {}
+        return {key: _from_json(row) for key, row in document["entries"].items()}
     except _DAMAGE:
         return {}
 
 
-def _bytes(values: Iterable[bytes], size: int) -> np.ndarray:
-    return np.frombuffer(b"".join(values), np.uint8).reshape(-1, size)
+def _to_json(content: FileContent) -> list[Any]:
+    photo = content.photo
+    return [
+        content.digest.hex(),
+        content.instance_digest.hex(),
+        list(content.histogram),
+        None
+        if photo is None
+        else [
+            *(photo.mode, photo.stored, photo.orientation, photo.depth, photo.low, photo.high),
+            *(photo.digest.hex(), photo.look),
+        ],
+        content.instance_size,
+        content.edge_size,
+    ]
 
 
-def _pairs(rows: Iterable[Iterable[tuple[int, int]]]) -> np.ndarray:
-    return np.array([pair for row in rows for pair in row], np.int64).reshape(-1, 2)
+def _from_json(row: list[Any]) -> FileContent:
+    digest, instance_digest, histogram, photo, instances, edge = row
+    form, size, mode, values, pixels, colors, transparent, borders, between = histogram
+    numbers, counts, shown = (tuple(map(int, column)) for column in (values, pixels, colors))
+    if not len(numbers) == len(counts) == len(shown):
+        raise ValueError("columns of different lengths")
+    return FileContent(
+        bytes.fromhex(digest),
+        Histogram(
+            Form(form),
+            _size(size),
+            str(mode),
+            numbers,
+            counts,
+            shown,
+            int(transparent),
+            int(borders),
+            int(between),
+        ),
+        None if photo is None else _photo(photo),
+        bytes.fromhex(instance_digest),
+        None if instances is None else _size(instances),
+        None if edge is None else _size(edge),
+    )
 
 
-def _split(pairs: np.ndarray, counts: np.ndarray) -> list[np.ndarray]:
-    """The (n, 2) pairs of each row."""
-    ends = np.cumsum([0, *counts])
-    if ends[-1] != len(pairs):
-        raise ValueError("another number of pairs")
-    return [pairs[start:end] for start, end in pairwise(ends)]
+def _size(value: Any) -> tuple[int, int]:  # noqa: ANN401
+    height, width = value
+    return int(height), int(width)
+
+
+def _photo(row: list[Any]) -> PhotoFile:
+    mode, stored, orientation, depth, low, high, digest, look = row
+    return PhotoFile(
+        str(mode),
+        _size(stored),
+        int(orientation),
+        Depth(depth),
+        float(low),
+        float(high),
+        bytes.fromhex(digest),
+        int(look),
+    )

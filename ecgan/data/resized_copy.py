@@ -7,6 +7,7 @@ the original gives. (Only label maps of the training split that are seen without
 average's batch norms, are resized twice where there is a crop.)
 """
 
+import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,13 +20,15 @@ import numpy.typing as npt
 
 from ecgan.class_files import RESIZED_COPY
 from ecgan.data import checks, datasets, transforms
-from ecgan.data.datasets import Item
-from ecgan.data.label_cache import LabelCache
+from ecgan.data.datasets import DataFolder, Item
+from ecgan.data.files.photo_sets import Reading
+from ecgan.data.label_cache import FileContent, LabelCache
 from ecgan.errors import UsageError, UserError
 from ecgan.labels import LabelSpace
 from ecgan.runtime.storage import HIDDEN, Folder
 
 _ABOUT = RESIZED_COPY  # of what, and how
+_CONTENTS = "contents.json"  # fingerprint of the sources of each item
 _VERSION = 1
 
 
@@ -34,8 +37,7 @@ class Source:
     """Data set to copy, and the sizes of its copy.
 
     Attributes:
-        dataset: directory structure.
-        root: folder of the data set.
+        folder: the data set's folder.
         space: class list.
         split: split to train on.
         size: height and width of ``split``: before the crop.
@@ -43,8 +45,7 @@ class Source:
         instances: copy instance maps too.
     """
 
-    dataset: str
-    root: Path
+    folder: DataFolder
     space: LabelSpace
     split: str
     size: tuple[int, int]
@@ -53,19 +54,17 @@ class Source:
 
     def items(self) -> dict[str, list[Item]]:
         """Items of each split: the one to train on, val, and what else is there."""
-        others = {*datasets.splits(self.dataset, self.root)} - {self.split}
+        others = {*self.folder.splits()} - {self.split}
         return {
-            split: datasets.items_for(
-                self.dataset, self.root, split, train_split=self.split, instances=self.instances
-            )
+            split: self.folder.items_for(split, train_split=self.split, instances=self.instances)
             for split in dict.fromkeys((self.split, "val", *sorted(others)))
         }
 
     def to_json(self) -> dict[str, Any]:
         return {
             "version": _VERSION,
-            "dataset": self.dataset,
-            "root": str(self.root.resolve()),
+            "dataset": self.folder.dataset,
+            "root": str(self.folder.root.resolve()),
             "split": self.split,
             "size": list(self.size),
             "cropped": list(self.cropped),
@@ -96,15 +95,30 @@ def write_resized_copy(source: Source, out: Path, *, threads: int = 1) -> Copied
     _check_folder(source, out)
     store = Folder(out)
     cache, splits = LabelCache(store), source.items()
-    for items in splits.values():
-        checks.check_labels(items, source.space, source.dataset, cache=cache)
+    whole = [item for items in splits.values() for item in items]
+    check = checks.check_labels(whole, source.space, source.folder.dataset, cache=cache)
     cache.save()
     classes = source.space.written().to_json()
     store.write("classes.json", json.dumps(classes, indent=1) + "\n")
     store.write(_ABOUT, json.dumps(source.to_json(), indent=1) + "\n")
-    jobs = [(split, item) for split, items in splits.items() for item in items]
+    of_split = [split for split, items in splits.items() for _ in items]
+    before = _contents_before(store)
+    now = {
+        f"{split}/{item.key}": _fingerprint(content, check.reading)
+        for split, item, content in zip(of_split, check.items, check.contents, strict=True)
+    }
+    fresh = {name for name, digest in now.items() if before.get(name) == digest}
+    store.write(_CONTENTS, json.dumps({name: now[name] for name in fresh}))
+    jobs = [*zip(of_split, check.items, strict=True)]
     with ThreadPoolExecutor(threads) as pool:
-        written = sum(pool.map(lambda job: _write(source, store, *job), jobs))
+        written = sum(
+            pool.map(
+                lambda job: _write(source, store, *job, fresh=f"{job[0]}/{job[1].key}" in fresh),
+                jobs,
+            )
+        )
+    _remove_lost(store, {*now})
+    store.write(_CONTENTS, json.dumps(now))
     store.remove_folder(HIDDEN)
     return Copied({split: len(items) for split, items in splits.items()}, written)
 
@@ -128,19 +142,43 @@ def _check_folder(source: Source, out: Path) -> None:
         )
 
 
-def _write(source: Source, store: Folder, split: str, item: Item) -> bool:
-    """Write the files of an item, unless they are newer than their sources."""
+def _contents_before(store: Folder) -> dict[str, str]:
+    """Fingerprint of the sources of each item that the copy holds."""
+    try:
+        found = json.loads((store.path / _CONTENTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _fingerprint(content: FileContent, reading: Reading) -> str:
+    """SHA-256 of an item's files and of how they are read."""
+    digest = hashlib.sha256(repr(reading).encode())
+    digest.update(content.digest + content.instance_digest)
+    digest.update(b"" if content.photo is None else content.photo.digest)
+    return digest.hexdigest()
+
+
+def _remove_lost(store: Folder, names: set[str]) -> None:
+    """Remove copies of items that the source does not have any more."""
+    for kind in ("images", "labels", "instances"):
+        folder = store.path / kind
+        for path in folder.glob("*/*.png"):
+            if path.relative_to(folder).with_suffix("").as_posix() not in names:
+                path.unlink()
+
+
+def _write(source: Source, store: Folder, split: str, item: Item, *, fresh: bool) -> bool:
+    """Write the files of an item, unless they are there, of sources of this very content."""
     origins = {"labels": item.label, "images": item.image}
     if source.instances:
         origins["instances"] = item.instances
     files = {kind: path for kind, path in origins.items() if path is not None}
     names = {kind: f"{kind}/{split}/{item.key}.png" for kind in files}
-    newest = max(path.stat().st_mtime_ns for path in files.values())
-    targets = [store.path / name for name in names.values()]
-    if all(path.is_file() and path.stat().st_mtime_ns >= newest for path in targets):
+    if fresh and all((store.path / name).is_file() for name in names.values()):
         return False
     size = source.size if split == source.split else source.cropped
-    label = datasets.read_label(item, source.space, source.dataset)
+    label = datasets.read_label(item, source.space, source.folder.dataset)
     maps: dict[str, npt.NDArray[Any]] = {"labels": transforms.resize_nearest(label, size)}
     if "images" in files:
         image = transforms.resize_image(datasets.read_image(item), size)

@@ -1,39 +1,33 @@
-"""Survey of a folder of photos and label maps; proposals of a class list and a recipe for it.
+"""Survey of a folder of photos and label maps.
 
-Nothing is refused here: faults are part of the report.
+Nothing is refused here: the faults that a training refuses are part of the report.
 """
 
-import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import yaml
-
 from ecgan import labels
 from ecgan.class_files import find_class_list, read_class_list
-from ecgan.data import datasets, decode
-from ecgan.data.datasets import Item
+from ecgan.data import checks, datasets
+from ecgan.data.checks import Found
+from ecgan.data.datasets import DataFolder, Item
+from ecgan.data.decode import BY_COLOR, Encoding, color_text
+from ecgan.data.files.encoding import Value, Values
+from ecgan.data.files.label_maps import Form
+from ecgan.data.files.layout import Options
+from ecgan.data.files.names import Kind
+from ecgan.data.files.pairing import capped, count
+from ecgan.data.files.photo_sets import Reading
+from ecgan.data.proposals import proposal_notes, propose_classes
 from ecgan.errors import UserError
-from ecgan.labels import LabelClass, LabelSpace
+from ecgan.labels import LabelSpace
 
-MAX_CLASSES = 1024  # more numbers or colours than this are no class list
-_MAX_PIXELS = 256 * 512  # of a proposed size: the paper's Cityscapes
-_SMALL: dict[str, dict[str, Any]] = {  # settings for fewer than 2,000 photos
-    "model": {
-        "style_encoder": "statistics",
-        "style_injection": "blocks",
-        "segmentation_discriminator": "features",
-    },
-    "losses": {"kl": 0.005},
-    "train": {"augment": "diffaugment"},
-    "sampling": {"style_prior": "photos"},
-}
-_TEXT_LINES = 40
+_TEXT_LINES = 200
+_TEXT_UNKNOWN = 8  # values without a meaning
+_UNKNOWN = "not in the class list"
 
 
 @dataclass(frozen=True)
@@ -47,41 +41,56 @@ class SplitReport:
     faults: Sequence[str]
 
 
+class ClassReport(NamedTuple):
+    """Pixels of a class, of unlabelled pixels, or of a value that has no meaning."""
+
+    value: str
+    name: str
+    pixels: int
+    files: int
+
+
 @dataclass
 class DatasetSurvey:
     """Files, sizes and label values of a data set.
 
     Attributes:
-        root: folder of the data set.
-        dataset: directory structure: folder, cityscapes, ade20k or coco_stuff.
+        folder: the data set's folder.
         splits: files of each split.
         space: the class list that comes with the data; None where there is none.
         has_instances: whether every label map has an instance map.
         has_edges: whether every label map has an edge map.
-        unreadable: files that could not be read, and other faults of their content.
+        faults: what a training would refuse, but for those of splits.
+        notes: how the files are read, and what looks odd about them.
+        values: values of the label maps.
+        reading: how the files are read.
         num_read: pairs whose files were opened.
         photo_sizes: (height, width) -> photos.
         photo_modes: Pillow's mode -> photos.
         label_modes: Pillow's mode -> label maps.
-        palette: number -> colour; None where label maps carry different palettes.
-        pixels: value in label maps -> pixels; a value is a number, or a palette index, or a colour.
-        files: value in label maps -> files that have it.
     """
 
-    root: Path
-    dataset: str
+    folder: DataFolder
     splits: Sequence[SplitReport]
     space: LabelSpace | None
     has_instances: bool
     has_edges: bool
-    unreadable: list[str]
+    faults: list[str]
+    notes: list[str]
+    values: Values
+    reading: Reading = field(default_factory=Reading)
     num_read: int = 0
     photo_sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     photo_modes: Counter[str] = field(default_factory=Counter)
     label_modes: Counter[str] = field(default_factory=Counter)
-    palette: dict[int, int] | None = field(default_factory=dict[int, int])
-    pixels: Counter["Value"] = field(default_factory=Counter)
-    files: Counter["Value"] = field(default_factory=Counter)
+
+    @property
+    def root(self) -> Path:
+        return self.folder.root
+
+    @property
+    def dataset(self) -> str:
+        return self.folder.dataset
 
     @property
     def num_pairs(self) -> int:
@@ -93,45 +102,46 @@ class DatasetSurvey:
         return max(self.photo_sizes, key=lambda s: self.photo_sizes[s], default=None)
 
     @property
-    def numbers(self) -> list["Value"]:
-        """Numbers in label maps, ascending; palette indices where there is a palette."""
-        return sorted(value for value in self.pixels if not value.is_color)
+    def all_faults(self) -> list[str]:
+        """Every fault that a training would refuse, those of splits first."""
+        own = [
+            f"{split.name}: {fault}" if split.name else fault
+            for split in self.splits
+            for fault in split.faults
+        ]
+        return [*own, *self.faults]
 
     @property
-    def colors(self) -> list["Value"]:
-        """Colours in label maps, the most frequent first."""
-        return [value for value, _ in self.pixels.most_common() if value.is_color]
-
-    def add(self, pair: "_PairContent") -> None:
-        """Count the files of a pair."""
-        self.num_read += 1
-        if pair.photo is not None:
-            self.photo_modes[pair.photo[0]] += 1
-            self.photo_sizes[pair.photo[1]] += 1
-        if pair.label_mode is not None:
-            self.label_modes[pair.label_mode] += 1
-        self.pixels.update(pair.pixels)
-        self.files.update(pair.pixels.keys())
-        for number, color in pair.palette.items():
-            if self.palette is not None and self.palette.setdefault(number, color) != color:
-                self.palette = None
-        if len(self.unreadable) < datasets.MAX_FAULTS:
-            self.unreadable += pair.faults
-
-    def name_of(self, value: "Value") -> str:
-        """The class that a value stands for; empty without a class list."""
-        if self.space is None:
-            return ""
-        one = np.array([[value.code]], np.int32)
-        raw = decode.RawLabel(one, colors=value.is_color, palette=None, mode="")
-        decoded = decode.decode(raw, self.space, self.dataset)
-        if decoded.unknown:
-            return "not in the class list"
-        label = int(decoded.label[0, 0])
-        return "unlabelled" if label == self.space.ignore_index else self.space.names[label]
+    def classes(self) -> list[ClassReport]:
+        """Classes in the order of the list, then unlabelled pixels, then values of no meaning."""
+        space, encoding = self.values.space, self.reading.encoding
+        found: dict[int | Value, ClassReport] = {}
+        if space is not None and encoding is not None:
+            found = {i: ClassReport(str(i), name, 0, 0) for i, name in enumerate(space.names)}
+        unknown: list[ClassReport] = []
+        for value, tally in self.values.tallies.items():
+            label = None
+            if space is not None and encoding is not None:
+                label = self.values.meaning(value, encoding)
+            shown = color_text(value.color) if encoding in BY_COLOR else str(value)
+            if label is None:
+                unknown.append(ClassReport(shown, "", tally.pixels, tally.files))
+                continue
+            assert space is not None
+            name = "unlabelled" if label == space.ignore_index else space.names[label]
+            old = found.get(label, ClassReport("", name, 0, 0))
+            spelled = f"{old.value}, {shown}" if old.pixels else shown
+            files = max(old.files, tally.files)
+            found[label] = ClassReport(spelled, name, old.pixels + tally.pixels, files)
+        if self.values.transparent:
+            found[-1] = ClassReport("transparent", "unlabelled", self.values.transparent, 0)
+        if space is not None:
+            unknown = [one._replace(name=_UNKNOWN) for one in unknown]
+        return [*found.values(), *sorted(unknown, key=lambda one: -one.pixels)]
 
     def to_json(self) -> dict[str, Any]:
         """Survey as plain values."""
+        whole = max(1, self.values.total)
         return {
             "root": str(self.root),
             "dataset": self.dataset,
@@ -152,24 +162,26 @@ class DatasetSurvey:
             ],
             "photo_modes": dict(self.photo_modes.most_common()),
             "label_modes": dict(self.label_modes.most_common()),
-            "ids": [{"value": v.code, **self._counts(v)} for v in self.numbers],
-            "colors": [{"value": _rgb(v.code), **self._counts(v)} for v in self.colors],
+            "label_encoding": self.reading.encoding,
+            "orientation": self.reading.orientation,
+            "photo_levels": self.reading.levels,
+            "values": [
+                {"value": c.value, "name": c.name, "share": c.pixels / whole, "files": c.files}
+                for c in self.classes
+            ],
             "instances": self.has_instances,
             "edges": self.has_edges,
             "classes": None if self.space is None else self.space.to_json(),
-            "faults": self.unreadable,
+            "notes": self.notes,
+            "faults": self.all_faults,
         }
 
-    def _counts(self, value: "Value") -> dict[str, Any]:
-        share = self.pixels[value] / max(1, self.pixels.total())
-        return {"name": self.name_of(value), "share": share, "files": self.files[value]}
-
     def to_text(self) -> str:
-        """Survey as text for people."""
-        lines = [f"{self.root}: structure {self.dataset}, {self.num_pairs} pairs", ""]
+        """Survey as text for people; faults are the last of it."""
+        lines = [f"{self.root}: structure {self.dataset}, {count(self.num_pairs, 'pair')}", ""]
         lines += [
             f"  {split.name or 'not divided':<12}{split.num_pairs:>7} pairs  "
-            f"({split.num_photos} photos, {split.num_labels} label maps)"
+            f"({count(split.num_photos, 'photo')}, {count(split.num_labels, 'label map')})"
             for split in self.splits
         ]
         extras = [("instance maps", self.has_instances), ("edge maps", self.has_edges)]
@@ -181,245 +193,174 @@ class DatasetSurvey:
         shown = ", ".join(sizes) or "none could be read"
         lines += ["", f"Photos      {shown}", f"            {_modes(self.photo_modes)}"]
         lines += [f"Label maps  {_modes(self.label_modes)}", f"            {self._kind()}", ""]
-        for values in (self.numbers, self.colors):
-            for value in values[:_TEXT_LINES]:
-                found = self._counts(value)
-                lines.append(
-                    f"  {value!s:<16}{100 * found['share']:>6.2f} %  in {found['files']:>5} files  "
-                    f"{found['name']}".rstrip()
-                )
-            if len(values) > _TEXT_LINES:
-                lines.append(f"  and {len(values) - _TEXT_LINES} more")
-        faults = [
-            f"{split.name}: {fault}" if split.name else fault
-            for split in self.splits
-            for fault in split.faults
-        ]
-        if faults + self.unreadable:
-            found = [f"  {fault}" for fault in faults + self.unreadable]
-            lines += ["", "Faults to fix before training:", *found]
+        whole, found = max(1, self.values.total), self.classes
+        known = sum(one.name != _UNKNOWN for one in found)
+        found = [*found[:known], *found[known : known + _TEXT_UNKNOWN]]
+        for one in found[:_TEXT_LINES]:
+            files = f"in {one.files:>5} file{'s' * (one.files != 1)}" if one.files else ""
+            share = 100 * one.pixels / whole
+            lines.append(f"  {one.value:<16}{share:>6.2f} %  {files}  {one.name}".rstrip())
+        if (more := len(self.classes) - len(found[:_TEXT_LINES])) > 0:
+            lines.append(f"  and {more} more")
+        if self.notes:
+            lines += ["", "Notes:", *[f"  {note}" for note in self.notes]]
         return "\n".join(lines) + "\n"
 
+    def faults_text(self) -> str:
+        """Faults as text for people; empty without one."""
+        if not self.all_faults:
+            return ""
+        lines = [f"  {fault}" for fault in capped(self.all_faults)]
+        return "\n".join(["Faults to fix before training:", *lines]) + "\n"
+
     def _kind(self) -> str:
-        kinds = ["class ids"] if self.numbers else []
-        kinds += ["colours"] if self.colors else []
-        way = "indices" if self.numbers else "colours"
-        palette = f" (palette images, read by their {way})" if "P" in self.label_modes else ""
-        return " and ".join(kinds) + palette if kinds else "none could be read"
+        if not self.label_modes:
+            return "none could be read"
+        encoding = self.reading.encoding
+        if encoding is None:
+            return "not yet read: the class list is missing"
+        text = _KINDS[encoding]
+        if Form.PALETTE in self.values.forms:
+            way = "indices" if encoding == Encoding.INDEX else "colours"
+            text += f" (palette images, read by their {way})"
+        return f"{text}: data.label_encoding {encoding.value}"
 
 
-class Value(NamedTuple):
-    """A number or a colour in label maps."""
-
-    is_color: bool
-    code: int  # the number, or the colour as 0xRRGGBB
-
-    def __str__(self) -> str:
-        return decode.color_text(self.code) if self.is_color else str(self.code)
+_KINDS: Mapping[Encoding, str] = {
+    Encoding.INDEX: "class ids",
+    Encoding.COLOR: "colours of the class list",
+    Encoding.GRAY: "class ids as greys",
+    Encoding.NEAREST: "nearest colours of the class list",
+}
 
 
 def survey_dataset(
-    root: Path, *, dataset: str | None = None, num_files: int = 500, workers: int = 4
+    root: Path,
+    *,
+    dataset: str | None = None,
+    options: Options | None = None,
+    reading: Reading | None = None,
+    num_files: int = 0,
+    workers: int = 4,
+    progress: bool = False,
 ) -> DatasetSurvey:
     """Survey of a data set.
 
     Args:
         root: folder of the data set.
         dataset: directory structure; default: the one that its folders look like.
+        options: where its files are, if the user says so.
+        reading: how they are read, if the user says so.
         num_files: pairs whose files are opened, spread evenly over the keys; 0: all.
         workers: threads.
+        progress: show a bar.
 
     Raises:
-        UserError: no such folder, or an unknown directory structure.
+        UserError: no such folder.
     """
     datasets.check_root(root)
-    dataset = dataset or datasets.recognise(root)
-    if dataset is None:
-        raise UserError(
-            f"{root}: unknown directory structure; expected images/ and labels/ (or masks/), or "
-            "the folders of Cityscapes (leftImg8bit/, gtFine/), ADE20K (images/, annotations/) or "
-            "COCO-Stuff (images/, stuffthingmaps/)"
-        )
-    names = datasets.splits(dataset, root) or [None]
+    folder = DataFolder(
+        dataset or datasets.recognise(root), root, options or Options(), reading or Reading()
+    )
+    names = folder.splits() or [None]
     splits: list[SplitReport] = []
     pairs: list[Item] = []
+    notes: list[str] = []
     for name in names:
-        found = datasets.find_files(dataset, root, name, ["label", "image"])
+        found = folder.find(name, ["label", "image"])
         photos, maps = found.files["image"], found.files["label"]
-        own = [Item(key, maps[key], photos[key]) for key in sorted(photos.keys() & maps.keys())]
+        own = [
+            Item(key, maps[key], photos[key], reading=folder.reading)
+            for key in sorted(photos.keys() & maps.keys())
+        ]
         splits.append(SplitReport(name, len(own), len(photos), len(maps), found.faults))
         pairs += own
-    space, faults = _class_list(dataset, root)
+        notes += [note for note in found.notes if note not in notes]
+    space, faults = _class_list(folder)
     has_instances, has_edges = (
-        not any(datasets.find_files(dataset, root, n, ["label", kind]).faults for n in names)
-        for kind in ("instances", "edge")
+        all(_has_all(folder, name, kind) for name in names) for kind in ("instances", "edge")
     )
-    survey = DatasetSurvey(root, dataset, splits, space, has_instances, has_edges, faults)
     step = max(1, -(-len(pairs) // num_files)) if num_files else 1
-    with ThreadPoolExecutor(workers) as pool:
-        for pair in pool.map(lambda item: _read_pair(item, space, dataset), pairs[::step]):
-            survey.add(pair)
+    read = pairs[::step]
+    contents = checks.read_contents(read, workers=workers, progress=progress)
+    values = Values(space, folder.dataset)
+    survey = DatasetSurvey(
+        folder, splits, space, has_instances, has_edges, faults, notes, values, folder.reading
+    )
+    for item, (content, _) in zip(read, contents, strict=True):
+        survey.num_read += 1
+        if content is None:
+            continue
+        values.add(item.label, content.histogram)
+        survey.label_modes[content.histogram.mode] += 1
+        if content.photo is not None:
+            survey.photo_modes[content.photo.mode] += 1
+            survey.photo_sizes[content.photo.upright] += 1
+    _judge(survey, read, contents)
+    _compare_sides(survey, pairs, read, contents)
     return survey
 
 
-def propose_classes(survey: DatasetSurvey) -> LabelSpace | None:
-    """Class list for label maps that come without one; its names are to be filled in.
-
-    None where the maps hold both numbers and colours, nothing, or more values than classes can be.
-    """
-    numbers, colors = ([v.code for v in values] for values in (survey.numbers, survey.colors))
-    if bool(numbers) == bool(colors):
-        return None
-    if colors:
-        # Black means unlabelled unless a class claims it.
-        colors = [code for code in colors if code != 0]
-        if not 0 < len(colors) <= MAX_CLASSES:
-            return None
-        classes = [LabelClass(i, f"class {i}", _rgb(code)) for i, code in enumerate(colors)]
-        return LabelSpace(tuple(classes))
-    # 255 is a class where there are ids above it.
-    ignore = 255 if max(numbers) == 255 else None
-    ids = [number for number in numbers if number != ignore]
-    if not ids or not 0 <= max(ids) < MAX_CLASSES or min(ids) < 0:
-        return None
-    palette = survey.palette or {}
-    classes = [
-        LabelClass(
-            i,
-            f"class {i}",
-            _rgb(palette[i]) if palette.get(i, -1) >= 0 else labels.default_color(i),
-            has_color=palette.get(i, -1) >= 0,
-        )
-        for i in range(max(ids) + 1)
-    ]
-    return LabelSpace(tuple(classes), ignore)
+def _has_all(folder: DataFolder, split: str | None, kind: Kind) -> bool:
+    found = folder.find(split, ["label", kind])
+    return bool(found.files[kind]) and not found.faults
 
 
-def propose_recipe(
+def _judge(survey: DatasetSurvey, items: Sequence[Item], contents: Sequence[Found]) -> None:
+    """Add what a training would say of the files' content."""
+    space = survey.space
+    if space is None:
+        proposed = propose_classes(survey.values)
+        survey.values.space = proposed
+        space = proposed
+        survey.notes += proposal_notes(survey.values)
+    verdict = checks.judge(items, contents, space, survey.dataset)
+    survey.reading = verdict.reading
+    survey.faults += verdict.faults
+    survey.notes += verdict.notes
+    if survey.space is not None and not survey.faults:
+        check = checks.count_classes(items, contents, survey.space, survey.dataset, verdict)
+        survey.notes += check.class_notes() if survey.dataset == "folder" else []
+
+
+def _compare_sides(
     survey: DatasetSurvey,
-    nearest_size: Callable[[int, int], tuple[int, int]],
-    *,
-    classes: LabelSpace | Path | None = None,
-) -> str:
-    """Recipe that fits the size and number of the photos, as YAML with comments.
-
-    Args:
-        survey: survey of the data set.
-        nearest_size: height and width that a network can have, near to those of the photos.
-        classes: class list, or its file, where the data set has none.
-    """
-    height, width = survey.common_size or (256, 512)
-    scale = min(1, math.sqrt(_MAX_PIXELS / (height * width)))
-    fitting = nearest_size(round(height * scale), round(width * scale))
-    num_train = next((s.num_pairs for s in survey.splits if s.name == "train"), survey.num_pairs)
-    small = num_train < 2000
-    images = min(600_000, max(20_000, 250 * num_train)) // 1000 * 1000
-    sections: dict[str, dict[str, Any]] = {
-        "data": {
-            "dataset": survey.dataset,
-            "root": str(survey.root),
-            "height": fitting[0],
-            "width": fitting[1],
-            **_class_keys(classes),
-            **({"instances": True} if survey.has_instances else {}),
-        },
-        "model": {
-            "style": True,
-            **(_SMALL["model"] if small else {}),
-            "label_generator": "train",
-            "label_generator_training": {"images": min(20_000, max(4_000, 20 * num_train))},
-        },
-        "losses": {
-            "perceptual_network": "efficientnet_lite0",
-            "perceptual": 5,
-            **(_SMALL["losses"] if small else {}),
-        },
-        "train": {
-            "images": images,
-            "batch": 16,
-            "ema_images": 5_000 if small else 10_000,
-            **(_SMALL["train"] if small else {}),
-            "checkpoint_every": images // 10,
-            "preview_every": images // 20,
-        },
-        **({"sampling": _SMALL["sampling"]} if small else {}),
-    }
-    name = labels.clean_key(survey.root.resolve().name)
-    text = yaml.safe_dump({"name": name, **sections}, sort_keys=False, allow_unicode=True)
-    common = f", most of them {width} x {height}" if survey.common_size else ""
-    head = [f"# {name}: {num_train} pairs to train on{common}."]
-    if small:
-        head.append(
-            "# Below 2,000 photos: augmented inputs, a second discriminator, the photos' styles."
-        )
-    if survey.space is None:
-        head.append("# The names of the classes are yours to fill in.")
-    if survey.has_edges:
-        head.append("# edges/ has a map for each photo: data.edges: folder uses them.")
-    return "\n".join(head) + "\n" + text
+    pairs: Sequence[Item],
+    items: Sequence[Item],
+    contents: Sequence[Found],
+) -> None:
+    """Add a note on held-out photos that are on the other side too."""
+    folder = survey.folder
+    keyed: dict[str, bool] = {}
+    if folder.has_split("val"):
+        held = {item.key for item in folder.index("val")} if not survey.all_faults else set[str]()
+        keyed = {item.key: item.key in held for item in pairs}
+    elif pairs and not survey.all_faults:
+        divided = folder.has_split("train")
+        whole = folder.index("train" if divided else None)
+        held = datasets.held_out_keys([item.key for item in whole], folder.val_by)
+        keyed = {item.key: item.key in held for item in whole}
+    own = [
+        (content.photo, keyed[item.key])
+        for item, (content, _) in zip(items, contents, strict=True)
+        if content is not None and item.key in keyed
+    ]
+    if own:
+        photos, sides = zip(*own, strict=True)
+        found = checks.count_near_equal(photos, sides)
+        note = checks.equal_photos_note(*found, sum(sides))
+        survey.notes += [note] if note else []
 
 
-def _class_keys(classes: LabelSpace | Path | None) -> dict[str, Any]:
-    """Keys of section data that give the numbers in label maps their meaning."""
-    if classes is None:
-        return {}
-    if isinstance(classes, Path):
-        return {"classes": str(classes)}
-    return {"classes": classes.entries(), "ignore": classes.ignore}
-
-
-class _PairContent(NamedTuple):
-    """Content of the files of one pair."""
-
-    photo: tuple[str, tuple[int, int]] | None  # mode, height and width
-    label_mode: str | None
-    pixels: Mapping[Value, int]
-    palette: Mapping[int, int]  # number -> colour
-    faults: Sequence[str]
-
-
-def _read_pair(item: Item, space: LabelSpace | None, dataset: str) -> _PairContent:
-    assert item.image is not None
-    faults: list[str] = []
-    photo = raw = None
+def _class_list(folder: DataFolder) -> tuple[LabelSpace | None, list[str]]:
+    if folder.dataset != "folder":
+        return labels.builtin(folder.dataset), []
     try:
-        photo = decode.photo_header(item.image)
-    except UserError as error:
-        faults.append(str(error))
-    try:
-        raw = decode.read_raw(item.label)
-    except UserError as error:
-        faults.append(str(error))
-    if raw is None:
-        return _PairContent(photo, None, {}, {}, faults)
-    if photo is not None and photo[1] != raw.size:
-        height, width = photo[1]
-        faults.append(
-            f"{item.label}: label {raw.size[1]} x {raw.size[0]}, photo {width} x {height}"
-        )
-    palette: dict[int, int] = {}
-    if raw.palette is not None:
-        palette = {n: int(c) for n, c in enumerate(raw.palette)}
-        if space is not None and decode.decode(raw, space, dataset).colors:
-            raw = raw.painted()
-    values, counts = np.unique(raw.values, return_counts=True)
-    pixels = zip((Value(raw.colors, v) for v in values.tolist()), counts.tolist(), strict=True)
-    return _PairContent(photo, raw.mode, dict(pixels), palette, faults)
-
-
-def _class_list(dataset: str, root: Path) -> tuple[LabelSpace | None, list[str]]:
-    if dataset != "folder":
-        return labels.builtin(dataset), []
-    try:
-        path = find_class_list(root)
-        return (None if path is None else read_class_list(path)), []
+        path = find_class_list(folder.root)
+        return None if path is None else read_class_list(path), []
     except UserError as error:
         return None, [str(error)]
 
 
 def _modes(modes: Counter[str]) -> str:
-    return ", ".join(f"mode {mode} ({count})" for mode, count in modes.most_common()) or "-"
-
-
-def _rgb(code: int) -> tuple[int, int, int]:
-    return code >> 16, code >> 8 & 255, code & 255
+    return ", ".join(f"mode {mode} ({number})" for mode, number in modes.most_common()) or "-"

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ecgan.checkpoint import GENERATOR, load_generator, resolve_generator
-from ecgan.data import checks, datasets
+from ecgan.data import checks
 from ecgan.data.label_cache import LabelCache
 from ecgan.data.loader import TripleDataset
 from ecgan.errors import UsageError, UserError
@@ -26,7 +26,7 @@ from ecgan.evaluation.sources import SampleSet
 from ecgan.generation import run as generation
 from ecgan.generation.request import Request as GenerationRequest
 from ecgan.labels import LabelSpace
-from ecgan.recipe import Recipe, class_list_file, label_space, parse_recipe
+from ecgan.recipe import Recipe, class_list_file, data_folder, label_space, parse_recipe
 from ecgan.runtime import storage
 from ecgan.runtime.device import choose_device
 from ecgan.runtime.files import check_out, writing
@@ -98,7 +98,8 @@ def _generated(place: str, request: Request) -> str:
     root = request.reference or data.root
     if root is None:
         raise UsageError(f"--samples {place}: its recipe has no data.root; give --reference DIR")
-    split = request.split or _default_split(data.dataset, Path(root))
+    has_test = data_folder(data, Path(root)).has_split("test")
+    split = request.split or ("test" if has_test else "val")
     styles = "" if request.n_styles == 1 else f"-{request.n_styles}-styles"
     out = Path("datasets") / f"{source.parent.name or source.stem}-{split}{styles}"
     generation.run(
@@ -180,12 +181,12 @@ def _recipe(request: Request, sets: Sequence[SampleSet]) -> Recipe:
 
 def _setup(request: Request, recipe: Recipe, sets: Sequence[SampleSet]) -> Setup:
     space, size = _space(recipe, sets), _common_size(sets)
-    root, cache = Path(str(recipe.data.root)), LabelCache(storage.Folder(storage.cache_folder()))
-    split = request.split or _default_split(recipe.data.dataset, root)
+    folder, cache = data_folder(recipe.data), LabelCache(storage.Folder(storage.cache_folder()))
+    split = request.split or ("test" if folder.has_split("test") else "val")
 
     def data(split: str, *, train: bool) -> TripleDataset:
-        items = datasets.items_for(recipe.data.dataset, root, split, train_split=recipe.data.split)
-        checks.check_labels(items, space, recipe.data.dataset, cache=cache)
+        items = folder.items_for(split, train_split=recipe.data.split)
+        items = list(checks.check_labels(items, space, recipe.data.dataset, cache=cache).items)
         return TripleDataset(
             items,
             space,
@@ -201,7 +202,7 @@ def _setup(request: Request, recipe: Recipe, sets: Sequence[SampleSet]) -> Setup
     reference, train = data(split, train=False), data(recipe.data.split, train=True)
     others: dict[str, TripleDataset] = {}
     if any(one.may_have_styles for one in sets):
-        for name in datasets.splits(recipe.data.dataset, root):
+        for name in folder.splits():
             if name not in {split, recipe.data.split}:
                 with suppress(UserError):  # such as photos without labels, as a test split may be
                     others[name] = data(name, train=False)
@@ -244,10 +245,6 @@ def _common_size(sets: Sequence[SampleSet]) -> tuple[int, int]:
     return next(iter(sizes))
 
 
-def _default_split(dataset: str, root: Path) -> str:
-    return "test" if "test" in datasets.splits(dataset, root) else "val"
-
-
 # The downstream experiment
 
 
@@ -276,8 +273,7 @@ def _experiment(
             f"{recipe.data.split} --num N"
         )
     wanted = downstream.Request(
-        root=Path(str(recipe.data.root)),
-        dataset=recipe.data.dataset,
+        folder=data_folder(recipe.data),
         train_split=recipe.data.split,
         test_split=setup.split,
         space=setup.space,

@@ -21,6 +21,7 @@ from ecgan import checkpoint
 from ecgan.checkpoint import GeneratorFile
 from ecgan.data import checks, datasets
 from ecgan.data.datasets import Item
+from ecgan.data.files.names import IMAGE_SUFFIXES, files_below
 from ecgan.data.label_cache import LabelCache
 from ecgan.errors import UsageError, UserError
 from ecgan.generation import balance, layout_augmentation
@@ -29,7 +30,7 @@ from ecgan.generation.request import LayoutOptions, Request, StyleOptions, check
 from ecgan.generation.state import PlanRequest, plan_id
 from ecgan.generation.worker import GenerationConfig, Output, VariantOptions
 from ecgan.labels import LabelSpace
-from ecgan.recipe import Recipe, parse_recipe
+from ecgan.recipe import Recipe, data_folder, parse_recipe
 from ecgan.runtime.device import choose_device
 from ecgan.runtime.jobs import Workers
 from ecgan.runtime.storage import open_store
@@ -302,7 +303,7 @@ def plan(request: Request) -> DatasetPlan:
         check_images=False,
         progress=not request.quiet,
     )
-    reading, notes = None, list[str]()
+    reading, notes = None, list(check.notes)
     if listed is not None:
         check, reading = listed.in_ids_of(file.space, check), listed.reading
         if reading is not None:
@@ -311,6 +312,7 @@ def plan(request: Request) -> DatasetPlan:
         notes.append(stretched(items, (recipe.data.height, recipe.data.width)))
     for note in filter(None, [] if request.quiet else notes):
         say(note)
+    items = list(check.items)
     made = DatasetPlan(request, file, recipe, workers, items, check, label_cache, reading, photos)
     _check_style_count(request.styles, recipe, int(made.even_counts.max()), len(items))
     refuse_colliding_keys(made.wanted.stage)
@@ -412,12 +414,11 @@ def _items(asked: LayoutOptions, recipe: Recipe) -> list[Item]:
     data = recipe.data
     if asked.labels is not None:
         items = datasets.index_labels(data.dataset, asked.labels.absolute())
+        items = datasets.with_reading(items, data_folder(data, asked.labels).reading)
         if asked.instances is None:
             return items
         return _with_instances(items, data.dataset, asked.instances.absolute())
-    return datasets.items_for(
-        data.dataset,
-        _root(asked.root, recipe),
+    return data_folder(data, _root(asked.root, recipe)).items_for(
         asked.split or data.split,
         train_split=data.split,
         fraction=data.fraction,
@@ -457,9 +458,7 @@ def _digests(check: checks.LabelCheck) -> list[str]:
 def _style_photos(folder: Path) -> tuple[Path, ...]:
     if not folder.is_dir():
         raise UsageError(f"--style-images {folder}: no such folder")
-    photos = sorted(
-        p for p in folder.rglob("*") if p.suffix.lower() in datasets.IMAGE_SUFFIXES and p.is_file()
-    )
+    photos = [f.path for f in files_below(folder) if f.suffix in IMAGE_SUFFIXES]
     if not photos:
         raise UsageError(f"--style-images {folder}: no photos below it")
     return tuple(photos)

@@ -22,7 +22,7 @@ from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from types import FrameType
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -35,6 +35,8 @@ from ecgan.runtime.processes.signals import end_with_parent, watch_parent
 
 # Others wait while rank 0 trains the label generator or scores; a dead rank is noticed by torchrun.
 _TIMEOUT = timedelta(hours=12)
+
+T = TypeVar("T")
 
 
 def is_launched() -> bool:
@@ -89,6 +91,15 @@ def barrier() -> None:
     """Wait until every rank is here."""
     if world_size() > 1:
         dist.barrier()
+
+
+def from_first(value: T) -> T:
+    """The first rank's value, on every rank."""
+    if world_size() == 1:
+        return value
+    found: list[Any] = [value]
+    dist.broadcast_object_list(found)
+    return found[0]
 
 
 def any_rank(flag: bool) -> bool:

@@ -9,9 +9,9 @@ from pathlib import Path
 from PIL import Image
 
 from ecgan.class_files import list_of_copy, list_of_labels, read_class_list
-from ecgan.data import datasets
 from ecgan.data.checks import LabelCheck
 from ecgan.data.datasets import Item
+from ecgan.data.files.pairing import capped, count
 from ecgan.errors import UserError
 from ecgan.labels import LabelClass, LabelSpace
 from ecgan.recipe import Recipe
@@ -45,7 +45,7 @@ class OwnClasses:
         """
         maps = (check.counts[:, space.num_classes :] > 0).sum(axis=0).tolist()
         found = [
-            f"{name} is in {datasets.count(number, 'label map')}"
+            f"{name} is in {count(number, 'label map')}"
             for name, number in zip(self.missing, maps, strict=True)
             if number
         ]
@@ -54,7 +54,7 @@ class OwnClasses:
                 f"{self.path}: the generator does not have these classes, only "
                 f"{', '.join(space.names)}; leave those label maps out, or write a classes.json "
                 "beside them that gives their numbers to its classes or to ignore",
-                datasets.capped(found),
+                capped(found),
             )
         return replace(check, counts=check.counts[:, : space.num_classes])
 
@@ -80,7 +80,7 @@ def stretched(items: Sequence[Item], size: tuple[int, int]) -> str:
     if not others:
         return ""
     return (
-        f"{datasets.count(len(others), 'label map')} of {len(seen)} stretched to the generator's "
+        f"{count(len(others), 'label map')} of {len(seen)} stretched to the generator's "
         f"{size[1]} x {size[0]} pixels (first: {others[0]}); cut them to this ratio beforehand if "
         "they were not so in training"
     )

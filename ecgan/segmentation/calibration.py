@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ecgan.data import checks, datasets, loader
+from ecgan.data import checks, loader
 from ecgan.data.datasets import Item
 from ecgan.data.label_cache import LabelCache
 from ecgan.data.loader import TripleDataset
 from ecgan.errors import UsageError
 from ecgan.labels import LabelSpace
-from ecgan.recipe import Recipe
+from ecgan.recipe import Recipe, data_folder
 from ecgan.runtime.files import write_whole
 from ecgan.runtime.storage import Folder
 from ecgan.runtime.timing import Progress
@@ -165,12 +165,13 @@ def prepare_filter(  # noqa: PLR0913  what the recipe does not say
             fit.
     """
     data = recipe.data
-    items = datasets.items_for(
-        data.dataset, root, data.split, train_split=data.split, fraction=data.fraction
+    items = data_folder(data, root).items_for(
+        data.split, train_split=data.split, fraction=data.fraction
     )
     known = LabelCache(Folder(cache))
     check = checks.check_labels(items, space, data.dataset, cache=known, progress=progress)
     known.save()
+    items = list(check.items)
     pairs = _Pairs(recipe, space, items, cache, device, progress)
     if name == "train":
         keyed = {i.key: bytes(d).hex() for i, d in zip(items, check.digests, strict=True)}

@@ -9,11 +9,13 @@ never interrupted (on CPU).
 """
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from ecgan import checkpoint, labels
 from ecgan.data import checks, datasets
@@ -22,7 +24,7 @@ from ecgan.data.loader import TripleDataset
 from ecgan.data.transforms import Edges
 from ecgan.errors import UsageError, UserError
 from ecgan.labels import LabelSpace
-from ecgan.recipe import Recipe, class_list_file, label_space
+from ecgan.recipe import Recipe, class_list_file, data_folder, label_space
 from ecgan.runtime import distributed
 from ecgan.runtime.device import choose_device
 from ecgan.runtime.files import held_lock, write_whole, writing
@@ -118,26 +120,47 @@ def check(
     train_set, validation_set = build_sets(recipe, space)
     cache = LabelCache(Folder(out)) if read_files else None
     if read_files and distributed.is_first():
-        items = {item.label: item for item in (*train_set.items, *validation_set.items)}
-        checks.check_labels(
-            list(items.values()), space, recipe.data.dataset, cache=cache, progress=not quiet
-        )
-    distributed.barrier()
+        _check_files(recipe, space, (train_set, validation_set), cache, quiet=quiet)
+    for part in (train_set, validation_set):
+        reading = distributed.from_first(part.items[0].reading)
+        part.items = datasets.with_reading(part.items, reading)
     return Job(recipe, space, train_set, validation_set, out, device, init, quiet, cache)
+
+
+def _check_files(
+    recipe: Recipe,
+    space: LabelSpace,
+    sets: tuple[TripleDataset, TripleDataset],
+    cache: LabelCache | None,
+    *,
+    quiet: bool,
+) -> None:
+    """Read every file once; say how they are read, and what looks odd about them."""
+    items = {item.label: item for part in sets for item in part.items}
+    check = checks.check_labels(
+        list(items.values()), space, recipe.data.dataset, cache=cache, progress=not quiet
+    )
+    notes = [*check.notes, *(check.class_notes() if recipe.data.dataset == "folder" else ())]
+    held_out = {item.label for item in sets[1].items}
+    sides = [item.label in held_out for item in check.items]
+    if not all(sides) and (found := checks.near_equal_note(check, sides)):
+        notes.append(found)
+    if not quiet:
+        for note in notes:
+            tqdm.write(note, file=sys.stderr)
+    for part in sets:
+        part.items = datasets.with_reading(part.items, check.reading)
 
 
 def build_sets(recipe: Recipe, space: LabelSpace) -> tuple[TripleDataset, TripleDataset]:
     """Training and validation set of a recipe."""
     data = recipe.data
-    if data.root is None:
-        raise UsageError("data.root is not set: give the folder of the data set with --data DIR")
+    folder = data_folder(data)
     # HED runs on the crop, on the device; without Ge edges are not needed
     edges: Edges = "none" if data.edges == "hed" or not recipe.model.edge_generator else data.edges
     parts: list[TripleDataset] = []
     for split in (data.split, "val"):
-        items = datasets.items_for(
-            data.dataset,
-            Path(data.root),
+        items = folder.items_for(
             split,
             train_split=data.split,
             fraction=data.fraction,

@@ -6,6 +6,7 @@ needs), and where the change must show. A key without a line is a failure.
 
 import json
 import multiprocessing
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from ecgan.errors import UserError
 from ecgan.evaluation import run as evaluate
 from ecgan.generation import run as generate
 from ecgan.models.style import StylePrior
-from ecgan.recipe import label_space, load_recipe, recipe_keys
+from ecgan.recipe import data_folder, label_space, load_recipe, recipe_keys
 from ecgan.shards import dataset as sets
 from ecgan.training import estimate
 from ecgan.training import run as train
@@ -65,6 +66,18 @@ def data(recipe, _):
         return str(error)
     samples = [dataset.load(position) for position in range(4)]
     return [(s.key, s.label.tolist(), s.image.tolist(), s.edge is None) for s in samples]
+
+
+def read(recipe, folder):
+    """How the files of the data are read."""
+    return train.check(recipe, folder / "run", device=CPU, quiet=True).train_set.items[0].reading
+
+
+def held_out(recipe, folder):
+    """Keys that are held out where there is no split val."""
+    for kind in ("images", "labels"):
+        shutil.copytree(Path(recipe.data.root) / kind / "train", folder / kind, dirs_exist_ok=True)
+    return [item.key for item in data_folder(recipe.data, folder).items_for("val")]
 
 
 def space(recipe, _):
@@ -218,6 +231,13 @@ CHANGES = {
     "data.flip": ("data.flip=false", data),
     "data.classes": (f"data.classes=[{', '.join(NAMES)}, person]", space),
     "data.ignore": ("data.ignore=null", space, f"data.classes=[{', '.join(NAMES)}]"),
+    "data.images": ("data.images=photos", data),
+    "data.labels": ("data.labels=maps", data),
+    "data.label_suffix": ("data.label_suffix=_mask", data),
+    "data.label_encoding": ("data.label_encoding=gray", read),
+    "data.orientation": ("data.orientation=stored", read),
+    "data.photo_levels": ("data.photo_levels=[0, 4095]", read),
+    "data.val_by": ("data.val_by=[scene-00, scene-01]", held_out),
     "data.instances": ("data.instances=true", built),
     "data.edges": ("data.edges=folder", data),
     "data.hed_weights": ("data.hed_weights=there.h5", refusal, "data.edges=hed"),

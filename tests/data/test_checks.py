@@ -76,7 +76,7 @@ def test_the_check_reports_everything_at_once(tmp_path):
     assert [re.sub(r"\(first: .*?\)", "(…)", f).replace(str(root), "") for f in faults[:3]] == [
         "label 9 found in 1 file (…), the class list has 0-2 and 255; if it marks unlabelled "
         "pixels, set it as ignore of the class list",
-        "colour (77, 77, 77) is not in the class list; found in 1 file (…)",
+        "1 label map of RGB colours (…) beside 4 label maps of numbers (…); save all in one form",
         "1 label map not of the size of the photo or of other maps (…)",
     ]
     assert "labels/train/1.png: label 64 x 16, photo 64 x 32" in faults[2]
@@ -91,10 +91,23 @@ def test_many_faults_are_cut_short(tmp_path):
     root = trees.write_folder(tmp_path, num=32)
     for path in (root / "images/train").iterdir():
         empty(path)
+    for value, path in enumerate((root / "labels/train").iterdir(), 100):
+        save(path, stripes([0, value]))
     with pytest.raises(UserError) as error:
         check_labels(folder_items(root), SPACE, FOLDER)
     assert len(error.value.faults) == 21
-    assert error.value.faults[-1] == "and 12 more"
+    assert error.value.faults[-1] == "and 13 more"
+
+
+def test_files_with_one_fault_are_one_line(tmp_path):
+    root = trees.write_folder(tmp_path, num=3)
+    for path in (root / "images/train").iterdir():
+        empty(path)
+    said = message(check_labels, folder_items(root), SPACE, FOLDER)
+    assert said.endswith(
+        f"3 files (first: {root}/images/train/0.jpg): empty file (0 bytes); "
+        "replace the file or remove the pair"
+    )
 
 
 def test_photos_are_left_alone_where_only_labels_are_used(tmp_path):
@@ -119,8 +132,9 @@ def test_palettes_that_contradict_each_other_are_colour_masks(tmp_path):
     in_palette([0, 1], [road, car], root / "labels/train/0.png")
     in_palette([0, 1], [car, sky], root / "labels/train/1.png")
     said = message(check_labels, folder_items(root), SPACE, FOLDER)
-    assert "give the number 0 two colours of the class list" in said
-    assert said.endswith("save such masks as RGB")
+    assert "number 0, palette colour (128, 64, 128), is" not in said  # road by both
+    assert "number 1, palette colour (0, 0, 142), is sky by number, car by colour" in said
+    assert said.endswith("say which is right with data.label_encoding: index or color")
 
 
 def test_the_check_gives_the_same_for_any_number_of_threads(tmp_path):

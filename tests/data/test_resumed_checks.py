@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from ecgan.data import decode
+from ecgan.data.files import label_maps
 from ecgan.data.label_cache import NAME
 from ecgan.errors import UserError
 from ecgan.generation import run as generate
@@ -29,7 +29,7 @@ def test_a_resumed_training_reads_changed_files_only(tmp_path, monkeypatch):
         cache = train.check(recipe, tmp_path / "run", device=cpu, quiet=True).label_cache
         assert cache is not None
         cache.save()
-        monkeypatch.setattr(decode, "read_hashed", None)
+        monkeypatch.setattr(label_maps, "read_hashed", None)
     monkeypatch.undo()
     changed = tmp_path / "data/labels/train/scene-01.png"
     save(changed, stripes([77]))
@@ -53,5 +53,5 @@ def test_a_data_set_made_again_reads_no_label_file(tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
     generate.run(request)
     assert (tmp_path / "out" / NAME).is_file()
-    monkeypatch.setattr(decode, "read_hashed", None)
+    monkeypatch.setattr(label_maps, "read_hashed", None)
     assert generate.run(request).num_samples == 2

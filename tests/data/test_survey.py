@@ -10,8 +10,8 @@ from PIL import Image
 
 from ecgan import labels
 from ecgan.data import checks, datasets
-from ecgan.data.survey import propose_classes, survey_dataset
-from ecgan.errors import UserError
+from ecgan.data.proposals import propose_classes
+from ecgan.data.survey import survey_dataset
 from ecgan.recipe import label_space, load_recipe
 from ecgan_cli.main import cli
 from tests.helpers import trees
@@ -72,15 +72,16 @@ def test_faults_are_part_of_the_report(tmp_path):
     save(root / "labels/train/2.png", stripes([0, 77], 16, 64))
     (root / "classes.json").write_text("[")
     result = run("inspect", root)
-    assert result.exit_code == 0
+    assert result.exit_code == 1
+    faults = result.output.partition("Faults to fix before training:\n")[2]
     for expected in (
-        "Faults to fix before training:",
-        "val: 1 label map has no photo of the same name (first: labels/val/0.png)",
+        "  val: 1 label map has no photo of the same name (first: labels/val/0.png)",
         "images/train/1.jpg: empty file",
         "labels/train/2.png: label 64 x 16, photo 64 x 32",
         "classes.json: not a JSON file",
     ):
-        assert expected in result.output
+        assert expected in faults
+    assert "Proposed recipe" not in faults  # they are the last on the screen
 
 
 def test_unknown_ids_are_marked(tmp_path):
@@ -91,16 +92,18 @@ def test_unknown_ids_are_marked(tmp_path):
 def test_colour_masks_without_a_class_list_get_one(tmp_path):
     root = trees.write_folder(tmp_path / "data", num=2)
     mask = np.zeros((32, 64, 3), np.uint8)
-    mask[:, :40], mask[:, 40:60] = (10, 20, 30), (200, 0, 0)  # the rest is black: unlabelled
+    mask[:, :40], mask[:, 40:60] = (10, 20, 30), (200, 0, 0)  # the rest is black
     for path in (root / "labels").rglob("*.png"):
         save(path, mask)
     (root / "classes.json").unlink()
-    assert "colours" in run("inspect", root).output
+    output = run("inspect", root).output
+    assert "colours of the class list: data.label_encoding color" in output
+    assert "Black is proposed as a class; if it is unlabelled, take it out" in output
     recipe = proposal(root, tmp_path)
     space = label_space(recipe.data)
-    assert [c.color for c in space.classes] == [(10, 20, 30), (200, 0, 0)]
+    assert [c.color for c in space.classes] == [(0, 0, 0), (10, 20, 30), (200, 0, 0)]
     item = datasets.items_for("folder", root, "train")[0]
-    assert np.unique(datasets.read_label(item, space, "folder")).tolist() == [0, 1, 255]
+    assert np.unique(datasets.read_label(item, space, "folder")).tolist() == [0, 1, 2]
 
 
 def test_a_class_list_is_written_for_the_user_to_name(tmp_path):
@@ -124,7 +127,7 @@ def test_palette_images_are_reported_and_lend_their_colours(tmp_path):
     (root / "classes.json").unlink()
     found = survey_dataset(root)
     assert "palette images, read by their indices" in found.to_text()
-    space = propose_classes(found)
+    space = propose_classes(found.values)
     assert space is not None
     assert [c.color for c in space.classes] == [(1, 2, 3), (4, 5, 6)]
     assert space.ignore is None
@@ -138,17 +141,16 @@ def test_palette_images_are_reported_as_they_would_be_read(tmp_path):
         image.putpalette([0] * 24 + [128, 64, 128, 0, 0, 142])
         image.save(path)
     text = survey_dataset(root).to_text()
-    assert "colours (palette images, read by their colours)" in text
+    assert "colours of the class list (palette images, read by their colours)" in text
     assert "(128, 64, 128)   50.00 %  in     2 files  road" in text
 
 
-@pytest.mark.parametrize("values", [[0, 60_000], [5_000]], ids=["instance ids", "depth"])
-def test_no_class_list_is_proposed_for_what_is_none(tmp_path, values):
+def test_no_class_list_is_proposed_for_what_is_none(tmp_path):
     root = trees.write_folder(tmp_path, splits=("train",))
     (root / "classes.json").unlink()
     for path in (root / "labels").rglob("*.png"):
-        save(path, stripes(values, dtype=np.uint16))
-    assert propose_classes(survey_dataset(root)) is None
+        save(path, np.arange(2048, dtype=np.uint16).reshape(32, 64))  # depth
+    assert propose_classes(survey_dataset(root).values) is None
     result = run("inspect", root, "--write-classes", tmp_path / "mine.json")
     assert "no class list can be proposed" in result.output
     assert run("inspect", root).exit_code == 0
@@ -189,18 +191,20 @@ def test_json_has_the_report_and_the_recipe(tmp_path):
         "label_maps": 4,
         "faults": [],
     }
-    assert [v["value"] for v in report["ids"]] == [0, 7, 26, 33]
-    assert report["ids"][1]["name"] == "road"
+    there = [(v["value"], v["name"]) for v in report["values"] if v["share"]]
+    assert [value for value, _ in there] == ["0", "7", "26", "33"]
+    assert there[1] == ("7", "road")
+    assert report["label_encoding"] == "index"
     assert report["instances"] is True
     assert yaml.safe_load(report["recipe"])["data"]["dataset"] == "cityscapes"
 
 
 def test_a_folder_of_no_structure_says_what_is_expected(tmp_path):
     (tmp_path / "stuff").mkdir()
-    with pytest.raises(
-        UserError, match=r"unknown directory structure; expected images/ and labels/"
-    ):
-        survey_dataset(tmp_path)
+    result = run("inspect", tmp_path)
+    assert result.exit_code == 1
+    assert "no label maps: expected photos and label maps in folders such as" in result.output
+    assert "Proposed recipe" not in result.output
     result = run("inspect", tmp_path / "stff")
     assert result.exit_code == 1
     assert f"did you mean {tmp_path}/stuff?" in result.output

@@ -116,7 +116,7 @@ def test_a_data_set_holds_layouts_styles_and_everything_beside_them(made, layout
             "shards",
             "records",
             "log.jsonl",
-            "label-check.npz",
+            "label-check.json",
         ),
     }
     with Image.open(out / "preview.png") as preview:

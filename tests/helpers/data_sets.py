@@ -14,7 +14,7 @@ def contents(folder):
     return {
         p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
         for p in sorted(folder.rglob("*"))
-        if p.is_file() and p.name not in {"log.jsonl", "request.json", "label-check.npz"}
+        if p.is_file() and p.name not in {"log.jsonl", "request.json", "label-check.json"}
     }
 
 

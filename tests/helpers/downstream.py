@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from ecgan import checkpoint, labels
 from ecgan.data import datasets
+from ecgan.data.datasets import DataFolder
 from ecgan.errors import UserError
 from ecgan.evaluation.downstream import run as downstream
 from ecgan.generation import run as generate
@@ -98,8 +99,7 @@ def training(**changes):
 
 def request_of(world, cache, **changes):
     fields = {
-        "root": world / "real",
-        "dataset": "folder",
+        "folder": DataFolder("folder", world / "real"),
         "train_split": "train",
         "test_split": "val",
         "space": labels.load_label_space(world / "real" / "classes.json"),

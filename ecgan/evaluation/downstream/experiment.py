@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from ecgan.data import checks, datasets
-from ecgan.data.datasets import Item
+from ecgan.data.datasets import DataFolder, Item
 from ecgan.data.loader import TripleDataset
 from ecgan.errors import UsageError, UserError
 from ecgan.evaluation.downstream import leakage
@@ -46,8 +46,7 @@ class Request:
     """Options of a downstream experiment.
 
     Attributes:
-        root: folder of the real data set.
-        dataset: its directory structure.
+        folder: folder of the real data set.
         train_split: split that segmenters learn from.
         test_split: split that they are tested on.
         space: class list.
@@ -66,8 +65,7 @@ class Request:
         quiet: no progress bar.
     """
 
-    root: Path
-    dataset: str
+    folder: DataFolder
     train_split: str
     test_split: str
     space: LabelSpace
@@ -267,28 +265,27 @@ def _check_options(request: Request) -> None:
 
 def _real(request: Request) -> tuple[TripleDataset, TripleDataset, dict[float, Part]]:
     """Pairs to learn from, pairs to be tested on, and the parts of the former."""
-    space, dataset = request.space, request.dataset
+    space, dataset = request.space, request.folder.dataset
 
     def items_of(split: str, *, need_images: bool = True) -> list[Item]:
-        return datasets.items_for(
-            dataset,
-            request.root.absolute(),
-            split,
-            train_split=request.train_split,
-            need_images=need_images,
+        return request.folder.items_for(
+            split, train_split=request.train_split, need_images=need_images
         )
 
     train, test = items_of(request.train_split), items_of(request.test_split)
     found = checks.check_labels(train, space, dataset)
+    train = list(found.items)
     digests = {item.key: bytes(d).hex() for item, d in zip(train, found.digests, strict=True)}
     ids = cast(Labels, np.arange(space.num_classes, dtype=space.dtype))
     is_scored = space.to_evaluation(ids) != space.ignore_index
-    if not checks.check_labels(test, space, dataset).totals.pixels[is_scored].any():
+    checked = checks.check_labels(test, space, dataset)
+    test = list(checked.items)
+    if not checked.totals.pixels[is_scored].any():
         raise UserError(
-            f"{request.root}: no pixel of split {request.test_split} has a class that is scored; "
-            "test on another with --split"
+            f"{request.folder.root}: no pixel of split {request.test_split} has a class that is "
+            "scored; test on another with --split"
         )
-    there = datasets.splits(dataset, request.root)
+    there = request.folder.splits()
     held_splits = {"val", request.test_split, *({"test"} & set(there))} - {request.train_split}
     # The labels of a test split may be nothing but placeholders, and its photos elsewhere.
     held = [item for split in sorted(held_splits) for item in items_of(split, need_images=False)]

@@ -197,7 +197,7 @@ def _protocol(experiment: Experiment) -> dict[str, str]:
     elif training.architecture == "unet":
         student = ARCHITECTURES["unet"]
     return {
-        "reference": str(request.root),
+        "reference": str(request.folder.root),
         "samples": ", ".join(experiment.places) or "none",
         "student": student,
         "budget": f"{config.steps} steps of {training.batch} images for every "

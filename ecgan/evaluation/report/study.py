@@ -183,12 +183,13 @@ def _photos(a: Path, b: Path, reference: Path | None, pairs: Pairs) -> dict[str,
         known = None if about is None else about.of_recipe("data", "root")
         if root is None and known:
             root = Path(known)
-    dataset = None if root is None else datasets.recognise(root)
-    if root is None or dataset is None:
-        where = "the samples do not say of which real data set" if root is None else str(root)
-        raise UsageError(f"--show-reference: {where}: no photos with label maps; give --reference")
-    splits = datasets.splits(dataset, root) or [None]
-    found = {item.key: item for split in splits for item in datasets.index(dataset, root, split)}
+    if root is None:
+        raise UsageError(
+            "--show-reference: the samples do not say of which real data set; give --reference"
+        )
+    folder = datasets.DataFolder(datasets.recognise(root), root)
+    splits = folder.splits() or [None]
+    found = {item.key: item for split in splits for item in folder.index(split)}
     if missing := [source for source in pairs if source not in found]:
         raise UserError(
             f"{root}: {len(missing)} layouts have no photo there, first: {missing[0]}; give the "

@@ -17,6 +17,7 @@ from PIL import Image
 
 from ecgan import checkpoint, labels
 from ecgan.data import datasets
+from ecgan.data.datasets import DataFolder
 from ecgan.errors import UserError
 from ecgan.evaluation.downstream import experiment
 from ecgan.evaluation.downstream import run as downstream
@@ -148,7 +149,7 @@ def test_everything_that_decides_a_run_is_in_its_name(world, tmp_path, name):
         shutil.copytree(tmp_path / "real" / folder / "val", tmp_path / "real" / folder / "test")
         path = tmp_path / "real" / folder / "test" / "view-00.png"
         path.rename(path.with_name("further.png"))
-    base = request_of(world, tmp_path, root=tmp_path / "real", mixes=(0.0,))
+    base = request_of(world, tmp_path, folder=DataFolder("folder", tmp_path / "real"), mixes=(0.0,))
     changed = replace(base, **CHANGED[name])
     run = Run(base.fractions[0], 0.0, 0)
     other = Run(changed.fractions[0], 0.0, int(name == "seed"))
@@ -158,7 +159,7 @@ def test_everything_that_decides_a_run_is_in_its_name(world, tmp_path, name):
 
 def test_changed_files_change_the_runs_that_see_them(world, tmp_path):
     shutil.copytree(world / "real", tmp_path / "real")
-    request = request_of(world, tmp_path, root=tmp_path / "real")
+    request = request_of(world, tmp_path, folder=DataFolder("folder", tmp_path / "real"))
     runs = [Run(1.0, 0.0, 0), Run(1.0, 1.0, 0), Run(1.0, None, 0)]
 
     def names(request):
@@ -360,9 +361,11 @@ def test_a_split_without_scored_pixels_is_refused(world, tmp_path):
     shutil.copytree(world / "real", tmp_path / "real")
     for path in (tmp_path / "real" / "labels" / "val").iterdir():
         Image.fromarray(np.full(SIZE, 255, np.uint8)).save(path)
-    request = request_of(world, tmp_path, root=tmp_path / "real", mixes=(0.0,))
+    request = request_of(
+        world, tmp_path, folder=DataFolder("folder", tmp_path / "real"), mixes=(0.0,)
+    )
     assert "no pixel of split val has a class that is scored" in refusal(request)
-    assert "no folder of" in refusal(replace(request, test_split="nowhere"))
+    assert "no label maps of split nowhere" in refusal(replace(request, test_split="nowhere"))
 
 
 def test_the_set_must_be_whole(world, tmp_path):

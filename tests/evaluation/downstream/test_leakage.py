@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from ecgan import checkpoint, labels
+from ecgan.data.datasets import DataFolder
 from ecgan.evaluation.downstream import leakage as leaks
 from ecgan.evaluation.downstream import run as downstream
 from ecgan.evaluation.downstream.leakage import Part
@@ -58,7 +59,7 @@ def test_layouts_of_other_splits_than_the_tested_one_are_held_too(world, tmp_pat
         request = request_of(
             world,
             tmp_path,
-            root=real,
+            folder=DataFolder("folder", real),
             test_split=tested_on,
             samples=(tmp_path / made_of / "samples",),
             generators=(tmp_path / made_of / checkpoint.GENERATOR,),

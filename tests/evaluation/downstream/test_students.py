@@ -12,6 +12,7 @@ from PIL import Image
 
 from ecgan import checkpoint, labels
 from ecgan.data import datasets
+from ecgan.data.datasets import DataFolder
 from ecgan.errors import UserError
 from ecgan.evaluation.downstream import run as downstream
 from ecgan.evaluation.downstream import student as students
@@ -252,7 +253,7 @@ def test_labels_in_input_and_in_evaluation_ids_teach_the_same(world, tmp_path):
         request = request_of(
             world,
             tmp_path / f"cache-{name}",
-            root=real,
+            folder=DataFolder("folder", real),
             space=labels.load_label_space(real / "classes.json"),
             samples=(tmp_path / name / "samples",),
             generators=(tmp_path / name / checkpoint.GENERATOR,),
@@ -282,7 +283,7 @@ def test_a_student_learns_from_samples_that_show_something(tmp_path):
         request = request_of(
             tmp_path,
             tmp_path / "cache",
-            root=real,
+            folder=DataFolder("folder", real),
             samples=(samples,),
             generators=(),
             unknown_generator=True,

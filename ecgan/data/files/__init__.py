@@ -1,0 +1,1 @@
+"""Files of a user's data set: which there are, what they belong to, and their pixels."""

@@ -1,0 +1,183 @@
+"""Names of folders and files: which kind of map, which split, which key."""
+
+import os
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from ecgan.labels import SPLIT_FOLDERS
+
+Kind = Literal["image", "label", "instances", "edge"]
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+LABEL_SUFFIXES = frozenset({".png", ".bmp", ".tif", ".tiff", ".webp", ".gif"})  # may be lossless
+LOSSY_SUFFIXES = frozenset({".jpg", ".jpeg"})
+# Files of other tools that a user may take for photos or label maps
+OTHER_SUFFIXES = frozenset(
+    {".heic", ".heif", ".avif", ".jxl", ".dng", ".cr2", ".nef", ".npy", ".npz", ".mat", ".json"}
+    | {".xml", ".txt", ".nii", ".gz", ".dcm", ".pdf", ".svg", ".csv"}
+)
+NOUNS: Mapping[Kind, str] = {
+    "image": "photo",
+    "label": "label map",
+    "instances": "instance map",
+    "edge": "edge map",
+}
+_SYSTEM_FOLDERS = {"__macosx", "@eadir", "$recycle.bin", "lost+found", "__pycache__"}
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# Lower case, without separators
+_WORDS: Mapping[Kind, frozenset[str]] = {
+    "image": _words(
+        "images image imgs img jpegimages pngimages photos photo pictures picture pics pic rgb "
+        "imgdir imagedir imagesdir leftimg8bit inputs input frames originals original orig"
+    ),
+    "label": _words(
+        "labels label lbls lbl masks mask msks msk annotations annotation annots annot anns ann "
+        "anndir annotationsdir labeldir labelsdir maskdir masksdir gt gts gtdir groundtruth "
+        "groundtruths segmentationclass segmentationclasspng segmentationclassraw segmentation "
+        "segmentations segs seg semantic semantics semanticmasks segmasks segmentationmasks "
+        "classmasks targets target labelmaps labelmap labelids gtfine semanticsegmentation"
+    ),
+    "instances": _words(
+        "instances instance insts inst segmentationobject segmentationobjectpng "
+        "annotationsinstance instancemasks"
+    ),
+    "edge": _words("edges edge edgemaps"),
+}
+_LEFT_OUT = _words(
+    "segmentationclassvisualization segmentationobjectvisualization visualization "
+    "visualizations vis viz overlays overlay previews preview"
+)
+_ROLES: Mapping[str, Kind] = {word: kind for kind, words in _WORDS.items() for word in words}
+_SPLITS: Mapping[str, str] = {
+    word: split for split, words in SPLIT_FOLDERS.items() for word in words
+}
+_SPLIT_LIKE = re.compile(
+    r"train|valid|(?:^|[^a-z])(?:val|dev|eval|tst)(?:[^a-z]|$)|test|fold|hold.?out"
+)
+
+
+class FoundFile(NamedTuple):
+    """A file with the parts of its path below the data set's folder."""
+
+    folders: tuple[str, ...]
+    stem: str  # without endings
+    path: Path
+
+    @property
+    def suffix(self) -> str:
+        """Ending in lower case."""
+        return self.path.suffix.lower()
+
+
+@dataclass(frozen=True)
+class Place:
+    """What the folders of a file say about it.
+
+    Attributes:
+        kind: kind of file; None where no folder says.
+        word: the folder's name that says so, in lower case and without separators.
+        split: train, val or test; None where no folder says.
+        rest: the other folders.
+        is_left_out: it lies in a folder of pictures for people, not of maps.
+    """
+
+    kind: Kind | None
+    word: str
+    split: str | None
+    rest: tuple[str, ...]
+    is_left_out: bool = False
+
+
+def place_of(folders: tuple[str, ...]) -> Place:
+    """Kind and split that the names of folders say; the deepest word wins, the first split."""
+    kind: Kind | None = None
+    word, split, rest, left_out = "", None, [], False
+    for folder in folders:
+        own_kind, own_split, own_word = _parse(folder)
+        left_out |= _plain(folder) in _LEFT_OUT
+        if own_kind is None and (own_split is None or split is not None):
+            rest.append(folder)
+        if own_kind is not None:
+            kind, word = own_kind, own_word
+        if own_split is not None and split is None:
+            split = own_split
+    return Place(kind, word, split, tuple(rest), left_out)
+
+
+def split_of(name: str) -> str | None:
+    """Split that a folder's or a list's name stands for: train, val, test or None."""
+    return _SPLITS.get(re.sub(r"20\d\d$", "", _plain(name)))
+
+
+def looks_like_split(name: str) -> bool:
+    """Whether a folder's name looks like that of a split, though of none that is known."""
+    return bool(_SPLIT_LIKE.search(name.lower()))
+
+
+def files_below(folder: Path) -> Iterator[FoundFile]:
+    """Image files and those of other tools at any depth, sorted.
+
+    Links are followed, but not in circles; hidden and system files are skipped.
+    """
+    found: list[FoundFile] = []
+    seen: set[tuple[int, int]] = set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        stat = Path(parent).stat()
+        if (stat.st_dev, stat.st_ino) in seen and Path(parent).is_symlink():
+            folders.clear()
+            continue
+        seen.add((stat.st_dev, stat.st_ino))
+        folders[:] = sorted(f for f in folders if not _is_hidden(f))
+        below = tuple(Path(parent).relative_to(folder).parts)
+        for name in names:
+            stem, suffix = os.path.splitext(name)  # noqa: PTH122  half the time of a Path
+            suffix = suffix.lower()
+            if _is_hidden(name) or suffix not in IMAGE_SUFFIXES | LABEL_SUFFIXES | OTHER_SUFFIXES:
+                continue
+            found.append(FoundFile(below, stem, Path(parent, name)))
+    return iter(sorted(found, key=lambda file: str(file.path)))
+
+
+def real_name(folders: tuple[str, ...], stem: str) -> str:
+    """Name that files are paired by: the path in NFC, so that equal looks are equal names."""
+    return unicodedata.normalize("NFC", "/".join((*folders, stem)))
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _SYSTEM_FOLDERS
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_.-]+", "", name.lower())
+
+
+def _parse(folder: str) -> tuple[Kind | None, str | None, str]:
+    """Kind, split and word of one folder's name: also of train_images, imagesTr and trainannot."""
+    plain = _plain(folder)
+    if plain in _ROLES:
+        return _ROLES[plain], None, plain
+    split = split_of(folder)
+    if split is not None:
+        return None, split, ""
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", folder)
+    tokens = [token for token in re.split(r"[\s_.-]+", spaced.lower()) if token]
+    if len(tokens) == 1:  # trainannot
+        for word, meant in _SPLITS.items():
+            rest = plain.removeprefix(word)
+            if rest != plain and rest in _ROLES:
+                return _ROLES[rest], meant, rest
+        return None, None, ""
+    splits = [found for token in tokens if (found := split_of(token))]
+    others = "".join(token for token in tokens if not split_of(token))
+    if len(splits) == 1 and others in _ROLES:
+        return _ROLES[others], splits[0], others
+    return None, None, ""

@@ -18,7 +18,6 @@ from typing import NamedTuple, TypeVar, cast
 import numpy as np
 import numpy.typing as npt
 import PIL
-from tqdm import tqdm
 
 from ecgan import __version__
 from ecgan.data import datasets, label_cache
@@ -31,6 +30,7 @@ from ecgan.data.files.photo_sets import Photos, Reading
 from ecgan.data.label_cache import FileContent, LabelCache
 from ecgan.errors import UserError
 from ecgan.labels import LabelSpace
+from ecgan.runtime.timing import Progress
 
 NEAR = 2  # bits of 64 in which near-equal photos differ at most
 _TASK = 16  # items that a thread takes: of small files, each costs less than handing it over
@@ -237,9 +237,7 @@ def read_contents(
     with (
         ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool,
         closing(cast("Generator[list[tuple[str | None, Found]]]", pool.map(read, tasks))) as parts,
-        tqdm(
-            total=len(items), desc="Checking labels", unit="file", disable=not progress or None
-        ) as bar,
+        Progress(len(items), "Checking labels", "file", show=progress) as bar,
     ):
         for part in parts:
             for key, found in part:

@@ -9,13 +9,11 @@ never interrupted (on CPU).
 """
 
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from ecgan import checkpoint, labels
 from ecgan.data import checks, datasets
@@ -30,6 +28,7 @@ from ecgan.runtime.device import choose_device
 from ecgan.runtime.files import held_lock, write_whole, writing
 from ecgan.runtime.processes.signals import DeferredSignals
 from ecgan.runtime.storage import Folder
+from ecgan.runtime.timing import say
 from ecgan.training.ema import AveragedGenerator
 from ecgan.training.log import Progress
 from ecgan.training.loop.fit import Outcome, fit
@@ -147,7 +146,7 @@ def _check_files(
         notes.append(found)
     if not quiet:
         for note in notes:
-            tqdm.write(note, file=sys.stderr)
+            say(note)
     for part in sets:
         part.items = datasets.with_reading(part.items, check.reading)
 

@@ -308,8 +308,13 @@ class Fidelity:
 
     def _generator_warnings(self, one: SampleSet) -> list[str]:
         about, setup = one.manifest, self.setup
-        if about is None or not about.seen_layouts or setup.split == setup.recipe.data.split:
+        if about is None or not about.seen_layouts:
             return []
+        if setup.split == setup.recipe.data.split:
+            return [
+                f"the photos of split {setup.split} are those that the generator was trained on: "
+                "every number flatters it; measure on a split that it has not seen (--split)"
+            ]
         return [
             f"the generator trained on {about.seen_layouts} of these {about.layouts} layouts (by "
             "key): it may have memorised them"

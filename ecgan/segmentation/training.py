@@ -79,8 +79,8 @@ def train_segmenter(  # noqa: PLR0913  what to learn from, and where
     if not (folder / DESCRIPTION).is_file():
         torch.device(device)  # a wrong name fails before the work
         if role is not None:
-            text = f"training the {role}: {settings.images:,} images, once; kept in {folder}"
-            say(text)
+            length = f"{settings.images:,} images ({settings.images / len(pairs):.1f} epochs)"
+            say(f"training the {role}: {length}, once; kept in {folder}")
         # A run that trains it and one that finds it continue with the same random state.
         with torch.random.fork_rng(devices=[]):
             network, rate = new_network(settings, names, pairs.seed)

@@ -52,6 +52,13 @@ def test_layouts_that_the_generator_saw_are_marked(world, tmp_path):
     assert any("trained on 2 of these 3 layouts" in mark for mark in document["warnings"])
 
 
+def test_photos_that_the_generator_was_trained_on_are_marked(world, tmp_path):
+    samples = shards_of(world, tmp_path / "s", seen_layouts=2)
+    request = request_of(world, tmp_path / "out", samples=(samples,), split="train")
+    marks = evaluated(request)[0]["warnings"]
+    assert any("split train are those that the generator was trained on" in mark for mark in marks)
+
+
 @pytest.mark.slow
 def test_a_judge_that_saw_the_layouts_is_marked(world, tmp_path):
     recipe = recipe_of(world, evaluate={"judge_training": {"images": 8, "channels": 8}})

@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ecgan.shards import dataset
+from ecgan.data.packed import sample_sets as dataset
 from tests.helpers.data_sets import contents
 from tests.helpers.tiny import make_generator
 

@@ -31,9 +31,9 @@ from torch import Tensor
 
 from ecgan.checkpoint import GeneratorFile, load_generator
 from ecgan.data.loader import to_images
+from ecgan.data.packed.sample_sets import read
 from ecgan.labels import from_json, load_label_space
 from ecgan.models.layers import condition
-from ecgan.shards.dataset import read
 from ecgan.shards.manifest import read_manifest
 from ecgan.shards.records import ShardSample
 from ecgan.training.ema import reestimate_statistics

@@ -14,6 +14,7 @@ from ecgan.checkpoint import GENERATOR, load_generator, resolve_generator
 from ecgan.data import checks
 from ecgan.data.label_cache import LabelCache
 from ecgan.data.loader import TripleDataset
+from ecgan.data.packed import sample_sets
 from ecgan.errors import UsageError, UserError
 from ecgan.evaluation import fidelity
 from ecgan.evaluation.downstream import leakage
@@ -31,7 +32,6 @@ from ecgan.runtime import storage
 from ecgan.runtime.device import choose_device
 from ecgan.runtime.files import check_out, writing
 from ecgan.runtime.jobs import Workers, resolve_workers
-from ecgan.shards import dataset as sample_sets
 
 __all__ = ["DownstreamOptions", "Request", "newest_samples", "run"]
 

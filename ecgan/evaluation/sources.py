@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ecgan.data.loader import TripleDataset
+from ecgan.data.packed.sample_sets import SampleDataset
 from ecgan.errors import UsageError, UserError
 from ecgan.labels import Labels, LabelSpace
-from ecgan.shards.dataset import SampleDataset
 from ecgan.shards.manifest import Manifest, read_manifest
 
 
@@ -108,7 +108,7 @@ class Samples:
         for index in range(start, stop):
             raw = self.dataset.raw(index)
             about = [raw.key, raw.record.get("source"), raw.record.get("variation")]
-            digest.update(json.dumps(about).encode())
+            digest.update(json.dumps(about, default=str).encode())
             for data in (raw.image, raw.label, raw.edge or b""):
                 digest.update(hashlib.sha256(data).digest())
         return digest.digest()

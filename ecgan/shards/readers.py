@@ -8,6 +8,7 @@ import json
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import PurePosixPath
 from typing import Any, cast
 
 import numpy as np
@@ -20,6 +21,15 @@ from ecgan.runtime.storage import Store
 from ecgan.shards.formats import FILE_FIELDS, IMAGE_COLUMNS, listing_name
 from ecgan.shards.records import Raw
 
+# Fields of a tar's samples that hold a picture, the first that is there
+TAR_FIELDS = {
+    "image": ("jpg", "png", "webp", "jpeg"),
+    "label": ("seg.png", "label.png", "mask.png"),
+    "instances": ("instances.png",),
+    "edge": ("edge.png",),
+}
+_PICTURES = ("image", "label")
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
 _REMEDY = "`ecgan data verify` lists all such shards; make the set again, or remove them"
 
 
@@ -69,7 +79,7 @@ class OpenShard:
         try:
             if name.endswith(".tar"):
                 with _open_tar(store, name, self.place) as tar:
-                    found = [(i.name, i.offset_data, i.size) for i in tar if i.isfile()]
+                    found = [(i.name, i.offset_data, i.size) for i in _members(tar, self.place)]
                 grouped = itertools.groupby(found, key=lambda member: _stem(member[0]))
                 self._members = [list(members) for _, members in grouped]
             elif name.endswith(".parquet"):
@@ -102,7 +112,7 @@ class OpenShard:
                 self._parquet = pq.ParquetFile(self._store.open(self._name))
             rows = self._parquet.read_row_group(group).slice(place - int(self._starts[group]), 1)
             (row,) = rows.to_pylist()
-        return raw_from_row(row, f"{_stem(self._name)}-{place}")
+        return raw_from_row(row, self.place, place)
 
 
 def _missing(place: str) -> str:
@@ -112,18 +122,45 @@ def _missing(place: str) -> str:
 @contextmanager
 def _open_tar(store: Store, name: str, place: str) -> Iterator[tarfile.TarFile]:
     """A tar that is read; UserError where it is damaged."""
+    start = b""
     try:
-        with store.open(name) as file, tarfile.open(fileobj=file) as tar:
-            yield tar
+        with store.open(name) as file:
+            start = file.read(512)
+            file.seek(0)
+            if start.startswith(_COMPRESSED):
+                raise UserError(
+                    f"{place}: a compressed tar, which cannot be read at random; unpack it"
+                )
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                yield tar
     except (tarfile.TarError, EOFError) as error:
-        text = str(error)  # of what is no tar, a line for each compression
-        fault = "not a tar file" if "\n" in text else f"a damaged tar: {text}"
+        is_tar = start[257:262] == b"ustar"
+        fault = f"a damaged tar: {error}" if is_tar else "not a tar file"
         raise UserError(f"{place}: {fault}; {_REMEDY}") from error
 
 
+def _members(tar: tarfile.TarFile, place: str) -> Iterator[tarfile.TarInfo]:
+    """Files of a tar that belong to samples; folders and hidden files are passed over.
+
+    Raises:
+        UserError: a link, a sparse file, a device, or a name that leads out of the folder.
+    """
+    for info in tar:
+        if info.isdir():
+            continue
+        if info.issparse() or not info.isfile():
+            kind = "a sparse file" if info.issparse() else "a link or device"
+            raise UserError(f"{place}: {info.name} is {kind}; pack ordinary files only")
+        if info.name.startswith("/") or ".." in info.name.split("/"):
+            raise UserError(f"{place}: {info.name} leads out of the folder; pack it anew")
+        if _stem(info.name).rpartition("/")[2]:
+            yield info
+
+
 def _stem(name: str) -> str:
-    """What stands before the first dot of a file's name: of members of a tar, the sample's key."""
-    return name.rpartition("/")[2].partition(".")[0]
+    """Key of a tar's member as webdataset has it: up to the first dot of the name, with folders."""
+    folder, slash, file = name.rpartition("/")
+    return f"{folder}{slash}{file.partition('.')[0]}"
 
 
 def _field(name: str) -> str:
@@ -139,7 +176,8 @@ def _group_starts(store: Store, name: str, place: str) -> npt.NDArray[np.int64]:
 
 def _read_tar(store: Store, name: str, place: str) -> Iterator[Raw]:
     with _open_tar(store, name, place) as tar:
-        files = ((info.name, file) for info in tar if (file := tar.extractfile(info)) is not None)
+        found = ((info.name, tar.extractfile(info)) for info in _members(tar, place))
+        files = ((name, file) for name, file in found if file is not None)
         for key, members in itertools.groupby(files, key=lambda member: _stem(member[0])):
             fields = {_field(member): file.read() for member, file in members}
             yield raw_from_fields(place, key, fields)
@@ -151,15 +189,16 @@ def raw_from_fields(place: str, key: str, members: dict[str, bytes]) -> Raw:
     Raises:
         UserError: fields are missing.
     """
-    image_format = next((f for f in ("jpg", "png", "webp", "jpeg") if f in members), None)
-    if image_format is None or "seg.png" not in members:
+    image_format = next((f for f in TAR_FIELDS["image"] if f in members), None)
+    label = next((f for f in TAR_FIELDS["label"] if f in members), None)
+    if image_format is None or label is None:
         raise UserError(
             f"{place}: sample {key} has the fields {', '.join(sorted(members))}; "
-            "expected jpg (or png, webp) and seg.png"
+            "expected jpg (or png, webp) and seg.png (or label.png, mask.png)"
         )
     record = _parsed(place, members.get("json", b"{}"))
     edge = members.get("edge.png")
-    return Raw(key, record, members[image_format], members["seg.png"], edge, image_format)
+    return Raw(key, record, members[image_format], members[label], edge, image_format)
 
 
 def _read_parquet(store: Store, name: str, place: str) -> Iterator[Raw]:
@@ -178,7 +217,7 @@ def _read_parquet(store: Store, name: str, place: str) -> Iterator[Raw]:
             if batch is None:
                 return
             for row in rows:
-                yield raw_from_row(row, f"{_stem(name)}-{number}")
+                yield raw_from_row(row, place, number)
                 number += 1
 
 
@@ -197,13 +236,57 @@ def _reading_parquet(place: str) -> Iterator[None]:
         raise UserError(f"{place}: a damaged Parquet file: {line}; {_REMEDY}") from error
 
 
-def raw_from_row(row: dict[str, Any], name: str) -> Raw:
-    """A sample from a row of a Parquet file; ``name`` is its key where it has none."""
-    edge = row["edge"]["bytes"] if row.get("edge") else None
+def raw_from_row(row: dict[str, Any], place: str, number: int) -> Raw:
+    """A sample from a row of a Parquet file; its key is made of file and row where it has none.
+
+    Args:
+        row: values by column; pictures are bytes or Hugging Face's ``{"bytes": …, "path": …}``.
+        place: of the file.
+        number: of the row, from 0.
+
+    Raises:
+        UserError: a picture is missing, or no picture.
+    """
+    where = f"{place}: row {number}"
+    if missing := sorted({"image", "label"} - row.keys()):
+        raise UserError(f"{place}: no column {' and '.join(missing)}")
+    image, label = (picture(row[column], f"{where}, column {column}") for column in _PICTURES)
+    edge = None if row.get("edge") is None else picture(row["edge"], f"{where}, column edge")
     record = {k: v for k, v in row.items() if k not in IMAGE_COLUMNS}
-    image_format = (row["image"].get("path") or "image.jpg").rpartition(".")[2]
-    images = row["image"]["bytes"], row["label"]["bytes"]
-    return Raw(row.get("key", name), record, *images, edge, image_format)
+    path = row["image"].get("path") if isinstance(row["image"], dict) else None
+    image_format = (path or "image.jpg").rpartition(".")[2]
+    return Raw(row_key(row.get("key"), place, number), record, image, label, edge, image_format)
+
+
+def row_key(key: object, place: str, number: int) -> str:
+    """Key of a row: its own, or of file and row."""
+    return str(key) if key not in (None, "") else f"{PurePosixPath(place).stem}-{number}"
+
+
+def picture(value: object, where: str) -> bytes:
+    """Bytes of an image file in a Parquet column.
+
+    Raises:
+        UserError: null, or no bytes.
+    """
+    given = value
+    if isinstance(value, dict):
+        fields = cast("dict[str, Any]", value)
+        value = fields.get("bytes")
+        if value is None and fields.get("path"):
+            raise UserError(
+                f"{where} holds only the path {fields['path']!r}; write the pictures' bytes into "
+                "the file"
+            )
+    if isinstance(value, bytes):
+        return value
+    if value is None and (given is None or isinstance(given, dict)):
+        raise UserError(f"{where} is null; fill it in, or remove the row")
+    kinds = {str: "text", int: "a number", float: "a number", list: "a list"}
+    kind = kinds.get(type(value), f"a {type(value).__name__}")
+    raise UserError(
+        f"{where} holds {kind}; expected the bytes of an image file, or a struct of bytes and path"
+    )
 
 
 def raw_from_line(store: Store, line: bytes, place: str) -> Raw:

@@ -142,10 +142,11 @@ def decoded(raw: Raw, place: str) -> ShardSample:
         except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
             raise UserError(f"{where}: {error}") from error
 
+    source, style = raw.record.get("source"), raw.record.get("style")  # or columns of others
     return ShardSample(
         key=raw.key,
-        source=raw.record.get("source", raw.key),
-        style=raw.record.get("style", 0),
+        source=source if isinstance(source, str) else raw.key,
+        style=style if isinstance(style, int) else 0,
         image=decode("image", raw.image, _as_image),
         label=decode("label", raw.label, _as_map),
         edge=None if raw.edge is None else decode("edge", raw.edge, _as_edge),

@@ -15,12 +15,12 @@ import torch
 
 from ecgan import checkpoint
 from ecgan.data import loader
+from ecgan.data.packed import sample_sets as sets
 from ecgan.errors import UserError
 from ecgan.evaluation import run as evaluate
 from ecgan.generation import run as generate
 from ecgan.models.style import StylePrior
 from ecgan.recipe import data_folder, label_space, load_recipe, recipe_keys
-from ecgan.shards import dataset as sets
 from ecgan.training import estimate
 from ecgan.training import run as train
 from ecgan.training import step as steps

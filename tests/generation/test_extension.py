@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ecgan.data.packed import sample_sets as dataset
 from ecgan.errors import UserError
 from ecgan.generation import run as generate
 from ecgan.segmentation import calibration
-from ecgan.shards import dataset
 from ecgan.shards.manifest import WORDING, read_manifest
 from ecgan.shards.verify import verify
 from tests.helpers import trees

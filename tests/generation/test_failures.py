@@ -14,10 +14,10 @@ import time
 
 import pytest
 
+from ecgan.data.packed import sample_sets as dataset
 from ecgan.errors import UserError
 from ecgan.generation import run as generate
 from ecgan.runtime import files
-from ecgan.shards import dataset
 from tests.helpers import trees
 from tests.helpers.data_sets import FORMATS, contents, run_cli
 

@@ -5,10 +5,10 @@ import tarfile
 import numpy as np
 import pytest
 
+from ecgan.data.packed import sample_sets as dataset
 from ecgan.errors import UserError
 from ecgan.generation import planner
 from ecgan.generation import run as generate
-from ecgan.shards import dataset
 from ecgan.shards.manifest import read_manifest
 from ecgan.shards.records import decoded
 from ecgan.shards.verify import verify

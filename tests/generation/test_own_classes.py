@@ -7,12 +7,12 @@ import pytest
 from PIL import Image
 
 from ecgan import labels
+from ecgan.data.packed import sample_sets as dataset
 from ecgan.errors import UserError
 from ecgan.generation import planner
 from ecgan.generation import run as generate
 from ecgan.generation.request import Request
 from ecgan.sampling.layouts import match_names
-from ecgan.shards import dataset
 from tests.helpers.tiny import make_generator
 
 NAMES = ["road", "sky", "car"]  # of the generator

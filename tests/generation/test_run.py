@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ecgan.data.datasets import Item
+from ecgan.data.packed import sample_sets as dataset
 from ecgan.errors import UserError
 from ecgan.generation import planner
 from ecgan.generation import run as generate
@@ -22,7 +23,7 @@ from ecgan.generation.request import Request
 from ecgan.generation.state import DatasetState
 from ecgan.runtime.storage import open_store
 from ecgan.seeds import sample_seed
-from ecgan.shards import dataset, formats
+from ecgan.shards import formats
 from ecgan.shards.manifest import read_manifest
 from tests.helpers import trees
 from tests.helpers.data_sets import FORMATS, contents, run_cli

@@ -12,11 +12,12 @@ import torch
 from PIL import Image
 
 from ecgan.data import SampleDataset
+from ecgan.data.packed import sample_sets as dataset
 from ecgan.errors import UserError
 from ecgan.generation import run as generate
 from ecgan.generation.request import Request
 from ecgan.runtime.storage import open_store
-from ecgan.shards import codecs, dataset, formats, readers
+from ecgan.shards import codecs, formats, readers
 from ecgan.shards.convert import convert
 from ecgan.shards.manifest import read_manifest
 from ecgan.shards.records import Encoded, Record

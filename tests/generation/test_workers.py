@@ -12,6 +12,7 @@ import pytest
 
 from ecgan.data import SampleDataset
 from ecgan.data.datasets import Item
+from ecgan.data.packed import sample_sets as dataset
 from ecgan.generation import planner
 from ecgan.generation import run as generate
 from ecgan.generation.plan import Stage, whole_rows
@@ -19,7 +20,6 @@ from ecgan.generation.request import Request
 from ecgan.generation.worker import ShardWorker
 from ecgan.runtime.storage import open_store
 from ecgan.runtime.timing import STAGES, StageSeconds
-from ecgan.shards import dataset
 from ecgan.shards.verify import verify
 from tests import kills
 

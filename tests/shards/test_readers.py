@@ -16,8 +16,8 @@ import pytest
 import yaml
 from PIL import Image
 
+from ecgan.data.packed import sample_sets as sets
 from ecgan.generation import run as generate
-from ecgan.shards import dataset as sets
 from tests.helpers.tiny import make_generator
 
 FORMATS = ["webdataset", "parquet", "folder"]

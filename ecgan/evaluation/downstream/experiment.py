@@ -20,6 +20,7 @@ import torch
 from ecgan.data import checks, datasets
 from ecgan.data.datasets import DataFolder, Item
 from ecgan.data.loader import TripleDataset
+from ecgan.data.packed import sample_sets
 from ecgan.errors import UsageError, UserError
 from ecgan.evaluation.downstream import leakage
 from ecgan.evaluation.downstream.leakage import Doubt, Findings, Generators, Part
@@ -31,7 +32,6 @@ from ecgan.runtime.jobs import Workers
 from ecgan.segmentation import loading
 from ecgan.segmentation.segmenter import Sources
 from ecgan.segmentation.training import file_stamps
-from ecgan.shards import dataset as sample_sets
 from ecgan.shards.manifest import read_manifest
 
 _VERSION = 1  # of how a student is trained and tested

@@ -13,10 +13,10 @@ from functools import cached_property
 from pathlib import Path
 
 from ecgan.checkpoint import GeneratorMetadata, read_metadata
+from ecgan.data.packed.sample_sets import SampleDataset
 from ecgan.runtime.files import sha256
 from ecgan.runtime.storage import HIDDEN, open_store
 from ecgan.segmentation.segmenter import Sources
-from ecgan.shards.dataset import SampleDataset
 from ecgan.shards.manifest import (
     Manifest,
     StageRecord,

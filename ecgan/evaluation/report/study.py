@@ -23,13 +23,13 @@ import numpy.typing as npt
 
 from ecgan import labels
 from ecgan.data import datasets
+from ecgan.data.packed.sample_sets import SampleDataset
 from ecgan.data.transforms import resize_image
 from ecgan.errors import UsageError, UserError
 from ecgan.evaluation.report.tables import lines_of
 from ecgan.labels import LabelSpace
 from ecgan.metrics import statistics
 from ecgan.runtime.files import check_out, write_whole
-from ecgan.shards.dataset import SampleDataset
 from ecgan.shards.manifest import read_manifest
 from ecgan.shards.records import ShardSample
 from ecgan.visualization import colorize, data_url

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ecgan.data.datasets import DataFolder, recognise
+from ecgan.data.datasets import Item as Pair
 from ecgan.errors import UserError
-from ecgan.labels import SPLIT_FOLDERS, clean_key
 from ecgan.runtime.storage import Folder, Store, open_store
 from ecgan.shards import readers
 from ecgan.shards.manifest import read_manifest
@@ -33,8 +34,8 @@ def read_raw(place: Place) -> Iterator[Raw]:
     """Samples of a data set in their order, still encoded.
 
     Reads what ``ecgan sample`` and ``ecgan augment`` write; a folder of tars or of Parquet files
-    with the same fields; or a plain folder, ``images/`` beside ``labels/`` or ``masks/``, paired by
-    stem (the key and source is the stem, the style 0).
+    with the same fields; or a plain folder in any layout that training takes (the key and source is
+    the name, the style 0).
 
     Raises:
         UserError: no such folder, nothing that we read in it, or a damaged file.
@@ -45,7 +46,7 @@ def read_raw(place: Place) -> Iterator[Raw]:
         yield from readers.read_raw(store, name)
     if not names:
         for source in _plain_files(store):
-            yield source.load()
+            yield _load(source)
 
 
 def shard_names(store: Store) -> list[str]:
@@ -63,56 +64,35 @@ def shard_names(store: Store) -> list[str]:
     return []
 
 
-class _PlainFile(NamedTuple):
-    """A pair in a plain folder."""
-
-    key: str
-    image: Path
-    label: Path
-
-    def load(self) -> Raw:
-        try:
-            image, label = self.image.read_bytes(), self.label.read_bytes()
-        except OSError as error:
-            raise UserError(f"{self.image}, {self.label}: cannot read: {error.strerror}") from error
-        return Raw(self.key, {}, image, label, None, self.image.suffix.lstrip(".").lower())
-
-
-def _plain_files(store: Store) -> list[_PlainFile]:
+def _plain_files(store: Store) -> list[Pair]:
+    """Pairs of a plain folder of any layout that ``train`` takes, of all its splits, by key."""
     expected = (
-        f"{store}: no samples here; expected data/*.tar, data/*.parquet, or images/ beside "
-        "labels/ or masks/"
+        f"{store}: no samples here; expected data/*.tar, data/*.parquet, or photos and label maps "
+        "in folders such as images/ beside labels/"
     )
-    if not isinstance(store, Folder):
+    if not isinstance(store, Folder) or recognise(store.path) != "folder":
         raise UserError(expected)
-    root = store.path
-    folder = next((root / n for n in ("labels", "masks") if (root / n).is_dir()), None)
-    if folder is None or not (root / "images").is_dir():
+    folder = DataFolder("folder", store.path)
+    splits = folder.splits() or [None]
+    if splits == [None] and not folder.find(None, ["label"]).files["label"]:
         raise UserError(expected)
-    photos, maps = _by_key(root / "images"), _by_key(folder)
-    if unpaired := sorted(photos.keys() ^ maps.keys()):
-        raise UserError(
-            f"{root}: {len(unpaired)} files have no partner in images/ or {folder.name}/, "
-            f"first: {unpaired[0]}"
-        )
-    if not photos:
-        raise UserError(f"{root}: images/ holds no image")
-    return [_PlainFile(key, photos[key], maps[key]) for key in sorted(photos)]
+    pairs = [pair for split in splits for pair in folder.index(split)]
+    known: dict[str, Pair] = {}
+    for pair in pairs:
+        if (first := known.setdefault(pair.key, pair)) is not pair:
+            raise UserError(
+                f"{first.label} and {pair.label} share the key {pair.key!r}; rename one of them"
+            )
+    return sorted(pairs, key=lambda pair: pair.key)
 
 
-def _by_key(folder: Path) -> dict[str, Path]:
-    """Image files by the key that a data set's reader gives them: below the split's folder."""
-    splits = {name for names in SPLIT_FOLDERS.values() for name in names}
-    found: dict[str, Path] = {}
-    suffixes = {".jpg", ".jpeg", ".png", ".webp"}
-    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in suffixes):
-        relative = path.relative_to(folder).with_suffix("")
-        inside = relative.parts[1:] if relative.parts[0] in splits else relative.parts
-        key = clean_key("/".join(inside or relative.parts))
-        if key in found:
-            raise UserError(f"{found[key]} and {path} have the same key {key}; rename one of them")
-        found[key] = path
-    return found
+def _load(pair: Pair) -> Raw:
+    assert pair.image is not None
+    try:
+        image, label = pair.image.read_bytes(), pair.label.read_bytes()
+    except OSError as error:
+        raise UserError(f"{pair.image}, {pair.label}: cannot read: {error.strerror}") from error
+    return Raw(pair.key, {}, image, label, None, pair.image.suffix.lstrip(".").lower())
 
 
 # PyTorch
@@ -134,8 +114,8 @@ class SampleDataset(Dataset[Item]):
     ``DataLoader`` each open the shards for themselves.
 
     Args:
-        place: folder or address of the data set: ours, tars or Parquet files of others, or
-            ``images/`` beside ``labels/`` or ``masks/``.
+        place: folder or address of the data set: ours, tars or Parquet files of others, or photos
+            and label maps in any layout that training takes.
 
     Raises:
         UserError: as :func:`read_raw`.
@@ -183,7 +163,7 @@ class SampleDataset(Dataset[Item]):
             raise IndexError(index)
         index %= len(self)
         if not self._shards:
-            return self._plain[index].load()
+            return _load(self._plain[index])
         number, row = self._find(index)
         return self._shards[number].raw(row)
 

@@ -1,0 +1,1 @@
+"""Data sets whose pictures lie in shards: tars and Parquet files, ours and those of others."""

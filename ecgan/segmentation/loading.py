@@ -144,6 +144,41 @@ def sources_of(path_or_name: str | Path) -> Sources | None:
     return Sources.from_json(own["sources"]) if own is not None and "sources" in own else None
 
 
+def check_place(path_or_name: str, option: str) -> None:
+    """Refuse a segmenter that is neither a folder nor a name of the Hugging Face hub.
+
+    Nothing is downloaded. A name that is not in the local cache passes where the hub may be asked.
+
+    Args:
+        path_or_name: as for :func:`load_segmenter`.
+        option: key of the recipe that names it.
+
+    Raises:
+        UserError: no such folder or name; with what works offline.
+    """
+    import huggingface_hub
+    from huggingface_hub.errors import HFValidationError
+
+    if Path(path_or_name).is_dir():
+        _local_folder(path_or_name)
+        return
+    reason = "no such folder"
+    try:
+        huggingface_hub.snapshot_download(path_or_name, local_files_only=True)
+    except HFValidationError:
+        pass
+    except OSError:  # not in the cache
+        if path_or_name.count("/") <= 1 and not huggingface_hub.constants.HF_HUB_OFFLINE:
+            return
+        reason = "no such folder, and not in the local cache of the Hugging Face hub"
+    else:
+        return
+    raise UserError(
+        f"{option}: {path_or_name}: {reason}; give a folder with config.json and "
+        f"model.safetensors; without one, --set {option}=train trains one on your pairs, offline"
+    )
+
+
 def _local_folder(path_or_name: str) -> Path:
     """The folder itself, or the hub's files in the local cache, downloaded if need be.
 

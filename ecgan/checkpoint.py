@@ -13,7 +13,7 @@ import json
 import re
 import shutil
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -318,8 +318,13 @@ def resolve_generator(run: Path | None, checkpoint: Path | None) -> Path:
     return path
 
 
-def refuse_another_recipe(run: Path, recipe: Recipe) -> None:
+def refuse_another_recipe(run: Path, recipe: Recipe, free: Collection[str] = ()) -> None:
     """Check that a run that is there already can go on with this recipe.
+
+    Args:
+        run: its folder.
+        recipe: the recipe to go on with.
+        free: keys that may differ, beside those that do not decide the training.
 
     Raises:
         UserError: the recipes differ in a key that decides the training.
@@ -329,7 +334,7 @@ def refuse_another_recipe(run: Path, recipe: Recipe) -> None:
     differences = [
         (key, was, now)
         for key, was, now in _differences(old, new)
-        if key not in _HARMLESS and not key.startswith(_HARMLESS_SECTIONS)
+        if key not in _HARMLESS and key not in free and not key.startswith(_HARMLESS_SECTIONS)
     ]
     if not differences:
         return

@@ -49,6 +49,11 @@ _MESSAGES = {
     "differ.",
 )
 @option(
+    "--accept-changed-data",
+    is_flag=True,
+    help="Go on where label maps or photos are not those that the run learnt from.",
+)
+@option(
     "--batch",
     type=POSITIVE,
     help="Images a step, over all processes.",
@@ -72,6 +77,7 @@ def train(
     init: Path | None,
     device: str,
     *,
+    accept_changed_data: bool,
     batch: int | None,
     profiled: int | None,
     dry_run: bool,
@@ -103,7 +109,15 @@ def train(
     ranks = nproc_per_node or distributed.launched_ranks()
     _check_profile(profiled, ranks, dry_run=dry_run)
     if dry_run:
-        text = estimate.dry_run(recipe, run, device=device, num_processes=ranks, init=init)
+        text = estimate.dry_run(
+            recipe,
+            run,
+            device=device,
+            num_processes=ranks,
+            init=init,
+            accept_changed_data=accept_changed_data,
+            quiet=quiet,
+        )
         click.echo(text)
     elif profiled is not None:
         click.echo(estimate.profile(recipe, steps=profiled, device=device, init=init))
@@ -119,11 +133,19 @@ def train(
         arguments = ["train", "--recipe", recipe_name, "--out", str(run), "--device", device]
         arguments += [word for override in overrides for word in ("--set", override)]
         arguments += ["--init", str(init)] if init is not None else []
+        arguments += ["--accept-changed-data"] if accept_changed_data else []
         arguments += ["--quiet"] if quiet else []
         arguments += ["--verbose"] if logging.getLogger("ecgan").isEnabledFor(logging.INFO) else []
         sys.exit(distributed.launch(nproc_per_node, arguments, device=device))
     else:
-        outcome = library.run(recipe, run, device=device, init=init, quiet=quiet)
+        outcome = library.run(
+            recipe,
+            run,
+            device=device,
+            init=init,
+            accept_changed_data=accept_changed_data,
+            quiet=quiet,
+        )
         if distributed.is_first():
             click.echo(_MESSAGES[outcome].format(run=run), err=outcome == "interrupted")
             if outcome == "done" and not quiet:

@@ -9,7 +9,7 @@ import itertools
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,10 +20,13 @@ from torch.nn import functional as F
 
 from ecgan.data import loader
 from ecgan.data.datasets import Item
+from ecgan.data.decode import Encoding
+from ecgan.data.files.photo_sets import Reading
 from ecgan.data.loader import TripleDataset
 from ecgan.errors import UserError
 from ecgan.labels import Labels, LabelSpace
 from ecgan.recipe import SegmenterTraining
+from ecgan.runtime.files import sha256
 from ecgan.runtime.timing import Progress, say
 from ecgan.segmentation.loading import load_segmenter
 from ecgan.segmentation.segmenter import (
@@ -155,16 +158,36 @@ class SegmenterOptimizer:
 
 
 def file_stamps(items: Sequence[Item]) -> list[tuple[str | int, ...]]:
-    """Size and hash of both ends of the label maps and photos of pairs, for a cache key."""
+    """Content and reading of the label maps and photos of pairs, for a cache key.
+
+    Of a label map all bytes count, for a corrected one may differ in a few; of a photo its size and
+    both ends.
+    """
     return [
-        (item.key, *_stamp(item.label), *(_stamp(item.image) if item.image else ()))
+        (
+            item.key,
+            *_stamp(item.label, whole=True),
+            *(_stamp(item.image) if item.image else ()),
+            *_reading_stamp(item.reading),
+        )
         for item in items
     ]
 
 
-def _stamp(path: Path) -> tuple[int, str]:
-    """Size and hash of the first and last 16 KiB: content, and cheap for gigabytes of photos."""
+def _reading_stamp(reading: Reading) -> tuple[str, ...]:
+    """How files are read; empty for the plain way, so that the keys of before stay."""
+    plain = Reading(Encoding.INDEX)
+    return () if reading == plain else (repr(astuple(reading)),)
+
+
+def _stamp(path: Path, *, whole: bool = False) -> tuple[int, str]:
+    """Size and hash of the first and last 16 KiB: content, and cheap for gigabytes of photos.
+
+    Together they are all of a file of up to 32 KiB; a larger one is hashed throughout if ``whole``.
+    """
     size = path.stat().st_size
+    if whole and size > 2 * _END_BYTES:
+        return size, sha256(path)
     with path.open("rb") as file:
         ends = file.read(_END_BYTES)
         file.seek(max(0, size - _END_BYTES))

@@ -151,6 +151,7 @@ class AveragedGenerator:
         label_generator: Segmenter | None = None,
     ) -> None:
         self.recipe, self.space, self.device = recipe, space, device
+        self.earlier_keys: frozenset[str] = frozenset()
         self._label_generator = None if label_generator is None else label_generator.describe()
         self.train_set = train_set
         networks: dict[str, nn.Module] = {"generator": build_generator(recipe, space)}
@@ -212,7 +213,7 @@ class AveragedGenerator:
             self.space,
             style_encoder=self._style_encoder,
             style_prior=self.style_prior,
-            seen_keys=self.train_set.keys,
+            seen_keys={*self.train_set.keys, *self.earlier_keys},
             inherited=inherited,
             label_generator=self._label_generator,
             images_seen=images_seen,

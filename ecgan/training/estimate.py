@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity
 
 from ecgan import checkpoint
+from ecgan.data.files.photo_sets import Reading
 from ecgan.data.loader import Batch
 from ecgan.labels import LabelSpace
 from ecgan.models.generator import STYLE_DIM
@@ -20,6 +21,7 @@ from ecgan.runtime.device import choose_device
 from ecgan.runtime.timing import span, span_seconds, table
 from ecgan.training import run
 from ecgan.training.loop.banner import epochs
+from ecgan.training.loop.data_files import reading_text
 from ecgan.training.loop.fit import batches_of, train_step
 from ecgan.training.loop.state import TrainingState
 from ecgan.training.networks import build_networks, untrained_label_generator, warm_start
@@ -96,6 +98,8 @@ def dry_run(
     device: str = "auto",
     num_processes: int = 1,
     init: Path | None = None,
+    accept_changed_data: bool = False,
+    quiet: bool = False,
 ) -> str:
     """Parameters, memory, steps and splits of a training, which writes nothing.
 
@@ -105,12 +109,21 @@ def dry_run(
         device: auto, cpu, cuda or cuda:N.
         num_processes: ranks.
         init: a generator to start from.
+        accept_changed_data: do not refuse files that are not those that the run learnt from.
+        quiet: no progress bar.
 
     Raises:
-        UserError: what :func:`run.run` would refuse, but for faults inside files.
+        UserError: what :func:`run.run` would refuse.
     """
     own_device = choose_device(device)
-    job = run.check(recipe, out, device=own_device, num_processes=num_processes, read_files=False)
+    job = run.check(
+        recipe,
+        out,
+        device=own_device,
+        num_processes=num_processes,
+        accept_changed_data=accept_changed_data,
+        quiet=quiet,
+    )
     recipe, space = job.recipe, job.space
     text = describe(
         recipe,
@@ -118,6 +131,7 @@ def dry_run(
         device=own_device,
         world=num_processes,
         sizes={"train": len(job.train_set), "validation": len(job.validation_set)},
+        reading=job.train_set.items[0].reading,
     )
     if init is None:
         return text
@@ -134,6 +148,7 @@ def describe(
     device: torch.device,
     world: int,
     sizes: dict[str, int],
+    reading: Reading,
 ) -> str:
     """The lines that ``ecgan train --dry-run`` prints.
 
@@ -143,6 +158,7 @@ def describe(
         device: where.
         world: number of ranks.
         sizes: items of each split.
+        reading: how their files are read.
     """
     train, parts, counts = recipe.train, recipe.parts(), parameters(recipe, space)
     path = class_list_file(recipe.data)
@@ -153,6 +169,7 @@ def describe(
         "recipe": recipe.name,
         "device": f"{device}, {world} rank{'s' * (world > 1)}",
         "data": ", ".join(f"{name} {count}" for name, count in sizes.items()) + " images",
+        "read as": reading_text(reading),
         "classes": f"{space.num_classes}{f' of {path}' if path else ''}, "
         f"{space.num_conditions(boundary=recipe.data.instances)} channels of condition",
         "size": f"{recipe.data.height} x {recipe.data.width}",

@@ -31,6 +31,8 @@ from ecgan.runtime.storage import Folder
 from ecgan.runtime.timing import say
 from ecgan.training.ema import AveragedGenerator
 from ecgan.training.log import Progress
+from ecgan.training.loop import data_files
+from ecgan.training.loop.data_files import DataFiles
 from ecgan.training.loop.fit import Outcome, fit
 from ecgan.training.loop.state import Job, TrainingState
 from ecgan.training.networks import Networks, build_networks, check_weights, label_generator
@@ -47,6 +49,7 @@ def run(
     *,
     device: str = "auto",
     init: Path | None = None,
+    accept_changed_data: bool = False,
     quiet: bool = False,
 ) -> Outcome:
     """Train, or resume the training in ``out``.
@@ -56,6 +59,7 @@ def run(
         out: run folder; created if necessary.
         device: auto, cpu, cuda or cuda:N.
         init: a generator to start from.
+        accept_changed_data: go on where files are not those that the run learnt from.
         quiet: no progress bar.
 
     Returns:
@@ -67,7 +71,14 @@ def run(
     own_device = choose_device(device, current=True)
     with distributed.process_group(own_device), DeferredSignals() as signals:
         try:
-            job = check(recipe, out, device=own_device, init=init, quiet=quiet)
+            job = check(
+                recipe,
+                out,
+                device=own_device,
+                init=init,
+                accept_changed_data=accept_changed_data,
+                quiet=quiet,
+            )
             with _only_writer(job):
                 networks = build_networks(job.recipe, job.space, job.device, job.init)
                 objective = build_objective(job, networks)
@@ -77,12 +88,13 @@ def run(
             return "interrupted"
 
 
-def check(
+def check(  # noqa: PLR0913  each may be refused
     recipe: Recipe,
     out: Path,
     *,
     device: torch.device,
     init: Path | None = None,
+    accept_changed_data: bool = False,
     quiet: bool = False,
     num_processes: int | None = None,
     read_files: bool = True,
@@ -94,6 +106,7 @@ def check(
         out: run folder.
         device: device of this process.
         init: a generator to start from.
+        accept_changed_data: go on where files are not those that the run learnt from.
         quiet: no progress bar.
         num_processes: number of ranks; default: those that run.
         read_files: read every label map and photo once.
@@ -119,12 +132,14 @@ def check(
     _refuse_other_classes(out, space, recipe)
     train_set, validation_set = build_sets(recipe, space)
     cache = LabelCache(Folder(out)) if read_files else None
+    files: DataFiles | None = None
     if read_files and distributed.is_first():
-        _check_files(recipe, space, (train_set, validation_set), cache, quiet=quiet)
+        files = _check_files(recipe, space, (train_set, validation_set), cache, quiet=quiet)
+        files = data_files.accepted(out, files, accept=accept_changed_data, quiet=quiet)
     for part in (train_set, validation_set):
         reading = distributed.from_first(part.items[0].reading)
         part.items = datasets.with_reading(part.items, reading)
-    return Job(recipe, space, train_set, validation_set, out, device, init, quiet, cache)
+    return Job(recipe, space, train_set, validation_set, out, device, init, quiet, cache, files)
 
 
 def _check_files(
@@ -134,7 +149,7 @@ def _check_files(
     cache: LabelCache | None,
     *,
     quiet: bool,
-) -> None:
+) -> DataFiles:
     """Read every file once; say how they are read, and what looks odd about them."""
     items = {item.label: item for part in sets for item in part.items}
     check = checks.check_labels(
@@ -150,6 +165,7 @@ def _check_files(
             say(note)
     for part in sets:
         part.items = datasets.with_reading(part.items, check.reading)
+    return DataFiles.of(check, sets[0].items, sets[1].items)
 
 
 def build_sets(recipe: Recipe, space: LabelSpace) -> tuple[TripleDataset, TripleDataset]:
@@ -191,7 +207,8 @@ def _check_folder(out: Path, recipe: Recipe) -> None:
     if not out.is_dir():
         raise UsageError(f"--out {out}: a file; give a folder")
     if (out / "recipe.yaml").is_file():
-        checkpoint.refuse_another_recipe(out, recipe)
+        listed = (out / data_files.NAME).is_file()
+        checkpoint.refuse_another_recipe(out, recipe, data_files.RECIPE_KEYS if listed else ())
     elif any(not path.name.startswith(".") for path in out.iterdir()):
         raise UsageError(
             f"--out {out}: not empty, and not a run of ecgan train (no recipe.yaml in it); "
@@ -234,12 +251,14 @@ def _only_writer(job: Job) -> Iterator[None]:
 def build_objective(job: Job, networks: Networks) -> Objective:
     """Build the loss terms; the label generator is trained first, if the recipe says so.
 
-    The run folder gets its recipe and class list before that.
+    The run folder gets its recipe, class list and list of files before that.
     """
     recipe, space, device = job.recipe, job.space, job.device
     if distributed.is_first():
         write_whole(job.out / _CLASSES, json.dumps(space.to_json(), indent=1))
         write_whole(job.out / "recipe.yaml", recipe.to_yaml())
+        if job.files is not None:
+            job.files.write(job.out)
     segmenter = label_generator(
         recipe, space, job.train_set, cache=job.segmenters, device=device, quiet=job.quiet
     )
@@ -253,6 +272,7 @@ def start(job: Job, networks: Networks, objective: Objective) -> TrainingState:
     averaged = AveragedGenerator(
         job.recipe, job.space, job.train_set, job.device, objective.label_generator
     )
+    averaged.earlier_keys = job.files.earlier if job.files is not None else frozenset()
     averaged.start(networks.trained.side)
     critic = networks.trained.segmentation_discriminator
     if critic is not None and objective.segmentation is not None:

@@ -13,6 +13,7 @@ from ecgan.recipe import Recipe
 from ecgan.training import step
 from ecgan.training.ema import AveragedGenerator
 from ecgan.training.log import Progress
+from ecgan.training.loop.data_files import DataFiles
 from ecgan.training.objective import Objective
 from ecgan.training.validation import Validation
 
@@ -31,6 +32,7 @@ class Job:
         init: generator to start from, if any.
         quiet: no progress bar.
         label_cache: results of the label checks, to be kept in the run folder.
+        files: the files that it learns from, on the rank that has read them.
     """
 
     recipe: Recipe
@@ -42,6 +44,7 @@ class Job:
     init: Path | None
     quiet: bool
     label_cache: LabelCache | None
+    files: DataFiles | None
 
     @property
     def segmenters(self) -> Path:

@@ -1,0 +1,189 @@
+"""List of the files that a run learns from, by content, so that a later start sees what changed."""
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ecgan import checkpoint
+from ecgan.data.checks import LabelCheck
+from ecgan.data.datasets import Item
+from ecgan.data.decode import Encoding
+from ecgan.data.files.pairing import count
+from ecgan.data.files.photo_sets import Reading
+from ecgan.errors import UserError
+from ecgan.runtime.files import write_whole
+from ecgan.runtime.timing import say
+
+NAME = "data-files.json"
+# Keys of a recipe that say where files are and how they are read: the list tells what comes of them
+RECIPE_KEYS = frozenset(
+    f"data.{key}"
+    for key in (
+        *("images", "labels", "label_suffix"),
+        *("label_encoding", "orientation", "photo_levels"),
+    )
+)
+_VERSION = 1
+_NAMED = 5  # keys that a message names
+_ROLES = {"label": "label map", "photo": "photo", "instances": "instance map"}
+
+Digests = Mapping[str, str]  # SHA-256 of a pair's files by role: label, photo, instances
+
+
+@dataclass(frozen=True)
+class DataFiles:
+    """Files of a run.
+
+    Attributes:
+        reading: how they are read.
+        train: files of each pair to train on, by key.
+        held_out: files of each pair for previews and scores, by key.
+        earlier: keys of pairs that the run learnt from before they were taken out.
+    """
+
+    reading: Reading
+    train: Mapping[str, Digests]
+    held_out: Mapping[str, Digests]
+    earlier: frozenset[str] = field(default_factory=frozenset[str])
+
+    @classmethod
+    def of(cls, check: LabelCheck, train: Sequence[Item], held_out: Sequence[Item]) -> "DataFiles":
+        """Files that were checked, by the items of both parts."""
+        found: dict[Any, Digests] = {}
+        for item, content in zip(check.items, check.contents, strict=True):
+            digests = {"label": content.digest, "instances": content.instance_digest}
+            if content.photo is not None:
+                digests["photo"] = content.photo.digest
+            found[item.label] = {role: d.hex() for role, d in sorted(digests.items()) if d}
+        train_files, held_out_files = (
+            {item.key: found[item.label] for item in part} for part in (train, held_out)
+        )
+        return cls(check.reading, train_files, held_out_files)
+
+    def changes(self, now: "DataFiles") -> list[str]:
+        """What differs in a later list, a phrase for each kind, with the first keys."""
+        sides = [(self.train, now.train), (self.held_out, now.held_out)]  # may share keys
+        changed = {
+            role: {
+                key
+                for old, new in sides
+                for key in old.keys() & new.keys()
+                if old[key].get(role) != new[key].get(role)
+            }
+            for role in _ROLES
+        }
+        gone = [old.keys() - new.keys() for old, new in sides]
+        come = [new.keys() - old.keys() for old, new in sides]
+        moved = (gone[0] & come[1]) | (gone[1] & come[0])
+        phrases = [_phrase(changed[role], name, "changed") for role, name in _ROLES.items()]
+        phrases += [
+            _phrase((come[0] | come[1]) - moved, "pair", "added"),
+            _phrase((gone[0] | gone[1]) - moved, "pair", "removed"),
+            _phrase(moved, "pair", "moved between the training and the held-out part"),
+        ]
+        if self.reading != now.reading:
+            was, is_ = reading_text(self.reading), reading_text(now.reading)
+            phrases.append(f"files were read as {was}, now as {is_}")
+        return [phrase for phrase in phrases if phrase]
+
+    def write(self, out: Path) -> None:
+        """Write the list into a run folder; whole or not at all."""
+        reading = self.reading
+        document = {
+            "version": _VERSION,
+            "reading": {
+                "label_encoding": reading.encoding,
+                "orientation": reading.orientation,
+                "photo_levels": reading.levels,
+            },
+            "train": self.train,
+            "held_out": self.held_out,
+            "earlier": sorted(self.earlier),
+        }
+        write_whole(out / NAME, json.dumps(document, indent=1) + "\n")
+
+
+def read(out: Path) -> DataFiles | None:
+    """List of a run folder; None where it has none.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    path = out / NAME
+    if not path.is_file():
+        return None
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        asked = {_VERSION: document}[document["version"]]["reading"]
+        encoding, levels = asked["label_encoding"], asked["photo_levels"]
+        reading = Reading(
+            None if encoding is None else Encoding(encoding),
+            asked["orientation"],
+            None if levels is None else (float(levels[0]), float(levels[1])),
+        )
+        train, held_out = _part(document["train"]), _part(document["held_out"])
+        return DataFiles(reading, train, held_out, frozenset(document["earlier"]))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path}: cannot be read ({error}), so that changed files would not be seen; "
+            "--accept-changed-data writes it anew from the files as they are"
+        ) from error
+
+
+def accepted(out: Path, now: DataFiles, *, accept: bool, quiet: bool) -> DataFiles:
+    """The list that a run goes on with.
+
+    A run without a checkpoint has learnt nothing yet, and one of an earlier version has no list:
+    they take the files as they are.
+
+    Args:
+        out: run folder.
+        now: its files as they are.
+        accept: go on where they differ from those that the run learnt from.
+        quiet: do not say so.
+
+    Raises:
+        UserError: they differ, and that is not accepted.
+    """
+    if not checkpoint.training_checkpoints(out):
+        return now
+    try:
+        before = read(out)
+    except UserError:
+        if not accept:
+            raise
+        before = None
+    if before is None:
+        return now
+    changes = before.changes(now)
+    if changes and not accept:
+        raise UserError(
+            f"{out} was trained on other data: {'; '.join(changes)}. Give --accept-changed-data to "
+            "go on with the data as it is, or another --out to train anew"
+        )
+    if changes and not quiet:
+        say(f"going on with changed data: {'; '.join(changes)}")
+    return replace(now, earlier=(before.earlier | before.train.keys()) - now.train.keys())
+
+
+def reading_text(reading: Reading) -> str:
+    """How files are read, in words of the recipe's keys."""
+    encoding = "each by its values" if reading.encoding is None else reading.encoding.value
+    text = f"label_encoding {encoding}, orientation {reading.orientation}"
+    if reading.levels is not None:
+        text += f", photo_levels {reading.levels[0]:g} to {reading.levels[1]:g}"
+    return text
+
+
+def _part(value: Mapping[str, Mapping[str, str]]) -> dict[str, Digests]:
+    return {str(key): dict(digests.items()) for key, digests in value.items()}
+
+
+def _phrase(keys: Collection[str], name: str, what: str) -> str:
+    """Number of things and their first keys; empty without one."""
+    if not keys:
+        return ""
+    listed = ", ".join(sorted(keys)[:_NAMED]) + ", ..." * (len(keys) > _NAMED)
+    return f"{count(len(keys), name)} {what} ({listed})"

@@ -32,7 +32,7 @@ from ecgan.errors import UserError
 from ecgan.labels import LabelSpace
 from ecgan.runtime.timing import Progress
 
-NEAR = 2  # bits of 64 in which near-equal photos differ at most
+NEAR = 1.5  # mean difference of the thumbnails of near-equal photos, in steps of 256
 _TASK = 16  # items that a thread takes: of small files, each costs less than handing it over
 _Read = TypeVar("_Read")
 
@@ -283,14 +283,20 @@ def count_near_equal(
         if photo is not None:
             sides[held].append(photo)
     known = {photo.digest for photo in sides[0]}
-    looks = np.array([photo.look for photo in sides[0]], np.uint64)
+    looks = _looks(sides[0])
     equal = near = 0
     for photo in sides[1]:
         if photo.digest in known:
             equal += 1
-        elif looks.size and photo.look:
-            near += bool((np.bitwise_count(looks ^ np.uint64(photo.look)) <= NEAR).any())
+        elif len(looks):
+            near += bool((np.abs(looks - _looks([photo])).mean(1) <= NEAR).any())
     return equal, near
+
+
+def _looks(photos: Sequence[images.PhotoFile]) -> npt.NDArray[np.int16]:
+    """Thumbnails of photos, (photos, 64)."""
+    whole = b"".join(photo.look for photo in photos)
+    return np.frombuffer(whole, np.uint8).reshape(-1, 64).astype(np.int16)
 
 
 def _rows(digests: "Generator[bytes] | Sequence[bytes]") -> npt.NDArray[np.uint8]:

@@ -113,7 +113,7 @@ def _to_json(content: FileContent) -> list[Any]:
         if photo is None
         else [
             *(photo.mode, photo.stored, photo.orientation, photo.depth, photo.low, photo.high),
-            *(photo.digest.hex(), photo.look),
+            *(photo.digest.hex(), photo.look.hex()),
         ],
         content.instance_size,
         content.edge_size,
@@ -161,5 +161,5 @@ def _photo(row: list[Any]) -> PhotoFile:
         float(low),
         float(high),
         bytes.fromhex(digest),
-        int(look),
+        bytes.fromhex(look),
     )

@@ -7,7 +7,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
+
+import cv2
+import numpy as np
+import numpy.typing as npt
 
 from ecgan import labels
 from ecgan.class_files import find_class_list, read_class_list
@@ -15,6 +19,7 @@ from ecgan.data import checks, datasets
 from ecgan.data.checks import Found
 from ecgan.data.datasets import DataFolder, Item
 from ecgan.data.decode import BY_COLOR, Encoding, color_text
+from ecgan.data.files import images, label_maps
 from ecgan.data.files.encoding import Value, Values
 from ecgan.data.files.label_maps import Form
 from ecgan.data.files.layout import Options
@@ -26,6 +31,7 @@ from ecgan.errors import UserError
 from ecgan.labels import LabelSpace
 
 _TEXT_LINES = 200
+_LOOKED_AT = 20  # turned photos
 _TEXT_UNKNOWN = 8  # values without a meaning
 _UNKNOWN = "not in the class list"
 
@@ -318,9 +324,46 @@ def _judge(survey: DatasetSurvey, items: Sequence[Item], contents: Sequence[Foun
     survey.reading = verdict.reading
     survey.faults += verdict.faults
     survey.notes += verdict.notes
+    if verdict.reading.orientation == "apply" and not verdict.faults:
+        note = _orientation_note(items, contents)
+        survey.notes += [note] if note else []
     if survey.space is not None and not survey.faults:
         check = checks.count_classes(items, contents, survey.space, survey.dataset, verdict)
         survey.notes += check.class_notes() if survey.dataset == "folder" else []
+
+
+def _orientation_note(items: Sequence[Item], contents: Sequence[Found]) -> str | None:
+    """How well borders of labels lie on edges of turned and of stored photos; None if none is."""
+    found: list[tuple[float, float]] = []
+    for item, (content, _) in zip(items, contents, strict=True):
+        if content is None or content.photo is None or content.photo.orientation == 1:
+            continue
+        if item.image is None or content.photo.stored != content.photo.upright:
+            continue  # sizes tell
+        raw = label_maps.read_raw(item.label).values.astype(np.float32)
+        ways = (images.read_photo(item.image, upright=upright) for upright in (True, False))
+        found.append(cast("tuple[float, float]", tuple(_agreement(p, raw) for p in ways)))
+        if len(found) == _LOOKED_AT:
+            break
+    if not found:
+        return None
+    turned, stored = np.mean(found, axis=0)
+    return (
+        f"Photos' edges are {turned:.1f} times as strong along the borders of label maps as "
+        f"elsewhere when photos are turned, {stored:.1f} times as stored (of "
+        f"{count(len(found), 'photo')} whose size does not tell)."
+    )
+
+
+def _agreement(photo: npt.NDArray[np.uint8], label: npt.NDArray[np.float32]) -> float:
+    """Strength of a photo's edges along borders of a label map by that elsewhere."""
+    grey = cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    strength = cv2.magnitude(cv2.Sobel(grey, cv2.CV_32F, 1, 0), cv2.Sobel(grey, cv2.CV_32F, 0, 1))
+    kernel = np.ones((3, 3), np.uint8)
+    border = cv2.dilate(label, kernel) != cv2.erode(label, kernel)
+    if border.all() or not border.any():
+        return 1.0
+    return float(strength[border].mean() / max(1e-6, strength[~border].mean()))
 
 
 def _compare_sides(

@@ -284,7 +284,10 @@ class Values:
                 f"read each as the nearest class's; the most frequent: {self._listed(unknown)}"
             ]
         own = [v for v in unknown if is_color or v.form != Form.COLORS or encoding == Encoding.GRAY]
-        lines = [self._unknown_line(value, encoding, len(own) == 1) for value in sorted(own)]
+        renumbering = self._renumbering(encoding) if self.dataset == "folder" else ""
+        is_only = len(own) == 1 and not renumbering
+        lines = [self._unknown_line(value, encoding, is_only) for value in sorted(own)]
+        lines += [renumbering] if renumbering else []
         if rgb and numbers and encoding != Encoding.GRAY:
             lines.append(
                 f"{found} beside {_count(len(numbers), 'label map')} of numbers (first: "
@@ -304,6 +307,22 @@ class Values:
         line += accepted_ids(self._space, self.dataset)
         hint = "; if it marks unlabelled pixels, set it as ignore of the class list"
         return line + hint if self.dataset == "folder" and is_only else line
+
+    def _renumbering(self, encoding: Encoding) -> str:
+        """Class list with the numbers of the files, where there are as many as classes."""
+        space = self._space
+        numbers = sorted({v.number for v in self.tallies} - {*space.ignored})
+        if len(numbers) != space.num_classes:  # 255 may be a class after all
+            numbers = sorted({v.number for v in self.tallies})
+        if encoding in BY_COLOR or len(numbers) != space.num_classes or numbers[0] < 0:
+            return ""
+        pairs = zip(numbers, space.names, strict=True)
+        entries = ", ".join(f'{{"id": {n}, "name": "{name}"}}' for n, name in [*pairs][:4])
+        more = ", ..." if len(numbers) > 4 else ""
+        return (
+            "there are as many numbers as classes; if they stand for them in this order, give them "
+            f'as ids in the class list: {{"classes": [{entries}{more}]}}'
+        )
 
     # Notes
 

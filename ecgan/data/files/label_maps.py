@@ -116,11 +116,14 @@ def histogram(raw: RawLabel) -> Histogram:
     flat, kept = raw.values.ravel(), None if raw.transparent is None else ~raw.transparent.ravel()
     values, pixels = count_values(flat if kept is None else flat[kept])
     borders = between = 0
-    if raw.form != Form.COLORS and raw.values.dtype.itemsize <= 2 and len(values) > 2:
+    numbers = raw.values
+    if raw.form == Form.COLORS and (values == (values & 255) * 0x10101).all():
+        numbers = (numbers & 255).astype(np.uint8)  # ids as greys
+    if numbers.dtype.itemsize <= 2 and len(values) > 2:
         kernel = np.ones((3, 3), np.uint8)
-        low, high = cv2.erode(raw.values, kernel), cv2.dilate(raw.values, kernel)
+        low, high = cv2.erode(numbers, kernel), cv2.dilate(numbers, kernel)
         borders = int((low < high).sum())
-        between = int(((raw.values > low) & (raw.values < high)).sum())
+        between = int(((numbers > low) & (numbers < high)).sum())
     palette = raw.palette
     colors = [-1] * len(values) if palette is None else palette[values].tolist()
     return Histogram(

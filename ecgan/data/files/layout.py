@@ -92,6 +92,8 @@ class Layout:
         """
         faults = [*self.faults, *([self.undivided_fault] if split is None else [])]
         faults = [fault for fault in faults if fault]
+        if self.faults:  # what follows from them is no news
+            return FoundFiles({kind: {} for kind in kinds}, self.faults, self.notes)
         chosen: dict[Kind, list[_Entry]] = {
             kind: [e for e in self.entries.get(kind, ()) if split is None or _is_of(e, split)]
             for kind in kinds
@@ -191,7 +193,7 @@ def read_layout(root: Path, options: Options | None = None) -> Layout:
     layout.suffix = options.label_suffix
     placed = _placed(root, options)
     pictures = [(f, p) for f, p in placed if f.suffix in IMAGE_SUFFIXES | LABEL_SUFFIXES]
-    left_out = sorted({f.folders[-1] for f, p in pictures if p.is_left_out})
+    left_out = sorted({names.left_out(f.folders) for f, p in pictures if p.is_left_out})
     if left_out:
         layout.notes.append(f"Pictures for people are not read: {', '.join(left_out)}/.")
     pictures = [(f, p) for f, p in pictures if not p.is_left_out]
@@ -349,6 +351,8 @@ def _divide_flat(
         )
         suffix = next((s for s, _ in ends.most_common(1)), None)
         if suffix is None or 4 * ends[suffix] < len(pool):
+            suffix, ends = pairing.label_word(own), Counter[str]()
+        if suffix is None:
             return pool, []
         is_label = [name.endswith(suffix) for name in own]
         layout.notes.append(f"Label maps are the files that end in {suffix}.")

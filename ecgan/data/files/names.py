@@ -44,7 +44,8 @@ _WORDS: Mapping[Kind, frozenset[str]] = {
         "anndir annotationsdir labeldir labelsdir maskdir masksdir gt gts gtdir groundtruth "
         "groundtruths segmentationclass segmentationclasspng segmentationclassraw segmentation "
         "segmentations segs seg semantic semantics semanticmasks segmasks segmentationmasks "
-        "classmasks targets target labelmaps labelmap labelids gtfine semanticsegmentation"
+        "classmasks masksmachine targets target labelmaps labelmap labelids gtfine "
+        "semanticsegmentation semseg"
     ),
     "instances": _words(
         "instances instance insts inst segmentationobject segmentationobjectpng "
@@ -54,7 +55,7 @@ _WORDS: Mapping[Kind, frozenset[str]] = {
 }
 _LEFT_OUT = _words(
     "segmentationclassvisualization segmentationobjectvisualization visualization "
-    "visualizations vis viz overlays overlay previews preview"
+    "visualizations vis viz overlays overlay previews preview maskshuman colormaps colormap"
 )
 _ROLES: Mapping[str, Kind] = {word: kind for kind, words in _WORDS.items() for word in words}
 _SPLITS: Mapping[str, str] = {
@@ -113,6 +114,11 @@ def place_of(folders: tuple[str, ...]) -> Place:
     return Place(kind, word, split, tuple(rest), left_out)
 
 
+def left_out(folders: tuple[str, ...]) -> str:
+    """The folder of pictures for people among a file's folders."""
+    return next(folder for folder in folders if _plain(folder) in _LEFT_OUT)
+
+
 def split_of(name: str) -> str | None:
     """Split that a folder's or a list's name stands for: train, val, test or None."""
     return _SPLITS.get(re.sub(r"20\d\d$", "", _plain(name)))
@@ -161,23 +167,34 @@ def _plain(name: str) -> str:
 
 
 def _parse(folder: str) -> tuple[Kind | None, str | None, str]:
-    """Kind, split and word of one folder's name: also of train_images, imagesTr and trainannot."""
+    """Kind, split and word of one folder's name: also of train_images, image_2 and trainannot."""
     plain = _plain(folder)
-    if plain in _ROLES:
-        return _ROLES[plain], None, plain
-    split = split_of(folder)
-    if split is not None:
-        return None, split, ""
+    if plain in _LEFT_OUT:
+        return None, None, ""
+    words = [plain, plain.rstrip("0123456789")]
+    if (word := _first_role(words)) or (split := split_of(folder)) is None:
+        return (_ROLES[word], None, word) if word else _parse_parts(folder)
+    return None, split, ""
+
+
+def _parse_parts(folder: str) -> tuple[Kind | None, str | None, str]:
+    """The same of a name of several words."""
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", folder)
     tokens = [token for token in re.split(r"[\s_.-]+", spaced.lower()) if token]
     if len(tokens) == 1:  # trainannot
-        for word, meant in _SPLITS.items():
-            rest = plain.removeprefix(word)
-            if rest != plain and rest in _ROLES:
+        for start, meant in _SPLITS.items():
+            rest = tokens[0].removeprefix(start)
+            if rest != tokens[0] and rest in _ROLES:
                 return _ROLES[rest], meant, rest
         return None, None, ""
     splits = [found for token in tokens if (found := split_of(token))]
-    others = "".join(token for token in tokens if not split_of(token))
-    if len(splits) == 1 and others in _ROLES:
-        return _ROLES[others], splits[0], others
-    return None, None, ""
+    split = splits[0] if len(splits) == 1 else None
+    word = _first_role(["".join(token for token in tokens if not split_of(token))])
+    ends = [tokens[-1], "".join(tokens[-2:]), tokens[0], "".join(tokens[:2])]
+    if not word and len({_ROLES[end] for end in ends if end in _ROLES}) == 1:
+        word = _first_role(ends)  # Task1_Training_GroundTruth, but not semantic_rgb
+    return (_ROLES[word], split, word) if word else (None, None, "")
+
+
+def _first_role(words: list[str]) -> str:
+    return next((word for word in words if word in _ROLES), "")

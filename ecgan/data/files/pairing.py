@@ -69,6 +69,7 @@ def find_renaming(
             _by_both("suffix", labels, images),
             _by_both("prefix", labels, images),
             Renaming(str.casefold, str.casefold, "Names are paired whatever their case."),
+            _by_file_names(labels, images),
         )
         if renaming is not None
     ]
@@ -78,6 +79,19 @@ def find_renaming(
             return Renaming(lambda name: _own_or_unpaired(name, known), _same)
         return Renaming(_same, _same)
     return best
+
+
+def label_word(names: Collection[str]) -> str | None:
+    """The end that label maps have where photos have another: 1_mask beside 1_sat; None if none."""
+    ends: dict[str, set[str]] = {}
+    for name in names:
+        at = max(name.rfind(separator) for separator in _SEPARATORS)
+        if at > 0:
+            ends.setdefault(name[at:], set()).add(name[:at])
+    words = [end for end in ends if any(word in end.lower() for word in _PREFERRED[:-1])]
+    if len(ends) != 2 or len(words) != 1 or len({*map(frozenset, ends.values())}) != 1:
+        return None
+    return words[0]
 
 
 def by_key(
@@ -230,6 +244,26 @@ def _by_label_suffix(labels: Collection[str], images: set[str]) -> Renaming | No
     if others:
         note += f"; files that end in {', '.join(others[:4])} are not read"
     return Renaming(lambda name: _without(name, chosen), _same, f"{note}.")
+
+
+def _by_file_names(labels: Collection[str], images: Collection[str]) -> Renaming | None:
+    """Names without folders, where photos and label maps lie in folders of other names."""
+    if not any("/" in name for name in (*labels, *images)):
+        return None
+    inner = find_renaming([_file_name(n) for n in labels], [_file_name(n) for n in images])
+
+    def own(name: str) -> str | None:
+        return inner.label(_file_name(name))
+
+    def other(name: str) -> str | None:
+        return inner.image(_file_name(name))
+
+    note = "Photos and label maps are paired by their file names alone, whatever their folders."
+    return Renaming(own, other, f"{note} {inner.note}".strip())
+
+
+def _file_name(name: str) -> str:
+    return name.rpartition("/")[2]
 
 
 def _by_both(where: str, labels: Collection[str], images: Collection[str]) -> Renaming | None:

@@ -101,10 +101,11 @@ class Photos:
         if Depth.FLOATS in self.deep:
             return 1.0 if 0 < high <= 1 else "floats above 1 have no known white"
         tops = [_top(r[1]) for r in ranges]
-        if max(tops) == 65535 and 2 * sum(top < 65535 for top in tops) > len(tops):
+        low_tops = sum(top < 65535 for top in tops)
+        if max(tops) == 65535 and 4 * low_tops > len(tops):
             brightest = max(ranges, key=lambda r: r[1])
             return (
-                f"most end below 8192 and would be nearly black, others do not (such as "
+                f"{low_tops} end below 8192 and would be nearly black, others do not (such as "
                 f"{brightest[2]})"
             )
         return float(max(tops))

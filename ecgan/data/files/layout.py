@@ -6,12 +6,12 @@ Where no folder says, label maps are told by a common suffix of their names.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from ecgan.data.files import names, pairing
+from ecgan.data.files import names, pairing, split_lists
 from ecgan.data.files.names import (
     IMAGE_SUFFIXES,
     LABEL_SUFFIXES,
@@ -208,7 +208,7 @@ def read_layout(root: Path, options: Options | None = None) -> Layout:
         if kind == "label":
             layout.lossy = [f.path for f, _ in found if f.suffix in LOSSY_SUFFIXES]
     _join_undivided(layout)
-    lists = _split_lists([f for f, _ in placed if f.suffix == ".txt"])
+    lists = split_lists.read([f for f, _ in placed if f.suffix == ".txt"])
     if lists and not any(e.split for e in layout.entries.get("label", ())):
         _divide_by_lists(layout, lists)
     found_splits = {e.split for e in layout.entries.get("label", ())}
@@ -399,32 +399,10 @@ def _join_undivided(layout: Layout) -> None:
         ]
 
 
-def _split_lists(files: Iterable[FoundFile]) -> dict[str, list[str]]:
-    """Names of each split where text files list them: ImageSets/Segmentation/*.txt and the like."""
-    lists: dict[str, list[str]] = {}
-    for file in files:
-        folders = [folder.lower() for folder in file.folders]
-        is_voc = folders[-2:] == ["imagesets", "segmentation"]
-        is_list = (not folders or folders[-1:] in (["splits"], ["split"])) and names.split_of(
-            file.stem
-        )
-        if not is_voc and not is_list:
-            continue
-        try:
-            text = file.path.read_text(encoding="utf-8-sig")
-        except (OSError, ValueError):
-            continue
-        lines = [line.split() for line in text.splitlines() if line.strip()]
-        own = [line[0] for line in lines if not line[0].startswith("#")]
-        if own and len(text) < 50_000_000:
-            lists[names.split_of(file.stem) or file.stem.lower()] = own
-    return lists
-
-
 def _divide_by_lists(layout: Layout, lists: Mapping[str, Sequence[str]]) -> None:
     """Give files the split that lists name them in, and leave out those of no list."""
-    chosen = _splits_of_lists(lists)
-    split_of, twice = _split_of_names(chosen)
+    chosen = split_lists.by_split(lists)
+    split_of, twice = split_lists.split_of_names(chosen)
     labels = layout.entries.get("label", [])
     renaming = pairing.find_renaming(
         [e.name for e in labels], [e.name for e in layout.entries.get("image", [])], layout.suffix
@@ -455,29 +433,6 @@ def _divide_by_lists(layout: Layout, lists: Mapping[str, Sequence[str]]) -> None
             f"{count(len(missing), 'name')} in the lists of splits without a label map (first: "
             f"{missing[0]}); add what is missing, or take the names out"
         )
-
-
-def _split_of_names(
-    lists: Mapping[str | None, Sequence[str]],
-) -> tuple[dict[str, str | None], int]:
-    """Split of each name without folders and endings, and how many names stand in two lists."""
-    split_of: dict[str, str | None] = {}
-    twice = 0
-    for split, own in lists.items():
-        for line in own:
-            name = Path(line.replace("\\", "/"))
-            stem = name.stem if name.suffix.lower() in IMAGE_SUFFIXES else name.name
-            twice += split_of.setdefault(stem, split) != split
-    return split_of, twice
-
-
-def _splits_of_lists(lists: Mapping[str, Sequence[str]]) -> Mapping[str | None, Sequence[str]]:
-    """Names of each split; of no split, as in CVAT's default.txt, where no list's name says."""
-    named: dict[str | None, Sequence[str]] = {s: own for s, own in lists.items() if s in SPLITS}
-    if "train" not in named and "trainval" in lists:
-        held = {*named.get("val", ()), *named.get("test", ())}
-        named["train"] = [name for name in lists["trainval"] if name not in held]
-    return named or {None: [name for own in lists.values() for name in own]}
 
 
 def _look_for_other_splits(layout: Layout) -> None:

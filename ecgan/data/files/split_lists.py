@@ -47,7 +47,7 @@ def split_of_names(
 def by_split(lists: Mapping[str, Sequence[str]]) -> Mapping[str | None, Sequence[str]]:
     """Names of each split; of no split, as in CVAT's default.txt, where no list's name says."""
     named: dict[str | None, Sequence[str]] = {
-        s: own for s, own in lists.items() if s in SPLIT_FOLDERS
+        split: own for split, own in lists.items() if split in SPLIT_FOLDERS
     }
     if "train" not in named and "trainval" in lists:
         held = {*named.get("val", ()), *named.get("test", ())}

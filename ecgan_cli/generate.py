@@ -1,5 +1,6 @@
 """``ecgan sample`` and ``ecgan augment``: data sets of generated samples."""
 
+import shlex
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -275,13 +276,17 @@ def _generate(
         return
     with interruptible(f"finished shards are kept, the same command resumes ({out})"):
         outcome = generate.run(request)
-    _tell(outcome, out)
+    _tell(outcome, out, quiet=request.quiet)
 
 
-def _tell(outcome: "Outcome", out: str) -> None:
-    """Print what was done."""
+def _tell(outcome: "Outcome", out: str, *, quiet: bool) -> None:
+    """Print what was done, and unless quiet where to look and what to type next."""
+    from ecgan.runtime.timing import counted
+
     if outcome.failed:
-        raise _Failed(UserError(f"{out}: {len(outcome.failed)} shards failed", outcome.failed))
+        raise _Failed(
+            UserError(f"{out}: {counted(len(outcome.failed), 'shard')} failed", outcome.failed)
+        )
     now = f"{outcome.made} made now"
     if outcome.made:
         now += (
@@ -289,10 +294,16 @@ def _tell(outcome: "Outcome", out: str) -> None:
             f"{outcome.made_bytes / 1e6 / outcome.seconds:.1f} MB/s, bottleneck: "
             f"{outcome.spent.bottleneck()}"
         )
-    click.echo(f"{outcome.num_samples} samples, {outcome.bytes / 1e6:.1f} MB ({now})")
+    click.echo(f"{counted(outcome.num_samples, 'sample')}, {outcome.bytes / 1e6:.1f} MB ({now})")
     if outcome.filtered:
         click.echo(outcome.filtered)
-    click.echo(f"{out}/preview.png shows some of them")
+    if quiet:
+        return
+    if outcome.num_samples:
+        click.echo(f"preview: {out}/preview.png", err=True)
+    # evaluate reads a data set on this machine alone
+    then = "data verify" if "://" in out else "evaluate --samples"
+    click.echo(f"next: ecgan {then} {shlex.quote(out)}", err=True)
 
 
 class _Failed(click.ClickException):

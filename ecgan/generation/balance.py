@@ -24,6 +24,7 @@ Numbers = npt.NDArray[np.float64]
 
 MAX_STYLES = 20  # of the hardest layout, as in FreeMask
 
+_MISS = 0.1  # of a target, beyond which it is said
 _RIDGE = 1e-3  # of the dual, whose other terms are of the order of 1
 _ROUNDS = 10
 _SMALLEST_MOVE = 1e-6  # of lambda, between rounds
@@ -147,6 +148,27 @@ def shares(class_pixels: Counts, counts: Counts) -> Numbers:
     """
     pixels = counts @ class_pixels
     return pixels / max(1, pixels.sum())
+
+
+def missed(targets: Mapping[int, float], reached: Numbers, names: Sequence[str]) -> str:
+    """A line on the classes whose share misses its target by more than a tenth; empty without.
+
+    Args:
+        targets: class -> share of the labelled pixels that it shall have.
+        reached: share of each class, (N,).
+        names: of the classes, (N,).
+    """
+    found = [
+        f"{names[c]} {target:.2%} wanted, {reached[c]:.2%} planned"
+        for c, target in targets.items()
+        if abs(reached[c] - target) > _MISS * target
+    ]
+    if not found:
+        return ""
+    return (
+        f"--balance target cannot reach: {'; '.join(found)}; add layouts with other shares of "
+        "these classes, raise --n-styles or sampling.balance_max_styles, or change --target"
+    )
 
 
 def parse_targets(texts: Sequence[str], names: Sequence[str]) -> dict[int, float]:

@@ -21,8 +21,8 @@ from functools import partial
 import numpy as np
 
 from ecgan.errors import UserError
-from ecgan.generation import planner
-from ecgan.generation.plan import SPLIT, Job, Plan
+from ecgan.generation import balance, planner
+from ecgan.generation.plan import SPLIT, Job, Plan, Stage
 from ecgan.generation.planner import DatasetPlan
 from ecgan.generation.request import Request
 from ecgan.generation.state import FAILURES, LOG, Committed, DatasetState
@@ -31,7 +31,7 @@ from ecgan.recipe import generator_hash
 from ecgan.runtime.executor import run_jobs
 from ecgan.runtime.jobs import Done, Failed, StopRun
 from ecgan.runtime.storage import Store, open_store
-from ecgan.runtime.timing import STAGES, Progress, StageSeconds, table
+from ecgan.runtime.timing import STAGES, Progress, StageSeconds, counted, say, table
 from ecgan.shards.finalize import finish
 from ecgan.shards.manifest import (
     MANIFEST,
@@ -78,14 +78,10 @@ def describe(request: Request) -> str:
     height, width = prepared.size
     stage = prepared.wanted.stage
     size = plan.num_samples * _estimated_bytes(prepared)
-    layouts = len(np.unique(stage.rows.layouts))
-    varied = int((stage.rows.variants > 0).sum())
-    forms = f"{layouts} layouts" + (f" and {varied} varied forms" if varied else "")
-    counts = stage.rows.counts
     lines = [
-        f"{plan.num_samples} samples of {height} x {width} ({forms}, {counts.min()} to "
-        f"{counts.max()} styles each) in {plan.num_shards} shards ({asked.data_format}), about "
-        f"{size / 1e6:.1f} MB, in {request.out}"
+        f"{counted(plan.num_samples, 'sample')} of {height} x {width} ({_layouts(stage)}) in "
+        f"{counted(plan.num_shards, 'shard')} ({asked.data_format}), about {size / 1e6:.1f} MB, in "
+        f"{request.out}"
     ]
     if "balance" in prepared.unknown:
         lines.append(
@@ -99,7 +95,42 @@ def describe(request: Request) -> str:
         for name, a, b in zip(prepared.space.names, before, after, strict=True)
         if a or b
     ]
+    if missed := _missed_targets(prepared):
+        lines.append(missed)
     return "\n".join(lines)
+
+
+def _banner(prepared: DatasetPlan, plan: Plan, committed: Committed) -> str:
+    """What is going to be made, where and with what, in a few lines."""
+    output, workers, (height, width) = prepared.settings.output, prepared.workers, prepared.size
+    there = f", {committed.samples:,} of them there already" if committed.samples else ""
+    lines = [
+        f"generating {counted(plan.num_samples, 'sample')} into {prepared.request.out}{there}",
+        f"  {_layouts(prepared.wanted.stage)}; {height} x {width} pixels; {output.data_format} of "
+        f"{output.image_format}; {workers.device}, {counted(workers.count, 'worker')}",
+    ]
+    if missed := _missed_targets(prepared):
+        lines.append(f"  {missed}")
+    return "\n".join(lines)
+
+
+def _layouts(stage: Stage) -> str:
+    """``5 layouts and 10 varied forms, 2 to 3 styles each``."""
+    layouts, counts = len(np.unique(stage.rows.layouts)), stage.rows.counts
+    varied = int((stage.rows.variants > 0).sum())
+    forms = counted(layouts, "layout") + (f" and {counted(varied, 'varied form')}" * bool(varied))
+    least, most = int(counts.min()), int(counts.max())
+    styles = counted(most, "style") if least == most else f"{least:,} to {counted(most, 'style')}"
+    return f"{forms}, {styles} each"
+
+
+def _missed_targets(prepared: DatasetPlan) -> str:
+    """What --balance target cannot reach, in words; empty where it does, and without it."""
+    asked = prepared.request.balance
+    if asked.spread != "target":
+        return ""
+    names = prepared.space.names
+    return balance.missed(balance.parse_targets(asked.targets, names), prepared.shares[1], names)
 
 
 def run(request: Request) -> Outcome:
@@ -128,6 +159,8 @@ def run(request: Request) -> Outcome:
         if is_new:
             state.record_stage(plan, prepared.wanted)
         making = _Generation(prepared, state, plan)
+        if not request.quiet and making.missing:
+            say(_banner(prepared, plan, making.committed))
         making.run()
         if not making.failed and store.size(MANIFEST) is None:
             finish(store, _manifest(prepared, plan, making.committed))
@@ -165,8 +198,8 @@ def profile(request: Request, num_samples: int) -> str:
         made = maker(stage.first(num_samples).job(0))
     spent.add(made.seconds, made.elapsed, made.shard.samples)
     title = (
-        f"{spent.samples} samples on {maker.sampler.device}, one worker with {encoders} encoding "
-        f"thread(s), {spent.samples / spent.elapsed:.2f} samples/s"
+        f"{counted(spent.samples, 'sample')} on {maker.sampler.device}, one worker with "
+        f"{counted(encoders, 'encoding thread')}, {spent.samples / spent.elapsed:.2f} samples/s"
     )
     return (
         f"{table(title, 'sample', spent.samples, spent.busy(), spent.elapsed)}\n"
@@ -180,6 +213,7 @@ class _Generation:
     def __init__(self, prepared: DatasetPlan, state: DatasetState, plan: Plan) -> None:
         self.prepared, self.state, self.plan = prepared, state, plan
         self.committed = state.committed(plan, verify=prepared.request.output.verify)
+        self.missing = [n for n in range(plan.num_shards) if n not in self.committed.shards]
         self.failed: list[Failed[Job]] = []
         self.made_bytes = 0
         self.spent = StageSeconds(prepared.settings.encoders, prepared.workers.count)
@@ -187,7 +221,7 @@ class _Generation:
     def run(self) -> None:
         """Make them; a failure is written down, and the others are made."""
         store, plan, workers = self.state.store, self.plan, self.prepared.workers
-        missing = [n for n in range(plan.num_shards) if n not in self.committed.shards]
+        missing = self.missing
         store.remove([FAILURES])
         if not missing:
             return
@@ -295,7 +329,8 @@ def _filtered(prepared: DatasetPlan, done: Committed) -> str:
     totals, count = done.filter, max(1, done.samples)
     return (
         f"filter: {totals.kept / count:.1%} of the labelled pixels kept, consistency "
-        f"{totals.consistency / count:.3f}; {totals.inconsistent} inconsistent samples kept, "
+        f"{totals.consistency / count:.3f}; {counted(totals.inconsistent, 'inconsistent sample')} "
+        f"kept, "
         f"{totals.dropped} dropped, {totals.retried} made again"
     )
 

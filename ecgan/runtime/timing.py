@@ -193,20 +193,20 @@ class Progress:
     def line(self) -> str:
         """Where the step is: things done of all, losses, things per second, time left."""
         if self._done == self._before:
-            return f"{self._what}: {self._done:,} of {_counted(self._total, self._unit)}"
+            return f"{self._what}: {self._done:,} of {counted(self._total, self._unit)}"
         rate = self._rate()
         left = (self._total - self._done) / rate
         return (
-            f"{self._what}: {self._done:,} of {_counted(self._total, self._unit)} "
+            f"{self._what}: {self._done:,} of {counted(self._total, self._unit)} "
             f"({self._done / max(1, self._total):.0%}), {rate:.3g} {self._unit}s/s, "
             f"about {duration(left)} left{self._loss_text()}"
         )
 
     def _last_line(self) -> str:
         elapsed = duration(time.monotonic() - self._begun)
-        text = f"{_counted(self._done, self._unit)} after {elapsed}"
+        text = f"{counted(self._done, self._unit)} after {elapsed}"
         if self._done < self._total:
-            text = f"ended at {self._done:,} of {_counted(self._total, self._unit)} after {elapsed}"
+            text = f"ended at {self._done:,} of {counted(self._total, self._unit)} after {elapsed}"
         return f"{self._what}: {text}, {self._rate():.3g} {self._unit}s/s{self._loss_text()}"
 
     def _rate(self) -> float:
@@ -242,5 +242,12 @@ def duration(seconds: float) -> str:
     return f"{whole // 60} min {whole % 60} s"
 
 
-def _counted(count: int, unit: str) -> str:
-    return f"{count:,} {unit}{'s' * (count != 1)}"
+def counted(count: int, unit: str, units: str = "") -> str:
+    """A number with its unit, in the plural unless it is one: ``1 image``, ``1,200 images``.
+
+    Args:
+        count: the number.
+        unit: name of one.
+        units: name of several; default: with an s.
+    """
+    return f"{count:,} {unit if count == 1 else units or f'{unit}s'}"

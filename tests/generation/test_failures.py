@@ -33,7 +33,7 @@ def test_a_shard_that_fails_is_named_and_the_others_are_kept(made, generator, la
     arguments += ["--samples-per-shard", 4, "--out", out, "-q", "--device", "cpu"]
     result = run_cli(*arguments)
     assert result.exit_code == 3, result.output
-    assert "1 shards failed:\n  shard 1: " in result.output
+    assert "1 shard failed:\n  shard 1: " in result.output
     assert "The others are kept; the same command makes the missing ones" in result.output
     (line,) = (out / ".ecgan/failures.jsonl").read_text().splitlines()
     assert json.loads(line)["shard"] == 1
@@ -248,7 +248,7 @@ def test_the_newest_run_is_taken_and_named(generator, layouts, tmp_path, monkeyp
     result = run_cli(*arguments, "--dry-run")
     assert result.exit_code == 0, result.output
     assert "Using the newest run, runs/city" in result.stderr
-    assert "10 samples of 32 x 64 (5 layouts, 2 to 2 styles each) in 1 shards" in result.stdout
+    assert "10 samples of 32 x 64 (5 layouts, 2 styles each) in 1 shard " in result.stdout
     assert not (tmp_path / "datasets").exists()
     result = run_cli(*arguments)
     assert result.exit_code == 0, result.output
@@ -257,3 +257,27 @@ def test_the_newest_run_is_taken_and_named(generator, layouts, tmp_path, monkeyp
         result.stdout,
     )
     assert (tmp_path / "datasets/city-augment/manifest.json").is_file()
+
+
+def test_augment_says_what_it_makes_and_what_comes_next(generator, layouts, tmp_path):
+    out = tmp_path / "a set"
+    arguments = ["augment", "--checkpoint", generator, "--labels", layouts, "--device", "cpu"]
+    arguments += ["--out", out, "--samples-per-shard", 4, "--n-styles"]
+    lines = run_cli(*arguments, 1).stderr.splitlines()
+    assert lines[-4:] == [
+        f"generating 5 samples into {out}",
+        "  5 layouts, 1 style each; 32 x 64 pixels; webdataset of jpg; cpu, 1 worker",
+        f"preview: {out}/preview.png",
+        f"next: ecgan evaluate --samples '{out}'",
+    ]
+    assert (out / "preview.png").is_file()
+    (out / "data/train-000001.tar").unlink()
+    assert (
+        f"generating 5 samples into {out}, 4 of them there already"
+        in run_cli(*arguments, 1).stderr.splitlines()
+    )
+    assert "generating" not in run_cli(*arguments, 1).stderr  # nothing is missing
+    result = run_cli(*arguments, 2, "--overwrite", "-q")
+    assert not result.stderr
+    assert result.stdout.startswith("10 samples, ")
+    assert len(result.stdout.splitlines()) == 1

@@ -1,6 +1,7 @@
 """Label filter, balance, layout augmentation and provenance, end to end."""
 
 import tarfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -136,6 +137,20 @@ def test_balance_changes_how_often_layouts_occur_and_the_dry_run_shows_it(
     assert sum(counts.values()) == 18
     assert len(set(counts.values())) > 1
     assert read_manifest(tmp_path / "hard").balance == "hardness"
+
+
+def test_targets_out_of_reach_are_named_in_one_line(request_of, world, tmp_path, capsys):
+    request = request_of(spread="target", targets=("car=0.9", "road=0.01"))
+    text = generate.describe(request)
+    planned = {words[0]: words[2] for words in map(str.split, text.splitlines()) if len(words) == 3}
+    (line,) = [line for line in text.splitlines() if "cannot reach" in line]
+    assert f"car 90.00% wanted, {planned['car']} planned; " in line
+    assert f"road 1.00% wanted, {planned['road']} planned; add layouts" in line
+    assert "cannot reach" not in generate.describe(
+        request_of(spread="target", targets=("car=0.25",))
+    )
+    generate.run(replace(request, quiet=False))
+    assert f"  {line}\n" in capsys.readouterr().err
 
 
 # Variation

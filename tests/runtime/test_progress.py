@@ -7,7 +7,7 @@ import time
 import pytest
 
 from ecgan.runtime import timing
-from ecgan.runtime.timing import Progress, duration
+from ecgan.runtime.timing import Progress, counted, duration
 
 
 @pytest.fixture
@@ -84,3 +84,8 @@ def test_losses_are_looked_at_now_and_then(monkeypatch, quick, capsys):
 )  # fmt: skip
 def test_durations_have_two_units(seconds, text):
     assert duration(seconds) == text
+
+
+def test_numbers_have_their_plural():
+    assert [counted(n, "image") for n in (0, 1, 1200)] == ["0 images", "1 image", "1,200 images"]
+    assert [counted(n, "class", "classes") for n in (1, 2)] == ["1 class", "2 classes"]

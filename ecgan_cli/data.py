@@ -208,6 +208,7 @@ def verify(place: str, *, as_json: bool, quiet: bool) -> None:
     """
     from dataclasses import asdict
 
+    from ecgan.runtime.timing import counted
     from ecgan.shards.verify import verify as library
 
     found = library(place, quiet=quiet)
@@ -217,7 +218,8 @@ def verify(place: str, *, as_json: bool, quiet: bool) -> None:
         more = [f"and {found.more} more"] if found.more else []
         raise UserError(f"{place}: verification failed", [*found.faults, *more])
     if not as_json:
-        click.echo(f"{place}: {found.samples} samples in {found.shards} shards, no faults")
+        samples, shards = counted(found.samples, "sample"), counted(found.shards, "shard")
+        click.echo(f"{place}: {samples} in {shards}, no faults")
 
 
 @data.command(short_help="Convert samples to another format.")
@@ -237,10 +239,11 @@ def convert(
     quiet: bool,
 ) -> None:
     """Convert a finished data set of ecgan to another format; samples keep their bytes."""
+    from ecgan.runtime.timing import counted
     from ecgan.shards.convert import convert as library
 
     count = library(source, out, data_format, samples_per_shard=samples_per_shard, quiet=quiet)
-    click.echo(f"{count} samples in {out}")
+    click.echo(f"{counted(count, 'sample')} in {out}")
 
 
 @data.command(short_help="Copy a data set, resized for training.")

@@ -27,7 +27,7 @@ from ecgan.errors import UserError
 from ecgan.labels import Labels, LabelSpace
 from ecgan.recipe import SegmenterTraining
 from ecgan.runtime.files import sha256
-from ecgan.runtime.timing import Progress, say
+from ecgan.runtime.timing import Progress, counted, say
 from ecgan.segmentation.loading import load_segmenter
 from ecgan.segmentation.segmenter import (
     DESCRIPTION,
@@ -82,7 +82,9 @@ def train_segmenter(  # noqa: PLR0913  what to learn from, and where
     if not (folder / DESCRIPTION).is_file():
         torch.device(device)  # a wrong name fails before the work
         if role is not None:
-            length = f"{settings.images:,} images ({settings.images / len(pairs):.1f} epochs)"
+            length = (
+                f"{counted(settings.images, 'image')} ({settings.images / len(pairs):.1f} epochs)"
+            )
             say(f"training the {role}: {length}, once; kept in {folder}")
         # A run that trains it and one that finds it continue with the same random state.
         with torch.random.fork_rng(devices=[]):

@@ -183,7 +183,8 @@ def describe(
         "parameters": ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in counts.items()),
         "steps": f"{steps} of {train.batch} images ({part} at a time on a rank), "
         f"{epochs(steps * train.batch, sizes.get('train', 1))}",
-        "time": f"not known; --profile 3 --batch {train.batch // world} measures images/s here",
+        "time": f"not known; --profile 3 --batch {train.batch // world} instead of --dry-run "
+        "measures images/s here, and a training says it after its first steps",
         "memory": f"about {gib:.1f} GiB on each rank, frozen networks not counted"
         f"{_too_little(gib, device)}",
     }

@@ -18,6 +18,8 @@ from ecgan.errors import UserError
 from ecgan.runtime import distributed, timing
 from ecgan.runtime.files import write_whole
 
+RATE_STEPS, RATE_SECONDS = 20, 60.0  # after which a training says how long it will take
+
 
 @dataclass
 class Means:
@@ -107,6 +109,8 @@ class RunLogger:
             self._drop_later_lines(images_seen)
             self._board = SummaryWriter(str(run / "tensorboard"), purge_step=images_seen + 1)
         show = self._writes and not quiet
+        self._steps, self._started = 0, (0.0, images_seen)
+        self._seen, self._measured = images_seen, False
         self._bar = timing.Progress(
             length, f"training {run.name}", "image", show=show, done=images_seen
         )
@@ -127,6 +131,20 @@ class RunLogger:
     def advance(self, images: int, means: Means) -> None:
         """Count images of a step, and show the means of the losses."""
         self._bar.update(images, means.read)
+        self._steps += 1
+        self._seen += images
+        if self._steps == 1:  # may have compiled
+            self._started = time.monotonic(), self._seen
+
+    def first_rate(self) -> float | None:
+        """Images per second of the steps after the first, once: after 20 steps or a minute."""
+        since, images = self._started
+        seconds = time.monotonic() - since
+        enough = self._steps >= RATE_STEPS or (self._steps > 1 and seconds >= RATE_SECONDS)
+        if self._measured or not enough:
+            return None
+        self._measured = True
+        return (self._seen - images) / max(1e-9, seconds)
 
     def message(self, text: str) -> None:
         """Print a line."""

@@ -19,6 +19,7 @@ from ecgan.models.pretrained.hed import Hed
 from ecgan.models.pretrained.weights import find_hed_weights, find_vgg19_weights
 from ecgan.recipe import Recipe
 from ecgan.runtime import distributed
+from ecgan.runtime.timing import counted
 from ecgan.segmentation.loading import check_place, load_segmenter
 from ecgan.segmentation.segmenter import Normalisation, Provenance, Segmenter
 from ecgan.segmentation.training import new_network, train_segmenter
@@ -234,7 +235,7 @@ class WarmStart:
         """Summary for the user."""
         lines = [
             f"{len(self.taken)} of {len(self.taken) + len(self.left)} weights taken, "
-            f"{len(self.classes)} classes matched by name"
+            f"{counted(len(self.classes), 'class', 'classes')} matched by name"
         ]
         if self.new_classes:
             lines.append(f"classes that start anew: {', '.join(self.new_classes)}")

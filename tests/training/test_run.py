@@ -27,7 +27,8 @@ from ecgan.runtime import files
 from ecgan.training import ema, networks
 from ecgan.training import run as train
 from ecgan.training import step as steps
-from ecgan.training.loop.banner import epochs
+from ecgan.training.log import Means, RunLogger
+from ecgan.training.loop.banner import epochs, time_left
 from ecgan.training.networks import warm_start
 from ecgan.training.objective import Inputs, Objective
 from ecgan.training.step import NonFiniteError
@@ -359,6 +360,40 @@ def test_a_training_says_what_it_does(recipe, scenes, tmp_path, capsys):
     assert "pairs of train" in told
     assert "; 32 x 64 pixels\n" in told
     assert "M parameters; 2 images in steps of 2, " in told
+
+
+def test_a_training_says_once_what_it_measured(recipe, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("ecgan.training.log.RATE_STEPS", 2)
+    train.run(recipe(), tmp_path / "run", device="cpu")
+    lines = [line for line in capsys.readouterr().err.splitlines() if "measured" in line]
+    assert len(lines) == 1
+    assert re.fullmatch(r"measured: [\d.e+]+ images/s, about \d+ s for the 4 images left", lines[0])
+
+
+def test_the_time_left_names_what_is_not_in_it(recipe):
+    images = "train.images=1000"
+    assert time_left(recipe(images), 400, 2.0) == (
+        "measured: 2 images/s, about 5 min 0 s for the 600 images left"
+    )
+    scored = recipe(images, "train.evaluate_every=100", "evaluate.judge=train")
+    assert time_left(scored, 400, 2.0).endswith(
+        "; without the time of 6 scores, and of the judge on 8 images"
+    )
+
+
+def test_the_rate_is_measured_without_the_first_step(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    for steps_of, seconds, expected in ((20, 1.0, 4.0), (3, 31.0, 4 / 31)):
+        with RunLogger(tmp_path, 0, 1000, quiet=True) as log:
+            found = []
+            for step in range(steps_of):
+                now[0] += 500.0 if step == 0 else seconds
+                log.advance(4, Means())
+                found.append(log.first_rate())
+            assert found[:-1] == [None] * (steps_of - 1)
+            assert found[-1] == pytest.approx(expected)
+            assert log.first_rate() is None
 
 
 def test_thousands_of_epochs_are_remarked_upon():

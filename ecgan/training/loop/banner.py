@@ -1,6 +1,8 @@
 """What a training says before its first step."""
 
+from ecgan.recipe import Recipe
 from ecgan.runtime import distributed
+from ecgan.runtime.timing import counted, duration
 from ecgan.training.loop.state import TrainingState
 
 MANY_EPOCHS = 1000  # beyond which a training is remarked upon
@@ -16,12 +18,37 @@ def banner(state: TrainingState) -> str:
     lines = [
         f"training {job.recipe.name} on {job.device}{f', {world} ranks' if world > 1 else ''}, "
         f"into {job.out}",
-        f"  data: {data.root}, {pairs:,} pairs of {data.split}, {held_out:,} of val; "
-        f"{job.space.num_classes} classes; {data.height} x {data.width} pixels",
-        f"  {count / 1e6:.2f} M parameters; {train.images:,} images in steps of {train.batch}, "
+        f"  data: {data.root}, {counted(pairs, 'pair')} of {data.split}, {held_out:,} of val; "
+        f"{counted(job.space.num_classes, 'class', 'classes')}; "
+        f"{data.height} x {data.width} pixels",
+        f"  {count / 1e6:.2f} M parameters; {counted(train.images, 'image')} in steps of "
+        f"{train.batch}, "
         f"{epochs(train.images, pairs)}",
     ]
     return "\n".join(lines)
+
+
+def time_left(recipe: Recipe, images_seen: int, rate: float) -> str:
+    """The measured speed and the time to the end, and what is not in it.
+
+    Args:
+        recipe: the resolved recipe.
+        images_seen: length of the training so far.
+        rate: images per second of the first steps.
+    """
+    left = recipe.train.images - images_seen
+    text = (
+        f"measured: {rate:.3g} images/s, about {duration(left / rate)} for the "
+        f"{counted(left, 'image')} left"
+    )
+    evaluate = recipe.evaluate
+    if not recipe.train.evaluate_every:
+        return text
+    scores = left // recipe.train.evaluate_every
+    judge = ""
+    if evaluate.judge == "train":
+        judge = f", and of the judge on {counted(evaluate.judge_training.images, 'image')}"
+    return f"{text}; without the time of {counted(scores, 'score')}{judge}"
 
 
 def epochs(images: int, pairs: int) -> str:

@@ -17,7 +17,7 @@ from ecgan.runtime.processes.signals import DeferredSignals
 from ecgan.runtime.timing import span
 from ecgan.training import step
 from ecgan.training.log import RunLogger
-from ecgan.training.loop.banner import banner
+from ecgan.training.loop.banner import banner, time_left
 from ecgan.training.loop.state import TrainingState
 
 Outcome = Literal["done", "interrupted"]
@@ -47,6 +47,7 @@ def fit(state: TrainingState, signals: DeferredSignals) -> Outcome:
             train_step(state, batch)
             signals.defer()  # until now there was nothing to lose, and a first step may be long
             log.advance(job.recipe.train.batch, progress.means)
+            _tell_rate(state, log)
             _report(state, log, before, signals)
         _flush_metrics(state)
         if progress.means.count:
@@ -75,6 +76,14 @@ def _next(state: TrainingState, found: Iterator[Batch], signals: DeferredSignals
     if failure is not None:
         raise failure
     return None
+
+
+def _tell_rate(state: TrainingState, log: RunLogger) -> None:
+    """Say once, after the first steps, how long the rest will take."""
+    recipe, seen = state.job.recipe, state.progress.images_seen
+    rate = log.first_rate()
+    if rate is not None and seen < recipe.train.images:
+        log.message(time_left(recipe, seen, rate))
 
 
 def batches_of(state: TrainingState) -> Generator[Batch, None, None]:

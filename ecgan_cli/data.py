@@ -27,6 +27,7 @@ from ecgan_cli.options import (
 )
 
 if TYPE_CHECKING:
+    from ecgan.data.proposals import Machine
     from ecgan.data.survey import DatasetSurvey
 
 _side = partial(option, type=click.IntRange(min=16), metavar="PIXELS")
@@ -133,6 +134,13 @@ def import_(
     help="Write the proposed class list; its names are yours to fill in.",
 )
 @option("--write-recipe", type=PATH, metavar="FILE", help="Write the proposed recipe.")
+@option(
+    "--for",
+    "machine",
+    type=click.Choice(["cpu", "gpu"]),
+    help="Machine to train on: its size, network and lengths.",
+    show_default="gpu where there is one",
+)
 def inspect(
     folder: Path,
     dataset: str | None,
@@ -145,6 +153,7 @@ def inspect(
     as_json: bool,
     write_classes: Path | None,
     write_recipe: Path | None,
+    machine: "Machine | None",
 ) -> None:
     """Print files, sizes and classes of the data set in DIR, and propose a recipe for it.
 
@@ -174,7 +183,9 @@ def inspect(
     recipe = None
     if found.num_pairs:
         size = partial(nearest_size, upsamplings="auto")
-        recipe = proposals.propose_recipe(found, size, classes=write_classes or proposed)
+        recipe = proposals.propose_recipe(
+            found, size, classes=write_classes or proposed, machine=machine or _machine()
+        )
     if write_recipe is not None:
         if recipe is None:
             raise UserError(f"{folder}: no recipe can be proposed for no pairs", found.all_faults)
@@ -185,6 +196,13 @@ def inspect(
         _show(found, recipe)
     if found.all_faults:
         raise SystemExit(1)
+
+
+def _machine() -> "Machine":
+    """What a training here would run on."""
+    from ecgan.runtime.device import count_gpus
+
+    return "gpu" if count_gpus() else "cpu"
 
 
 def _show(found: "DatasetSurvey", recipe: str | None) -> None:

@@ -11,7 +11,9 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from ecgan.checkpoint import GeneratorMetadata
+from ecgan.checkpoint import GeneratorMetadata, load_generator
+from ecgan.data import SampleDataset
+from ecgan.demo.toy import write_toy
 from ecgan.evaluation.report.document import Report
 from ecgan.recipe import load_recipe, recipe_names
 from ecgan.shards.manifest import Manifest
@@ -108,13 +110,34 @@ def test_a_folder_of_ones_own_is_inspected_and_planned_as_shown(tmp_path, monkey
     readme = [line for name, line in commands() if name == "README.md"]
     toy = next(line for line in ECGAN if line.startswith("ecgan data toy"))
     toy = re.sub(r"--out \S+", "--out DIR", re.sub(r"--num \S+", "--num 8", toy))
-    steps = [toy, *(x for x in readme if x.startswith("ecgan data inspect"))]
+    steps = [toy, *(x for x in readme if x.startswith("ecgan data inspect DIR"))]
     steps += [x for x in readme if "--recipe mine.yaml" in x and "--dry-run" in x]
     assert len(steps) == 3, steps
     for line in steps:
         result = CliRunner().invoke(cli, shlex.split(line)[1:])
         assert result.exit_code == 0, f"{line}: {result.output}"
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_forty_photos_on_a_laptop_go_as_shown(tmp_path, monkeypatch):
+    """The commands of the README, in their order, on few photos and at a tiny length."""
+    monkeypatch.chdir(tmp_path)
+    write_toy(Path("drawn"), 10, 0, height=96, width=128)
+    for folder in ("images", "labels"):  # not divided, as a folder of one's own
+        Path("photos", folder).mkdir(parents=True)
+        for path in Path("drawn", folder).rglob("*.*"):
+            path.rename(Path("photos", folder, path.name))
+    Path("drawn", "classes.json").rename("photos/classes.json")
+    section = (ROOT / "README.md").read_text().split("## Forty photos on a laptop")[1]
+    lines = [line.split("#")[0] for line in blocks(section)[0][1].splitlines()]
+    assert [line.split()[1] for line in lines] == ["data", "train", "augment"]
+    lines[1] += "--set train.images=8 --set train.ema_images=4 --set train.preview_every=8"
+    for line in lines:
+        result = CliRunner().invoke(cli, shlex.split(line)[1:])
+        assert result.exit_code == 0, f"{line}: {result.output}"
+    assert load_generator(Path("runs/laptop/generator.safetensors")).recipe.model.width == 16
+    assert len(SampleDataset("laptop-samples")) == 50
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=NAMES)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from ecgan.data.survey import DatasetSurvey
 
 MAX_CLASSES = 1024  # more numbers or colours than this are no class list
-_MAX_PIXELS = 256 * 512  # of a proposed size: the paper's Cityscapes
+Machine = Literal["cpu", "gpu"]
+# Pixels of a proposed size: the paper's Cityscapes; on a CPU, what trains in minutes
+_MAX_PIXELS: dict[Machine, int] = {"gpu": 256 * 512, "cpu": 96 * 128}
+PIXELS_PER_SECOND = 32_000  # of a proposed training on one CPU core, measured at 96 x 128
 _SMALL: dict[str, dict[str, Any]] = {  # settings for fewer than 2,000 photos
     "model": {
         "style_encoder": "statistics",
@@ -101,64 +104,117 @@ def propose_recipe(
     nearest_size: Callable[[int, int], tuple[int, int]],
     *,
     classes: LabelSpace | Path | None = None,
+    machine: Machine = "gpu",
 ) -> str:
-    """Recipe that fits the size and number of the photos, as YAML with comments.
+    """Recipe that fits the size and number of the photos and the machine, as YAML with comments.
 
     Args:
         survey: survey of the data set.
         nearest_size: height and width that a network can have, near to those of the photos.
         classes: class list, or its file, where the data set has none.
+        machine: what to train on. On a CPU pictures, network and all lengths are such that forty
+            photos take minutes.
     """
     height, width = survey.common_size or (256, 512)
-    scale = min(1, math.sqrt(_MAX_PIXELS / (height * width)))
+    scale = min(1, math.sqrt(_MAX_PIXELS[machine] / (height * width)))
     fitting = nearest_size(round(height * scale), round(width * scale))
     num_train = next((s.num_pairs for s in survey.splits if s.name == "train"), survey.num_pairs)
-    small = num_train < 2000
-    images = min(600_000, max(20_000, 250 * num_train)) // 1000 * 1000
+    small = num_train < 2000 or machine == "cpu"  # a short training sees few photos, often
+    lengths = _on_cpu(num_train) if machine == "cpu" else _on_gpu(num_train, small=small)
     sections: dict[str, dict[str, Any]] = {
         "data": {
             "dataset": survey.dataset,
             "root": str(survey.root),
             "height": fitting[0],
             "width": fitting[1],
+            **lengths.get("data", {}),
             **_class_keys(classes),
             **({"instances": True} if survey.has_instances else {}),
             **_reading_keys(survey.folder),
         },
-        "model": {
-            "style": True,
-            **(_SMALL["model"] if small else {}),
-            "label_generator": "train",
-            "label_generator_training": {"images": min(20_000, max(4_000, 20 * num_train))},
-        },
+        "model": {"style": True, **(_SMALL["model"] if small else {}), **lengths["model"]},
         "losses": {
             "perceptual_network": "efficientnet_lite0",
             "perceptual": 5,
             **(_SMALL["losses"] if small else {}),
         },
-        "train": {
-            "images": images,
-            "batch": 16,
-            "ema_images": 5_000 if small else 10_000,
-            **(_SMALL["train"] if small else {}),
-            "checkpoint_every": images // 10,
-            "preview_every": images // 20,
-        },
-        **({"sampling": _SMALL["sampling"]} if small else {}),
+        "train": {**lengths["train"], **(_SMALL["train"] if small else {})},
+        "evaluate": lengths.get("evaluate", {}),
+        "sampling": {**(_SMALL["sampling"] if small else {}), **lengths.get("sampling", {})},
     }
+    sections = {name: section for name, section in sections.items() if section}
     name = labels.clean_key(survey.root.resolve().name)
     text = yaml.safe_dump({"name": name, **sections}, sort_keys=False, allow_unicode=True)
     common = f", most of them {width} x {height}" if survey.common_size else ""
     head = [f"# {name}: {num_train} pairs to train on{common}."]
-    if small:
+    if machine == "cpu":
+        minutes = minutes_on_cpu(lengths["train"]["images"], *fitting)
         head.append(
-            "# Below 2,000 photos: augmented inputs, a second discriminator, the photos' styles."
+            "# For a CPU: small pictures, a narrow network; about "
+            f"{minutes} min of training on one core."
         )
+        head.append("# With a GPU, ecgan data inspect --for gpu proposes larger ones.")
+    if small:
+        kind = "Below 2,000 photos" if num_train < 2000 else "For a short training"
+        head.append(f"# {kind}: augmented inputs, a second discriminator, the photos' styles.")
     if survey.space is None:
         head.append("# The names of the classes are yours to fill in.")
     if survey.has_edges:
         head.append("# edges/ has a map for each photo: data.edges: folder uses them.")
     return "\n".join(head) + "\n" + text
+
+
+def minutes_on_cpu(images: int, height: int, width: int) -> int:
+    """Length of a proposed training on one CPU core, from what was measured."""
+    return max(1, round(images * height * width / PIXELS_PER_SECOND / 60))
+
+
+def _on_gpu(num_train: int, *, small: bool) -> dict[str, dict[str, Any]]:
+    """Lengths of a training on a GPU, by section."""
+    images = min(600_000, max(20_000, 250 * num_train)) // 1000 * 1000
+    segmenter = {"images": min(20_000, max(4_000, 20 * num_train))}
+    return {
+        "model": {"label_generator": "train", "label_generator_training": segmenter},
+        "train": {
+            "images": images,
+            "batch": 16,
+            "ema_images": 5_000 if small else 10_000,
+            "checkpoint_every": images // 10,
+            "preview_every": images // 20,
+        },
+    }
+
+
+def _on_cpu(num_train: int) -> dict[str, dict[str, Any]]:
+    """Lengths of a training on a CPU, by section, and a network for them; as recipe demo has.
+
+    The label generator is left out: in the time of its training and term more images give more.
+    """
+    images = min(6_000, max(2_000, 20 * num_train)) // 400 * 400
+    segmenter = {"channels": 16, "images": images * 4 // 5}
+    return {
+        "data": {"workers": 0},
+        "model": {
+            "width": 16,
+            "label_generator": "off",
+            "label_generator_training": {**segmenter},
+        },
+        "train": {
+            "images": images,
+            "batch": 4,
+            "lr_generator": 0.0004,
+            "lr_discriminator": 0.0008,
+            "ema_images": images // 8,
+            "checkpoint_every": images // 4,
+            "preview_every": images // 4,
+            "log_every": images // 25,
+        },
+        "evaluate": {
+            "judge_training": {**segmenter},
+            "downstream_training": {**segmenter},
+        },
+        "sampling": {"filter_training": {**segmenter}, "samples_per_shard": 50},
+    }
 
 
 def _reading_keys(folder: DataFolder) -> dict[str, Any]:

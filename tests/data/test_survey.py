@@ -25,7 +25,7 @@ def run(*arguments):
 def proposal(root, tmp_path, *options):
     """The recipe that inspect proposes, loaded."""
     path = tmp_path / "proposed.yaml"
-    result = run("inspect", root, "--write-recipe", path, *options)
+    result = run("inspect", root, "--for", "gpu", "--write-recipe", path, *options)
     assert result.exit_code == 0, result.output
     return load_recipe(str(path))
 

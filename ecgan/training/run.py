@@ -135,7 +135,10 @@ def check(  # noqa: PLR0913  each may be refused
     files: DataFiles | None = None
     if read_files and distributed.is_first():
         files = _check_files(recipe, space, (train_set, validation_set), cache, quiet=quiet)
-        files = data_files.accepted(out, files, accept=accept_changed_data, quiet=quiet)
+        length = recipe.train.images
+        files = data_files.accepted(
+            out, files, images=length, accept=accept_changed_data, quiet=quiet
+        )
     for part in (train_set, validation_set):
         reading = distributed.from_first(part.items[0].reading)
         part.items = datasets.with_reading(part.items, reading)

@@ -121,6 +121,14 @@ def test_changed_files_are_refused_by_kind_and_key_until_they_are_accepted(world
     assert listed(world)["earlier"] == ["scene-07"]
 
 
+def test_a_finished_run_does_not_pretend_to_learn_from_changed_files(world):
+    before = (world / "run" / data_files.NAME).read_bytes()
+    correct(label(world, 0))
+    with pytest.raises(UserError, match=r"at its end .4 images.*scene-00.*raise train.images"):
+        go(world, accept_changed_data=True)
+    assert (world / "run" / data_files.NAME).read_bytes() == before
+
+
 def test_pairs_that_change_sides_are_named(world):
     for folder in ("images", "labels"):
         path = world / "toy" / folder
@@ -135,7 +143,7 @@ def test_another_reading_is_refused_until_it_is_accepted(world, name):
     said = f"files were read as label_encoding index, orientation auto, now as .*{key} {value}"
     with pytest.raises(UserError, match=said):
         go(world, f"data.{name}")
-    go(world, f"data.{name}", accept_changed_data=True)
+    go(world, f"data.{name}", "train.images=6", accept_changed_data=True)
     assert listed(world)["reading"][key] == value
 
 
@@ -181,7 +189,8 @@ def test_a_dry_run_tells_the_reading_refuses_what_a_run_would_and_writes_nothing
     result = ecgan_train(*arguments)
     assert result.exit_code == 1
     assert "1 label map changed (scene-01)" in result.output
-    result = ecgan_train(*arguments, "--accept-changed-data")
+    more = ("--set", "train.images=6")
+    result = ecgan_train(*arguments, *more, "--accept-changed-data")
     assert result.exit_code == 0, result.output
     assert "going on with changed data: 1 label map changed (scene-01)" in result.output
     assert {path: path.stat().st_mtime_ns for path in world.rglob("*")} == changed

@@ -132,7 +132,7 @@ def read(out: Path) -> DataFiles | None:
         ) from error
 
 
-def accepted(out: Path, now: DataFiles, *, accept: bool, quiet: bool) -> DataFiles:
+def accepted(out: Path, now: DataFiles, *, images: int, accept: bool, quiet: bool) -> DataFiles:
     """The list that a run goes on with.
 
     A run without a checkpoint has learnt nothing yet, and one of an earlier version has no list:
@@ -141,13 +141,15 @@ def accepted(out: Path, now: DataFiles, *, accept: bool, quiet: bool) -> DataFil
     Args:
         out: run folder.
         now: its files as they are.
+        images: length of the training.
         accept: go on where they differ from those that the run learnt from.
         quiet: do not say so.
 
     Raises:
-        UserError: they differ, and that is not accepted.
+        UserError: they differ, and that is not accepted, or the run is at its end.
     """
-    if not checkpoint.training_checkpoints(out):
+    checkpoints = checkpoint.training_checkpoints(out)
+    if not checkpoints:
         return now
     try:
         before = read(out)
@@ -162,6 +164,11 @@ def accepted(out: Path, now: DataFiles, *, accept: bool, quiet: bool) -> DataFil
         raise UserError(
             f"{out} was trained on other data: {'; '.join(changes)}. Give --accept-changed-data to "
             "go on with the data as it is, or another --out to train anew"
+        )
+    if changes and int(checkpoints[-1].name) >= images:
+        raise UserError(
+            f"{out} is at its end ({images:,} images) and would learn nothing from changed data "
+            f"({'; '.join(changes)}): raise train.images, or train anew in another --out"
         )
     if changes and not quiet:
         say(f"going on with changed data: {'; '.join(changes)}")

@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import NamedTuple, TypeVar, cast
 
 import numpy as np
@@ -25,6 +24,7 @@ from ecgan.data.datasets import Item
 from ecgan.data.decode import Encoding, nearest_classes
 from ecgan.data.files import images, label_maps
 from ecgan.data.files.encoding import Value, Values, values_of
+from ecgan.data.files.images import Readable
 from ecgan.data.files.pairing import capped, count
 from ecgan.data.files.photo_sets import Photos, Reading
 from ecgan.data.label_cache import FileContent, LabelCache
@@ -214,7 +214,7 @@ class Found(NamedTuple):
     """Content of one item's files, None where its label map cannot be read, and the faults."""
 
     content: FileContent | None
-    faults: Sequence[tuple[Path, str]]
+    faults: Sequence[tuple[Readable, str]]
 
 
 def read_contents(
@@ -331,7 +331,7 @@ def _count_classes(
 
 def _unreadable_faults(found: Sequence["Found"]) -> list[str]:
     """Faults of files that cannot be read, one line for each kind."""
-    files: dict[str, list[Path]] = {}
+    files: dict[str, list[Readable]] = {}
     for _, faults in found:
         for path, fault in faults:
             files.setdefault(fault, []).append(path)
@@ -385,13 +385,13 @@ def _read(
         try:
             digest = hashlib.sha256(item.label.read_bytes()).digest()
             key = label_cache.key(digest, files, context, now)
-        except OSError:
+        except (OSError, UserError):
             pass  # reading it says why
         if (known := cache.find(key)) is not None:
             return key, Found(known, ())
-    faults: list[tuple[Path, str]] = []
+    faults: list[tuple[Readable, str]] = []
 
-    def attempt(read: Callable[[Path], _Read], path: Path | None) -> _Read | None:
+    def attempt(read: Callable[[Readable], _Read], path: Readable | None) -> _Read | None:
         try:
             return None if path is None else read(path)
         except UserError as error:

@@ -15,7 +15,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ import numpy.typing as npt
 from ecgan.data import decode
 from ecgan.data.files import images, label_maps, layout, names, pairing, paper_layouts
 from ecgan.data.files.encoding import Values
+from ecgan.data.files.images import Readable
 from ecgan.data.files.layout import Layout, Options
 from ecgan.data.files.names import Kind
 from ecgan.data.files.pairing import FoundFiles, capped, check_root
@@ -30,16 +31,19 @@ from ecgan.data.files.photo_sets import Reading
 from ecgan.errors import UserError
 from ecgan.labels import Labels, LabelSpace, clean_key
 
+if TYPE_CHECKING:
+    from ecgan.data.packed.shard_layout import ShardLayout
+
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """Files of one sample, and how they are read."""
+    """Files of one sample, or pictures in a shard, and how they are read."""
 
     key: str
-    label: Path
-    image: Path | None = None
-    instances: Path | None = None
-    edge: Path | None = None
+    label: Readable
+    image: Readable | None = None
+    instances: Readable | None = None
+    edge: Readable | None = None
     reading: Reading = field(default_factory=Reading)
 
 
@@ -63,9 +67,12 @@ class DataFolder:
     val_by: Literal["hash", "sequence"] | tuple[str, ...] = "hash"
 
     @cached_property
-    def layout(self) -> Layout:
-        """Its files."""
-        return layout.read_layout(self.root, self.options)
+    def layout(self) -> "Layout | ShardLayout":
+        """Its files or, where none of them is a label map, its shards."""
+        files = layout.read_layout(self.root, self.options)
+        if files.entries.get("label") or self.options != Options():
+            return files
+        return _shards(self.root) or files
 
     def splits(self) -> list[str]:
         """Existing splits: some of train, val, test; none where labels are not divided."""
@@ -281,6 +288,8 @@ def index_labels(
 ) -> list[Item]:
     """Label maps alone, at any depth below a folder, sorted by key; or instance maps alone.
 
+    Of a folder of shards, those of all shards.
+
     Below a whole data set (with photos beside the labels), only its label maps are taken. Instance
     maps stand in ``Item.label`` too, under the keys of their label maps.
 
@@ -289,6 +298,10 @@ def index_labels(
     """
     check_root(folder)
     there = [*names.files_below(folder)]
+    is_ours = (folder / "manifest.json").is_file()  # its previews are no label maps
+    has_maps = any(file.suffix in names.LABEL_SUFFIXES for file in there)
+    if kind == "label" and (is_ours or not has_maps) and (items := _labels_in_shards(folder)):
+        return items
     named = _own_maps(folder, kind) if dataset == "folder" else []
     if not named:
         own = [f for f in there if f.suffix in names.LABEL_SUFFIXES]
@@ -323,6 +336,22 @@ def index_labels(
     if faults:
         raise UserError(str(folder), capped(faults))
     return [Item(key, path) for key, path in sorted(keyed.items())]
+
+
+def _shards(folder: Path) -> "ShardLayout | None":
+    from ecgan.data.packed import shard_layout  # pyarrow: loaded where it is needed
+
+    return shard_layout.read_shard_layout(folder)
+
+
+def _labels_in_shards(folder: Path) -> list[Item]:
+    shards = _shards(folder)
+    if shards is None:
+        return []
+    found = shards.select(None, ["label"])
+    if found.faults:
+        raise UserError(str(folder), found.faults)
+    return [Item(key, label) for key, label in sorted(found.files["label"].items())]
 
 
 def _own_maps(folder: Path, kind: Kind) -> list[tuple[str, Path]]:

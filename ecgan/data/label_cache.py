@@ -12,10 +12,9 @@ import json
 import os
 from collections.abc import Iterable
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from ecgan.data.files.images import Depth, PhotoFile
+from ecgan.data.files.images import Depth, PhotoFile, Readable
 from ecgan.data.files.label_maps import Form, Histogram
 from ecgan.runtime.storage import HIDDEN, Store
 
@@ -38,12 +37,14 @@ class FileContent(NamedTuple):
     edge_size: tuple[int, int] | None = None
 
 
-def key(label: bytes, files: Iterable[tuple[str, Path]], context: bytes, now: int) -> str | None:
+def key(
+    label: bytes, files: Iterable[tuple[str, Readable]], context: bytes, now: int
+) -> str | None:
     """Key of an item's files as they are; to be taken before they are read.
 
     Args:
         label: SHA-256 of the label file.
-        files: role and path of each other file.
+        files: role and place of each other file.
         context: all else that a result depends on.
         now: nanoseconds since 1970, not later than this call.
 
@@ -60,7 +61,7 @@ def key(label: bytes, files: Iterable[tuple[str, Path]], context: bytes, now: in
         if stat.st_mtime_ns > now - SETTLED_NS:
             return None
         total.update(f"{role} {stat.st_size} {stat.st_mtime_ns} ".encode())
-        total.update(os.fsencode(os.path.abspath(path)) + b"\0")  # noqa: PTH100
+        total.update(os.fsencode(os.path.abspath(str(path))) + b"\0")  # noqa: PTH100
     return total.hexdigest()
 
 

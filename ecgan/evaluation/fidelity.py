@@ -20,6 +20,7 @@ import numpy.typing as npt
 import torch
 
 import ecgan
+from ecgan.data.files.images import sha256
 from ecgan.data.loader import TripleDataset
 from ecgan.errors import UsageError, UserError
 from ecgan.evaluation import figures, image_metrics
@@ -44,7 +45,6 @@ from ecgan.metrics.segmentation import Agreement, PerImageConfusion, agreement
 from ecgan.recipe import Recipe
 from ecgan.runtime import storage
 from ecgan.runtime.executor import run_jobs
-from ecgan.runtime.files import sha256
 from ecgan.runtime.jobs import Done, Workers
 from ecgan.runtime.timing import Progress
 from ecgan.segmentation.unet import UNet

@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 import torch
 
+from ecgan.data.files.images import sha256
 from ecgan.data.loader import TripleDataset
 from ecgan.errors import UserError
 from ecgan.labels import LabelSpace
 from ecgan.recipe import Recipe
-from ecgan.runtime.files import sha256
 from ecgan.segmentation.loading import load_segmenter
 from ecgan.segmentation.segmenter import Segmenter
 from ecgan.segmentation.training import train_segmenter

@@ -443,7 +443,7 @@ def _with_instances(items: Sequence[Item], dataset: str, folder: Path) -> list[I
             f"--instances {folder}: {len(missing)} label maps have no instance map of the same "
             f"name (first: {missing[0]}); leave the option out to take boundaries between classes"
         )
-    return [Item(item.key, item.label, instances=maps[item.key]) for item in items]
+    return [replace(item, instances=maps[item.key]) for item in items]
 
 
 def _digests(check: checks.LabelCheck) -> list[str]:

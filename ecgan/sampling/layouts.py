@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from PIL import Image
-
 from ecgan.class_files import list_of_copy, list_of_labels, read_class_list
 from ecgan.data.checks import LabelCheck
 from ecgan.data.datasets import Item
+from ecgan.data.files import images
 from ecgan.data.files.pairing import capped, count
 from ecgan.errors import UserError
 from ecgan.labels import LabelClass, LabelSpace
@@ -71,9 +70,8 @@ def stretched(items: Sequence[Item], size: tuple[int, int]) -> str:
     others: list[str] = []
     for item in seen:
         try:
-            with Image.open(item.label) as image:
-                width, height = image.size
-        except OSError:  # no image file: a hint is not worth reading it whole
+            height, width = images.sniff_size(item.label)
+        except UserError:  # no image file: a hint is not worth reading it whole
             continue
         if not 1 / _STRETCH <= width / height / wanted <= _STRETCH:
             others.append(f"{item.label}, {width} x {height}")

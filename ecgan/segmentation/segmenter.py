@@ -25,9 +25,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ecgan.data.datasets import Item
+from ecgan.data.files.images import sha256
 from ecgan.errors import UserError
 from ecgan.models.pretrained.frozen import Frozen
-from ecgan.runtime.files import sha256, whole_folder, writing
+from ecgan.runtime.files import whole_folder, writing
 from ecgan.segmentation.class_mapping import UNMAPPED
 from ecgan.segmentation.unet import UNet
 

@@ -21,12 +21,12 @@ from torch.nn import functional as F
 from ecgan.data import loader
 from ecgan.data.datasets import Item
 from ecgan.data.decode import Encoding
+from ecgan.data.files.images import Readable, sha256
 from ecgan.data.files.photo_sets import Reading
 from ecgan.data.loader import TripleDataset
 from ecgan.errors import UserError
 from ecgan.labels import Labels, LabelSpace
 from ecgan.recipe import SegmenterTraining
-from ecgan.runtime.files import sha256
 from ecgan.runtime.timing import Progress, counted, say
 from ecgan.segmentation.loading import load_segmenter
 from ecgan.segmentation.segmenter import (
@@ -182,18 +182,24 @@ def _reading_stamp(reading: Reading) -> tuple[str, ...]:
     return () if reading == plain else (repr(astuple(reading)),)
 
 
-def _stamp(path: Path, *, whole: bool = False) -> tuple[int, str]:
+def _stamp(file: Readable, *, whole: bool = False) -> tuple[int, str]:
     """Size and hash of the first and last 16 KiB: content, and cheap for gigabytes of photos.
 
     Together they are all of a file of up to 32 KiB; a larger one is hashed throughout if ``whole``.
     """
-    size = path.stat().st_size
+    if not isinstance(file, Path):  # in a shard
+        content = file.read_bytes()
+        if whole and len(content) > 2 * _END_BYTES:
+            return len(content), hashlib.sha256(content).hexdigest()
+        ends = content[:_END_BYTES] + content[-_END_BYTES:]
+        return len(content), hashlib.sha256(ends).hexdigest()
+    size = file.stat().st_size
     if whole and size > 2 * _END_BYTES:
-        return size, sha256(path)
-    with path.open("rb") as file:
-        ends = file.read(_END_BYTES)
-        file.seek(max(0, size - _END_BYTES))
-        ends += file.read()
+        return size, sha256(file)
+    with file.open("rb") as opened:
+        ends = opened.read(_END_BYTES)
+        opened.seek(max(0, size - _END_BYTES))
+        ends += opened.read()
     return size, hashlib.sha256(ends).hexdigest()
 
 

@@ -8,8 +8,8 @@ import json
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import PurePosixPath
-from typing import Any, cast
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ecgan.errors import UserError
-from ecgan.runtime.storage import Store
+from ecgan.runtime.storage import Store, open_store
 from ecgan.shards.formats import FILE_FIELDS, IMAGE_COLUMNS, listing_name
 from ecgan.shards.records import Raw
 
@@ -58,6 +58,14 @@ def read_raw(store: Store, name: str) -> Iterator[Raw]:
         raise UserError(_missing(place)) from None
 
 
+class Member(NamedTuple):
+    """A file in a tar."""
+
+    name: str
+    offset: int
+    size: int
+
+
 class OpenShard:
     """A shard for random access: what it holds is looked up once.
 
@@ -72,16 +80,13 @@ class OpenShard:
     def __init__(self, store: Store, name: str) -> None:
         self.place = f"{store}/{name}"
         self._store, self._name = store, name
-        self._members: list[list[tuple[str, int, int]]] = []  # of a tar: name, offset, size
+        self._members: list[list[Member]] = []  # of a tar
         self._lines: list[bytes] = []  # of the folder format
         self._starts = np.zeros(1, np.int64)  # of a Parquet file's row groups
         self._parquet: pq.ParquetFile | None = None
         try:
             if name.endswith(".tar"):
-                with _open_tar(store, name, self.place) as tar:
-                    found = [(i.name, i.offset_data, i.size) for i in _members(tar, self.place)]
-                grouped = itertools.groupby(found, key=lambda member: _stem(member[0]))
-                self._members = [list(members) for _, members in grouped]
+                self._members = _grouped_members(store, name, self.place)
             elif name.endswith(".parquet"):
                 self._starts = _group_starts(store, name, self.place)
             else:
@@ -102,10 +107,10 @@ class OpenShard:
         if self._members:
             fields: dict[str, bytes] = {}
             with self._store.open(self._name) as file:
-                for member, offset, size in self._members[place]:
-                    file.seek(offset)
-                    fields[_field(member)] = file.read(size)
-            return raw_from_fields(self.place, _stem(self._members[place][0][0]), fields)
+                for member in self._members[place]:
+                    file.seek(member.offset)
+                    fields[_field(member.name)] = file.read(member.size)
+            return raw_from_fields(self.place, _stem(self._members[place][0].name), fields)
         group = int(np.searchsorted(self._starts, place, side="right")) - 1
         with _reading_parquet(self.place):
             if self._parquet is None:
@@ -113,6 +118,71 @@ class OpenShard:
             rows = self._parquet.read_row_group(group).slice(place - int(self._starts[group]), 1)
             (row,) = rows.to_pylist()
         return raw_from_row(row, self.place, place)
+
+
+class ParquetColumns:
+    """A Parquet file on disk whose columns are read one by one.
+
+    Args:
+        path: the file.
+        kept_bytes: a row group's column is kept for the next rows if it is not larger.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+
+    def __init__(self, path: Path, kept_bytes: int = 0) -> None:
+        self._path, self._kept_bytes = path, kept_bytes
+        self._kept: dict[str, tuple[int, list[Any]]] = {}
+        with _reading_parquet(str(path)):
+            self._file = pq.ParquetFile(path)
+            about = self._file.metadata
+            self.names: list[str] = self._file.schema_arrow.names
+        groups = [about.row_group(i) for i in range(about.num_row_groups)]
+        self._starts = np.concatenate([[0], np.cumsum([g.num_rows for g in groups], dtype=int)])
+        self.largest_group = max((g.total_byte_size for g in groups), default=0)
+
+    def keys(self) -> list[str]:
+        """Key of each row."""
+        column = next((name for name in ("key", "__key__") if name in self.names), None)
+        own: list[Any] = [None] * int(self._starts[-1])
+        if column is not None:
+            with _reading_parquet(str(self._path)):
+                own = self._file.read([column])[column].to_pylist()
+        return [row_key(key, str(self._path), row) for row, key in enumerate(own)]
+
+    def value(self, row: int, column: str) -> Any:  # noqa: ANN401  whatever others write
+        """A value by its row, from 0; the row group around it is read."""
+        group = int(np.searchsorted(self._starts, row, side="right")) - 1
+        at = row - int(self._starts[group])
+        known = self._kept.get(column)
+        if known is not None and known[0] == group:
+            return known[1][at]
+        with _reading_parquet(str(self._path)):
+            values = self._file.read_row_group(group, [column])[column]
+            if values.nbytes > self._kept_bytes:
+                return values[at].as_py()
+            self._kept[column] = group, values.to_pylist()
+        return self._kept[column][1][at]
+
+
+def list_tar(path: Path) -> Iterator[tuple[str, dict[str, Member]]]:
+    """Keys of a tar's samples in their order, with their members by field.
+
+    Raises:
+        UserError: it is missing, damaged or compressed, or holds other than ordinary files.
+    """
+    store = open_store(path.parent)
+    for members in _grouped_members(store, path.name, str(path)):
+        yield _stem(members[0].name), {_field(member.name): member for member in members}
+
+
+def _grouped_members(store: Store, name: str, place: str) -> list[list[Member]]:
+    """Members of each sample."""
+    with _open_tar(store, name, place) as tar:
+        found = [Member(i.name, i.offset_data, i.size) for i in _members(tar, place)]
+    grouped = itertools.groupby(found, key=lambda member: _stem(member.name))
+    return [list(members) for _, members in grouped]
 
 
 def _missing(place: str) -> str:
@@ -275,17 +345,17 @@ def picture(value: object, where: str) -> bytes:
         value = fields.get("bytes")
         if value is None and fields.get("path"):
             raise UserError(
-                f"{where} holds only the path {fields['path']!r}; write the pictures' bytes into "
+                f"{where}: only the path {fields['path']!r}; write the pictures' bytes into "
                 "the file"
             )
     if isinstance(value, bytes):
         return value
     if value is None and (given is None or isinstance(given, dict)):
-        raise UserError(f"{where} is null; fill it in, or remove the row")
+        raise UserError(f"{where}: null; fill it in, or remove the row")
     kinds = {str: "text", int: "a number", float: "a number", list: "a list"}
     kind = kinds.get(type(value), f"a {type(value).__name__}")
     raise UserError(
-        f"{where} holds {kind}; expected the bytes of an image file, or a struct of bytes and path"
+        f"{where}: {kind}; expected the bytes of an image file, or a struct of bytes and path"
     )
 
 

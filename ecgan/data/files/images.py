@@ -5,6 +5,7 @@ Shape legend:
 """
 
 import hashlib
+import os
 import re
 import struct
 from collections.abc import Iterator
@@ -36,6 +37,10 @@ class Readable(Protocol):
     """A path, or another thing with bytes and a name for messages."""
 
     def read_bytes(self) -> bytes: ...
+
+    def stat(self) -> os.stat_result:
+        """State of the file that holds it."""
+        ...
 
 
 class Depth(StrEnum):
@@ -149,6 +154,11 @@ def probe_photo(file: Readable) -> PhotoFile:
             depth = kinds.get(values.dtype, Depth.INTEGERS)
     digest = hashlib.sha256(content).digest()
     return PhotoFile(mode, stored, orientation, depth, low, high, digest, small.tobytes())
+
+
+def sha256(file: Readable) -> str:
+    """SHA-256 of the bytes, hexadecimal."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def sniff_size(file: Readable) -> tuple[int, int]:

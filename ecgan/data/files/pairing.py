@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ecgan.data.files.images import Readable
 from ecgan.data.files.names import LOSSY_SUFFIXES, NOUNS, Kind
 from ecgan.errors import UserError
 
@@ -26,7 +27,7 @@ class FoundFiles:
         notes: what was decided by convention.
     """
 
-    files: Mapping[Kind, Mapping[str, Path]]
+    files: Mapping[Kind, Mapping[str, Readable]]
     faults: Sequence[str]
     notes: Sequence[str] = ()
 

@@ -92,7 +92,8 @@ def _load(pair: Pair) -> Raw:
         image, label = pair.image.read_bytes(), pair.label.read_bytes()
     except OSError as error:
         raise UserError(f"{pair.image}, {pair.label}: cannot read: {error.strerror}") from error
-    return Raw(pair.key, {}, image, label, None, pair.image.suffix.lstrip(".").lower())
+    ending = str(pair.image).rpartition(".")[2].lower()
+    return Raw(pair.key, {}, image, label, None, ending)
 
 
 # PyTorch

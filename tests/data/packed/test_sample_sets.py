@@ -49,16 +49,16 @@ def test_plain_binary_columns_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("column", "values", "fault"),
     [
-        ("label", [LABEL, None], "row 1, column label is null; fill it in, or remove the row"),
-        ("image", [{"bytes": PHOTO}, None], "row 1, column image is null"),
-        ("image", [{"bytes": PHOTO}, {"bytes": None}], "row 1, column image is null"),
-        ("image", ["a.png", "b.png"], "row 0, column image holds text; expected the bytes"),
-        ("label", [1, 2], "row 0, column label holds a number"),
-        ("label", [[1], [2]], "row 0, column label holds a list"),
+        ("label", [LABEL, None], "row 1, column label: null; fill it in, or remove the row"),
+        ("image", [{"bytes": PHOTO}, None], "row 1, column image: null"),
+        ("image", [{"bytes": PHOTO}, {"bytes": None}], "row 1, column image: null"),
+        ("image", ["a.png", "b.png"], "row 0, column image: text; expected the bytes"),
+        ("label", [1, 2], "row 0, column label: a number"),
+        ("label", [[1], [2]], "row 0, column label: a list"),
         (
             "image",
             [{"bytes": None, "path": "a.png"}] * 2,
-            "row 0, column image holds only the path",
+            "row 0, column image: only the path",
         ),
     ],
 )

@@ -194,22 +194,25 @@ def _plan(about: Manifest) -> str:
 def preview(
     samples: Iterable[ShardSample], palette: npt.NDArray[np.uint8], size: tuple[int, int]
 ) -> Image.Image:
-    """Rows of layouts: label, edge of the first style, images of the first styles.
+    """Rows of label maps: label, edge of the first style, images of the first styles.
+
+    A layout that was varied has a row for each form, so that each image is beside its own label.
 
     Args:
         samples: in the order of the data set; only as many are read as are shown.
         palette: colours of the class ids.
         size: height and width of the samples.
     """
-    rows: dict[str, list[npt.NDArray[np.uint8]]] = {}
+    rows: dict[tuple[str, bytes], list[npt.NDArray[np.uint8]]] = {}
     for sample in samples:
-        if sample.source not in rows:
+        own = sample.source, sample.label.tobytes()
+        if own not in rows:
             if len(rows) == PREVIEW_ROWS:
                 break
             assert sample.edge is not None
-            rows[sample.source] = [colorize(sample.label, palette), sample.edge]
-        if len(rows[sample.source]) < 2 + PREVIEW_STYLES:
-            rows[sample.source].append(sample.image)
+            rows[own] = [colorize(sample.label, palette), sample.edge]
+        if len(rows[own]) < 2 + PREVIEW_STYLES:
+            rows[own].append(sample.image)
     columns = max(len(row) for row in rows.values())
     blank = np.full((*size, 3), 255, np.uint8)
     titles = ["label", "edge", *(f"style {k}" for k in range(columns - 2))]

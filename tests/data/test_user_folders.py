@@ -197,6 +197,20 @@ def test_photos_of_the_test_split_are_not_trained_on(tmp_path, sub):
     assert_as_drawn(labels, photos)
 
 
+def test_label_maps_without_splits_get_those_of_their_photos(tmp_path):
+    draw(tmp_path, folders=("images/train", "labels"))
+    draw(tmp_path, folders=("images/val", "labels"), first=20)
+    folder = DataFolder("folder", tmp_path)
+    assert folder.splits() == ["train", "val"]
+    assert [i.key for i in folder.items_for("val")] == [f"{i:03}" for i in range(20, 26)]
+
+
+def test_file_names_alone_pair_nothing_where_they_occur_twice(tmp_path):
+    for photos, maps in (("a", "c"), ("b", "d")):
+        draw(tmp_path, folders=(f"images/{photos}", f"labels/{maps}"))
+    assert "12 label maps have no photo of the same name" in refusal(tmp_path)
+
+
 def test_folders_that_look_like_splits_are_asked_about(tmp_path):
     for i, name in enumerate(("fold_1", "holdout")):
         draw(tmp_path, folders=(f"images/{name}", f"labels/{name}"), first=10 * i)

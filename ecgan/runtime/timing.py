@@ -17,11 +17,13 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
-from torch.autograd.profiler_util import FunctionEvent
-from torch.profiler import record_function
 from tqdm import tqdm
+
+if TYPE_CHECKING:  # progress is told also where torch is not imported
+    from torch.autograd.profiler_util import FunctionEvent
+    from torch.profiler import record_function
 
 STAGES = ("read", "generate", "judge", "encode", "write")
 _ONE_THREAD = STAGES[:3]
@@ -33,12 +35,14 @@ _READ_SECONDS = 5.0  # between two looks at the losses: a look may wait for the 
 _IN_BAR = 4  # losses that a terminal's line has room for
 
 
-def span(name: str) -> record_function:
+def span(name: str) -> "record_function":
     """Context of a named span, which ``torch.profiler`` records."""
+    from torch.profiler import record_function
+
     return record_function(_PREFIX + name)
 
 
-def span_seconds(events: Iterable[FunctionEvent] | None) -> dict[str, float]:
+def span_seconds(events: "Iterable[FunctionEvent] | None") -> dict[str, float]:
     """Seconds of each :func:`span` in a profile, in order of appearance.
 
     On CUDA these are the seconds of the kernels launched within the span, whichever thread

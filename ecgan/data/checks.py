@@ -33,6 +33,7 @@ from ecgan.labels import LabelSpace
 from ecgan.runtime.timing import Progress
 
 NEAR = 1.5  # mean difference of the thumbnails of near-equal photos, in steps of 256
+NEAR_CELL = 8  # largest difference of a cell: a thing that moved is another photo
 _TASK = 16  # items that a thread takes: of small files, each costs less than handing it over
 _Read = TypeVar("_Read")
 
@@ -289,7 +290,9 @@ def count_near_equal(
         if photo.digest in known:
             equal += 1
         elif len(looks):
-            near += bool((np.abs(looks - _looks([photo])).mean(1) <= NEAR).any())
+            differences = np.abs(looks - _looks([photo]))
+            is_near = (differences.mean(1) <= NEAR) & (differences.max(1) <= NEAR_CELL)
+            near += bool(is_near.any())
     return equal, near
 
 

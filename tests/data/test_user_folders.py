@@ -564,7 +564,9 @@ def test_frames_of_a_film_on_both_sides_are_counted(tmp_path, quality):
 
 
 def test_other_photos_are_not_near_equal(tmp_path):
-    assert "near-equal" not in " ".join(survey_dataset(draw(tmp_path, num=40)).notes)
+    for num_classes in (2, 4):
+        root = draw(tmp_path / str(num_classes), num=40, num_classes=num_classes)
+        assert "near-equal" not in " ".join(survey_dataset(root).notes)
 
 
 def test_whole_sequences_are_held_out():

@@ -32,7 +32,7 @@ from ecgan.errors import UserError
 from ecgan.labels import LabelSpace
 from ecgan.runtime.timing import Progress
 
-NEAR = 0.5  # mean difference of the thumbnails of near-equal photos, in steps of 256
+NEAR = 1.0  # mean difference of the thumbnails of near-equal photos, in steps of 256
 NEAR_CELL = 2  # largest difference of a cell: a thing that moved is another photo
 _TASK = 16  # items that a thread takes: of small files, each costs less than handing it over
 _Read = TypeVar("_Read")

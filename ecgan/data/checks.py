@@ -146,7 +146,8 @@ def check_labels(
     found = read_contents(
         items, cache=cache, check_images=check_images, workers=workers, progress=progress
     )
-    verdict = judge(items, found, space, dataset, is_whole=check_images)
+    values = tally(items, found, space, dataset)
+    verdict = judge(items, found, values, is_whole=check_images)
     if verdict.faults:
         raise UserError(f"label check of {len(items)} items failed", capped(verdict.faults))
     return count_classes(items, found, space, dataset, verdict)
@@ -175,35 +176,44 @@ class Verdict(NamedTuple):
     notes: list[str]
 
 
+def tally(
+    items: Sequence[Item], found: Sequence["Found"], space: LabelSpace | None, dataset: str
+) -> Values:
+    """Values of the label maps that could be read.
+
+    Args:
+        items: samples of the data set.
+        found: content and faults of the files of each.
+        space: class list; None where there is none.
+        dataset: directory structure.
+    """
+    values = Values(space, dataset)
+    for item, (content, _) in zip(items, found, strict=True):
+        if content is not None:
+            values.add(item.label, content.histogram)
+    return values
+
+
 def judge(
-    items: Sequence[Item],
-    found: Sequence["Found"],
-    space: LabelSpace | None,
-    dataset: str,
-    *,
-    is_whole: bool = True,
+    items: Sequence[Item], found: Sequence["Found"], values: Values, *, is_whole: bool = True
 ) -> Verdict:
     """Decide how the files of a data set are read.
 
     Args:
         items: samples of the data set.
         found: content and faults of the files of each.
-        space: class list; None: label maps are only looked at.
-        dataset: directory structure.
+        values: values of their label maps; without a class list these are only looked at.
         is_whole: the items are a whole data set, of which the values of label maps say more.
     """
     asked = items[0].reading if items else Reading()
-    values, photos = Values(space, dataset), Photos(asked)
+    photos = Photos(asked)
     for item, (content, _) in zip(items, found, strict=True):
-        if content is None:
-            continue
-        values.add(item.label, content.histogram)
-        if content.photo is not None and item.image is not None:
+        if content is not None and content.photo is not None and item.image is not None:
             photos.add(item.image, content.photo, content.histogram.size)
     orientation, turned_faults, turned_notes = photos.orientation()
     levels, level_faults, level_notes = photos.levels()
     faults, notes, encoding = [], [], asked.encoding
-    if space is not None and values.forms:
+    if values.space is not None and values.forms:
         encoding, faults, notes = values.decide(asked.encoding, is_whole=is_whole)
     reading = Reading(encoding, orientation, levels)
     sizes = _size_faults(items, found, reading)
@@ -249,36 +259,15 @@ def read_contents(
     return results
 
 
-def near_equal(check: LabelCheck, held_out: Sequence[bool]) -> tuple[int, int]:
-    """Held-out photos that are byte-equal to one on the other side, and further near-equal ones.
+def near_equal_note(
+    photos: Sequence[images.PhotoFile | None], held_out: Sequence[bool]
+) -> str | None:
+    """Sentence on held-out photos that are on the other side too; None where there is none.
 
     Args:
-        check: check with photos.
+        photos: photos of the items.
         held_out: whether each item is held out.
     """
-    return count_near_equal([content.photo for content in check.contents], held_out)
-
-
-def near_equal_note(check: LabelCheck, held_out: Sequence[bool]) -> str | None:
-    """Sentence on held-out photos that are on the other side too; None where there is none."""
-    return equal_photos_note(*near_equal(check, held_out), sum(held_out))
-
-
-def equal_photos_note(equal: int, near: int, held_out: int) -> str | None:
-    """Sentence on photos of the held-out part that are equal or near-equal to others."""
-    if not equal and not near:
-        return None
-    return (
-        f"Of {count(held_out, 'held-out photo')}, {equal} are byte-equal and {near} near-equal to "
-        "photos on the other side, as frames of a film are, so that scores flatter; divide by "
-        "sequence: data.val_by: sequence, or folders train/ and val/."
-    )
-
-
-def count_near_equal(
-    photos: Sequence[images.PhotoFile | None], held_out: Sequence[bool]
-) -> tuple[int, int]:
-    """Numbers of :func:`near_equal`, from the photos themselves."""
     sides: tuple[list[images.PhotoFile], list[images.PhotoFile]] = [], []
     for photo, held in zip(photos, held_out, strict=True):
         if photo is not None:
@@ -293,7 +282,13 @@ def count_near_equal(
             differences = np.abs(looks - _looks([photo]))
             is_near = (differences.mean(1) <= NEAR) & (differences.max(1) <= NEAR_CELL)
             near += bool(is_near.any())
-    return equal, near
+    if not equal and not near:
+        return None
+    return (
+        f"Of {count(sum(held_out), 'held-out photo')}, {equal} are byte-equal and {near} "
+        "near-equal to photos on the other side, as frames of a film are, so that scores flatter; "
+        "divide by sequence: data.val_by: sequence, or folders train/ and val/."
+    )
 
 
 def _looks(photos: Sequence[images.PhotoFile]) -> npt.NDArray[np.int16]:

@@ -180,38 +180,6 @@ class DataFolder:
         return take_fraction(items, fraction) if split == train_split else items
 
 
-def items_for(  # noqa: PLR0913  where the items are, and which files each must have
-    dataset: str,
-    root: Path,
-    split: str,
-    *,
-    train_split: str = "train",
-    fraction: float = 1.0,
-    instances: bool = False,
-    edges_folder: bool = False,
-    need_images: bool = True,
-) -> list[Item]:
-    """Items of a data set's folder; see :meth:`DataFolder.items_for`."""
-    return DataFolder(dataset, root).items_for(
-        split,
-        train_split=train_split,
-        fraction=fraction,
-        instances=instances,
-        edges_folder=edges_folder,
-        need_images=need_images,
-    )
-
-
-def index(dataset: str, root: Path, split: str | None, **options: bool) -> list[Item]:
-    """Items of a split; see :meth:`DataFolder.index`."""
-    return DataFolder(dataset, root).index(split, **options)
-
-
-def splits(dataset: str, root: Path) -> list[str]:
-    """Existing splits; see :meth:`DataFolder.splits`."""
-    return DataFolder(dataset, root).splits()
-
-
 def recognise(root: Path) -> str:
     """Directory structure of a folder: one of the paper's, or ``folder``."""
     return paper_layouts.recognise(root) or "folder"
@@ -361,7 +329,7 @@ def _own_maps(folder: Path, kind: Kind) -> list[tuple[str, Path]]:
     has_photos = any(e.place.kind == "image" for e in found.entries.get("image", []))
     if not any(e.place.kind == kind for e in entries) and not (has_photos or found.lossy):
         return []
-    return [("/".join(filter(None, (e.split, e.name))), e.file.path) for e in entries]
+    return layout.names_and_paths(entries)
 
 
 def read_label(item: Item, space: LabelSpace, dataset: str) -> Labels:

@@ -4,9 +4,10 @@ Shape legend:
     H, W  height and width
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
 import cv2
@@ -78,11 +79,19 @@ def meaning_of_number(number: int, space: LabelSpace, dataset: str) -> int | Non
     return int(table[number]) if known[number] else None
 
 
-def class_colors(space: LabelSpace) -> dict[int, int]:
+def class_colors(space: LabelSpace) -> Mapping[int, int]:
     """Label of each colour (0xRRGGBB) of one class only, and of black for unlabelled.
 
     Colours that nobody gave have no meaning.
     """
+    return _class_colors(space, space.colors_given)
+
+
+@lru_cache(maxsize=8)
+def _class_colors(
+    space: LabelSpace,
+    given: tuple[bool, ...],  # noqa: ARG001  not part of the space's equality, so of the key
+) -> Mapping[int, int]:
     meaning: dict[int, int] = {}
     shared: set[int] = set()
     for c in space.classes:
@@ -94,7 +103,7 @@ def class_colors(space: LabelSpace) -> dict[int, int]:
         meaning[code] = c.id
     if space.ignore is not None and meaning:
         meaning.setdefault(0, space.ignore_index)
-    return {code: label for code, label in meaning.items() if code not in shared}
+    return MappingProxyType({c: label for c, label in meaning.items() if c not in shared})
 
 
 def accepted_ids(space: LabelSpace, dataset: str) -> str:

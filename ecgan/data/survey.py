@@ -289,21 +289,20 @@ def survey_dataset(
     step = max(1, -(-len(pairs) // num_files)) if num_files else 1
     read = pairs[::step]
     contents = checks.read_contents(read, workers=workers, progress=progress)
-    values = Values(space, folder.dataset)
+    values = checks.tally(read, contents, space, folder.dataset)
     survey = DatasetSurvey(
         folder, splits, space, has_instances, has_edges, faults, notes, values, folder.reading
     )
-    for item, (content, _) in zip(read, contents, strict=True):
+    for content, _ in contents:
         survey.num_read += 1
         if content is None:
             continue
-        values.add(item.label, content.histogram)
         survey.label_modes[content.histogram.mode] += 1
         if content.photo is not None:
             survey.photo_modes[content.photo.mode] += 1
             survey.photo_sizes[content.photo.upright] += 1
     _judge(survey, read, contents)
-    _compare_sides(survey, pairs, read, contents)
+    _compare_sides(survey, read, contents)
     return survey
 
 
@@ -314,13 +313,10 @@ def _has_all(folder: DataFolder, split: str | None, kind: Kind) -> bool:
 
 def _judge(survey: DatasetSurvey, items: Sequence[Item], contents: Sequence[Found]) -> None:
     """Add what a training would say of the files' content."""
-    space = survey.space
-    if space is None:
-        proposed = propose_classes(survey.values)
-        survey.values.space = proposed
-        space = proposed
+    if survey.space is None:
+        survey.values.space = propose_classes(survey.values)
         survey.notes += proposal_notes(survey.values)
-    verdict = checks.judge(items, contents, space, survey.dataset)
+    verdict = checks.judge(items, contents, survey.values)
     survey.reading = verdict.reading
     survey.faults += verdict.faults
     survey.notes += verdict.notes
@@ -366,33 +362,20 @@ def _agreement(photo: npt.NDArray[np.uint8], label: npt.NDArray[np.float32]) -> 
     return float(strength[border].mean() / max(1e-6, strength[~border].mean()))
 
 
-def _compare_sides(
-    survey: DatasetSurvey,
-    pairs: Sequence[Item],
-    items: Sequence[Item],
-    contents: Sequence[Found],
-) -> None:
-    """Add a note on held-out photos that are on the other side too."""
+def _compare_sides(survey: DatasetSurvey, items: Sequence[Item], contents: Sequence[Found]) -> None:
+    """Add a note on held-out photos that are among those to train on too."""
     folder = survey.folder
-    keyed: dict[str, bool] = {}
-    if folder.has_split("val"):
-        held = {item.key for item in folder.index("val")} if not survey.all_faults else set[str]()
-        keyed = {item.key: item.key in held for item in pairs}
-    elif pairs and not survey.all_faults:
-        divided = folder.has_split("train")
-        whole = folder.index("train" if divided else None)
-        held = datasets.held_out_keys([item.key for item in whole], folder.val_by)
-        keyed = {item.key: item.key in held for item in whole}
+    if survey.all_faults or not items or (folder.splits() and not folder.has_split("train")):
+        return
+    held_out = {item.label for item in folder.items_for("val")}
+    both = held_out.union(item.label for item in folder.items_for("train"))
     own = [
-        (content.photo, keyed[item.key])
+        (content.photo, item.label in held_out)
         for item, (content, _) in zip(items, contents, strict=True)
-        if content is not None and item.key in keyed
+        if content is not None and item.label in both
     ]
-    if own:
-        photos, sides = zip(*own, strict=True)
-        found = checks.count_near_equal(photos, sides)
-        note = checks.equal_photos_note(*found, sum(sides))
-        survey.notes += [note] if note else []
+    note = checks.near_equal_note([photo for photo, _ in own], [held for _, held in own])
+    survey.notes += [note] if note else []
 
 
 def _class_list(folder: DataFolder) -> tuple[LabelSpace | None, list[str]]:

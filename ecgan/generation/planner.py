@@ -309,7 +309,7 @@ def plan(request: Request) -> DatasetPlan:
         if reading is not None:
             notes.append(f"Reading the label maps with {listed.path}, by the names of its classes")
     if request.layouts.labels is not None:
-        notes.append(stretched(items, (recipe.data.height, recipe.data.width)))
+        notes.append(stretched(check, (recipe.data.height, recipe.data.width)))
     for note in filter(None, [] if request.quiet else notes):
         say(note)
     items = list(check.items)

@@ -75,7 +75,7 @@ def process_group(device: torch.device) -> Generator[None, None, None]:
         dist.init_process_group("cpu:gloo,cuda:nccl", timeout=_TIMEOUT, device_id=device)
     else:
         dist.init_process_group("gloo", timeout=_TIMEOUT)
-    watch_parent()
+    watch_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))
     try:
         yield
     except BaseException:

@@ -8,14 +8,11 @@ from pathlib import Path
 
 from ecgan.class_files import list_of_copy, list_of_labels, read_class_list
 from ecgan.data.checks import LabelCheck
-from ecgan.data.datasets import Item
-from ecgan.data.files import images
 from ecgan.data.files.pairing import capped, count
 from ecgan.errors import UserError
 from ecgan.labels import LabelClass, LabelSpace
 from ecgan.recipe import Recipe
 
-_LOOKED_AT = 200  # label maps whose size is read
 _STRETCH = 1.1  # change of an aspect ratio that is worth a word
 
 
@@ -58,27 +55,23 @@ class OwnClasses:
         return replace(check, counts=check.counts[:, : space.num_classes])
 
 
-def stretched(items: Sequence[Item], size: tuple[int, int]) -> str:
+def stretched(check: LabelCheck, size: tuple[int, int]) -> str:
     """Sentence about label maps that change their aspect ratio by more than a tenth; else empty.
 
     Args:
-        items: label maps; of many, some that are spread evenly are looked at.
+        check: check of the label maps, which has read their sizes.
         size: height and width of the generator's samples.
     """
-    seen = items[:: -(-len(items) // _LOOKED_AT)]
     wanted = size[1] / size[0]
     others: list[str] = []
-    for item in seen:
-        try:
-            height, width = images.sniff_size(item.label)
-        except UserError:  # no image file: a hint is not worth reading it whole
-            continue
+    for item, content in zip(check.items, check.contents, strict=True):
+        height, width = content.histogram.size
         if not 1 / _STRETCH <= width / height / wanted <= _STRETCH:
             others.append(f"{item.label}, {width} x {height}")
     if not others:
         return ""
     return (
-        f"{count(len(others), 'label map')} of {len(seen)} stretched to the generator's "
+        f"{count(len(others), 'label map')} of {len(check.items)} stretched to the generator's "
         f"{size[1]} x {size[0]} pixels (first: {others[0]}); cut them to this ratio beforehand if "
         "they were not so in training"
     )

@@ -161,8 +161,9 @@ def _check_files(
     notes = [*check.notes, *(check.class_notes() if recipe.data.dataset == "folder" else ())]
     held_out = {item.label for item in sets[1].items}
     sides = [item.label in held_out for item in check.items]
-    if not all(sides) and (found := checks.near_equal_note(check, sides)):
-        notes.append(found)
+    if not all(sides):
+        found = checks.near_equal_note([content.photo for content in check.contents], sides)
+        notes += [found] if found else []
     if not quiet:
         for note in notes:
             say(note)

@@ -8,10 +8,10 @@ import pytest
 
 from ecgan import labels
 from ecgan.data.checks import check_labels
-from ecgan.data.datasets import items_for
 from ecgan.errors import UserError
 from tests.helpers import trees
 from tests.helpers.errors import message
+from tests.helpers.folder_items import items_for
 from tests.helpers.trees import empty, in_palette, photo, save, stripes, truncate
 
 SPACE = labels.from_json(trees.CLASSES, "classes.json")

@@ -5,9 +5,10 @@ import pytest
 
 from ecgan import labels
 from ecgan.data import datasets
-from ecgan.data.datasets import DataFolder, Item, index, index_labels, items_for
-from tests.helpers import trees
+from ecgan.data.datasets import DataFolder, Item, index_labels
+from tests.helpers import folder_items, trees
 from tests.helpers.errors import message
+from tests.helpers.folder_items import index, items_for
 from tests.helpers.trees import photo, save, stripes
 
 FOLDER = "folder"
@@ -52,7 +53,7 @@ def test_cityscapes_is_paired_over_city_folders(tmp_path):
     ]
     first = items[0]
     assert [p.name for p in (first.image, first.label, first.instances)] == names
-    assert datasets.splits("cityscapes", tmp_path) == ["train", "val"]
+    assert folder_items.splits("cityscapes", tmp_path) == ["train", "val"]
 
 
 def test_cityscapes_instance_ids_above_32767_stay_apart(tmp_path):
@@ -149,7 +150,7 @@ def test_synonyms_of_split_folders(tmp_path):
     for name in ("training", "valid", "testing"):
         save(tmp_path / f"images/{name}/a.png", photo(0))
         save(tmp_path / f"labels/{name}/a.png", stripes([0]))
-    assert datasets.splits(FOLDER, tmp_path) == ["train", "val", "test"]
+    assert folder_items.splits(FOLDER, tmp_path) == ["train", "val", "test"]
     assert all(keys(items_for(FOLDER, tmp_path, s)) == ["a"] for s in ("train", "val", "test"))
 
 
@@ -160,7 +161,7 @@ def test_a_fraction_of_the_training_split_is_the_same_every_time(tmp_path):
     root = trees.write_folder(tmp_path, num=20)
 
     def keys(split, fraction):
-        return [i.key for i in datasets.items_for("folder", root, split, fraction=fraction)]
+        return [i.key for i in folder_items.items_for("folder", root, split, fraction=fraction)]
 
     whole, half, tenth = (keys("train", f) for f in (1.0, 0.5, 0.1))
     assert (len(whole), len(half), len(tenth)) == (20, 10, 2)

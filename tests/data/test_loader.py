@@ -27,6 +27,7 @@ from ecgan.data.transforms import canny_edges
 from ecgan.demo import toy
 from ecgan.errors import UserError
 from ecgan.labels import LabelSpace, from_json
+from tests.helpers import folder_items
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def root(tmp_path_factory):
 
 
 def _dataset(root, **changes):
-    items = datasets.index("folder", root, "train", instances=True, edges_folder=True)
+    items = folder_items.index("folder", root, "train", instances=True, edges_folder=True)
     options = {"height": 32, "width": 32, "resize_to": (32, 64), "flip": True, "boundary": True}
     return TripleDataset(items, toy.SPACE, "folder", **(options | changes))
 
@@ -227,10 +228,10 @@ def test_loader_processes_survive_sigterm_and_end_with_their_parent(root, end):
     script = f"""
 import multiprocessing, os, signal
 from pathlib import Path
-from ecgan.data import datasets
+from ecgan.data.datasets import DataFolder
 from ecgan.demo import toy
 from ecgan.data.loader import TripleDataset, batches
-items = datasets.index("folder", Path({str(root)!r}), "train", instances=False, edges_folder=False)
+items = DataFolder("folder", Path({str(root)!r})).index("train")
 dataset = TripleDataset(items, toy.SPACE, "folder", height=32, width=64)
 found = batches(dataset, 0, 2, workers=2)
 next(found)

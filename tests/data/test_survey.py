@@ -14,7 +14,7 @@ from ecgan.data.proposals import propose_classes
 from ecgan.data.survey import survey_dataset
 from ecgan.recipe import label_space, load_recipe
 from ecgan_cli.main import cli
-from tests.helpers import trees
+from tests.helpers import folder_items, trees
 from tests.helpers.trees import photo, save, stripes
 
 
@@ -46,7 +46,7 @@ def test_each_structure_is_recognised_and_its_recipe_reads_it(dataset, tmp_path)
     assert recipe.train.augment == "diffaugment"
     assert recipe.data.instances == (dataset in {"cityscapes", "coco_stuff"})
     for split in ("train", "val"):
-        items = datasets.items_for(dataset, root, split, instances=recipe.data.instances)
+        items = folder_items.items_for(dataset, root, split, instances=recipe.data.instances)
         checks.check_labels(items, label_space(recipe.data), dataset)
 
 
@@ -102,7 +102,7 @@ def test_colour_masks_without_a_class_list_get_one(tmp_path):
     recipe = proposal(root, tmp_path)
     space = label_space(recipe.data)
     assert [c.color for c in space.classes] == [(0, 0, 0), (10, 20, 30), (200, 0, 0)]
-    item = datasets.items_for("folder", root, "train")[0]
+    item = folder_items.items_for("folder", root, "train")[0]
     assert np.unique(datasets.read_label(item, space, "folder")).tolist() == [0, 1, 2]
 
 

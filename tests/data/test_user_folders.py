@@ -563,6 +563,18 @@ def test_frames_of_a_film_on_both_sides_are_counted(tmp_path, quality):
         folder(val_by=("x",)).items_for("val")
 
 
+def test_equal_photos_are_found_where_both_splits_use_the_same_names(tmp_path):
+    for split in ("train", "val"):
+        draw(tmp_path, folders=(f"images/{split}", f"labels/{split}"), first=0)
+    for kind in ("images", "labels"):
+        for number in range(6):  # the same pairs under each other's names
+            shutil.copy(
+                tmp_path / kind / f"train/{number:03}.png",
+                tmp_path / kind / f"val/{(number + 1) % 6:03}.png",
+            )
+    assert "Of 6 held-out photos, 6 are byte-equal" in " ".join(survey_dataset(tmp_path).notes)
+
+
 def test_other_photos_are_not_near_equal(tmp_path):
     for num_classes in (2, 4):
         root = draw(tmp_path / str(num_classes), num=40, num_classes=num_classes)

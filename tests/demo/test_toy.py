@@ -10,6 +10,7 @@ from ecgan.data import checks, datasets
 from ecgan.data.transforms import canny_edges
 from ecgan.demo import street, toy
 from ecgan.errors import UserError
+from tests.helpers import folder_items
 
 
 @pytest.fixture(scope="module")
@@ -79,10 +80,10 @@ def test_the_data_set_is_read_as_a_folder(tmp_path):
     out = tmp_path / "new" / "toy"
     toy.write_toy(out, 11, seed=3, height=32, width=64)
     for split, count in (("train", 9), ("val", 1), ("test", 1)):
-        items = datasets.index("folder", out, split, instances=False, edges_folder=False)
+        items = folder_items.index("folder", out, split, instances=False, edges_folder=False)
         assert len(items) == count
         checks.check_labels(items, toy.SPACE, "folder")
-    item = datasets.index("folder", out, "val", instances=False, edges_folder=False)[0]
+    item = folder_items.index("folder", out, "val", instances=False, edges_folder=False)[0]
     image, label = toy.draw_scene((3, 8), 32, 64)
     np.testing.assert_array_equal(datasets.read_label(item, toy.SPACE, "folder"), label)
     assert np.abs(datasets.read_image(item).astype(int) - image).mean() < 3

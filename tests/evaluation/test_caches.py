@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 from ecgan import checkpoint, labels
-from ecgan.data import datasets
 from ecgan.data.loader import TripleDataset
 from ecgan.errors import UserError
 from ecgan.evaluation import measure
@@ -20,6 +19,7 @@ from ecgan.metrics.segmentation import AGREEMENTS
 from ecgan.runtime.storage import HIDDEN, open_store
 from ecgan.segmentation.loading import load_segmenter
 from ecgan.shards import formats
+from tests.helpers import folder_items
 from tests.helpers.evaluation import (
     encoded_photos,
     evaluated,
@@ -182,7 +182,7 @@ def test_photos_are_looked_at_again_when_their_classes_change(world):
     recoloured = replace(space.classes[0], color=(1, 2, 3))
     prints = []
     for own in (space, space, replace(space, classes=(recoloured, *space.classes[1:]))):
-        items = datasets.index("folder", world / "real", "val")
+        items = folder_items.index("folder", world / "real", "val")
         height, width = SIZE
         dataset = TripleDataset(items, own, "folder", height=height, width=width, edges="none")
         prints.append(measure.Photos(dataset, range(3)).fingerprint(0, 3))

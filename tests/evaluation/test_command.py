@@ -27,6 +27,7 @@ from ecgan.segmentation.segmenter import (
 from ecgan.shards.manifest import read_manifest
 from ecgan.training.validation import validate
 from ecgan_cli.main import cli
+from tests.helpers import folder_items
 from tests.helpers.evaluation import TINY, evaluated, recipe_of, request_of
 from tests.helpers.segmenters import ByColour
 from tests.helpers.tiny import NAMES
@@ -85,7 +86,7 @@ def generator_of(world):
 
 def test_validate_scores_a_generator(world):
     generator, _, space = generator_of(world)
-    items = datasets.index("folder", world / "real", "val")
+    items = folder_items.index("folder", world / "real", "val")
     data = TripleDataset(items, space, "folder", height=32, width=64, train=False, edges="none")
     judge = Segmenter(
         ByColour(),

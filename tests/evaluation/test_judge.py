@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from ecgan import labels
-from ecgan.data import datasets
 from ecgan.data.loader import TripleDataset
 from ecgan.errors import UserError
 from ecgan.evaluation import judge as judges
@@ -12,6 +11,7 @@ from ecgan.recipe import parse_recipe
 from ecgan.runtime.files import sha256
 from ecgan.segmentation.segmenter import Normalisation, Provenance, Segmenter, Sources, segformer
 from ecgan.shards.manifest import FilterSummary, Manifest
+from tests.helpers import folder_items
 from tests.helpers.tiny import NAMES, write_pairs
 
 CPU = torch.device("cpu")
@@ -50,7 +50,7 @@ def filtered_by(**changes):
 def reference(tmp_path):
     write_pairs(tmp_path / "real", num_train=4, num_val=3)
     space = labels.load_label_space(tmp_path / "real" / "classes.json")
-    items = datasets.index("folder", tmp_path / "real", "val")
+    items = folder_items.index("folder", tmp_path / "real", "val")
     return TripleDataset(items, space, "folder", height=32, width=64, edges="none")
 
 

@@ -10,13 +10,13 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from ecgan import checkpoint, labels
-from ecgan.data import datasets
 from ecgan.data.datasets import DataFolder
 from ecgan.errors import UserError
 from ecgan.evaluation.downstream import run as downstream
 from ecgan.generation import run as generate
 from ecgan.recipe import parse_recipe
 from ecgan.recipe_schema import DownstreamTraining
+from tests.helpers import folder_items
 from tests.helpers.tiny import SIZE, write_pairs
 
 FEW = {"train": 10, "val": 3}
@@ -31,7 +31,7 @@ def write_real(root, num_train=FEW["train"], num_val=FEW["val"]):
 
 
 def keys_of(root, split="train", fraction=1.0):
-    return {i.key for i in datasets.items_for("folder", root, split, fraction=fraction)}
+    return {i.key for i in folder_items.items_for("folder", root, split, fraction=fraction)}
 
 
 def make_samples(folder, real, *, seen=None, fraction=1.0, data=(), model=(), **options):

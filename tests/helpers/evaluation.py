@@ -13,6 +13,7 @@ from ecgan.recipe import parse_recipe
 from ecgan.runtime.storage import HIDDEN, open_store
 from ecgan.shards import codecs, formats, records
 from ecgan.shards.manifest import SCHEMA
+from tests.helpers import folder_items
 from tests.helpers.tiny import NAMES, SIZE
 
 TINY = {"width": 4, "upsamplings": 5, "style": True, "label_generator": "off"}
@@ -43,7 +44,7 @@ def request_of(world, out, **changes):
 
 def encoded_photos(root, split, keys=None):
     """The photos of a split as samples in the bytes of files."""
-    for item in datasets.index("folder", root / "real", split):
+    for item in folder_items.index("folder", root / "real", split):
         if keys is not None and item.key not in keys:
             continue
         space = labels.load_label_space(root / "real" / "classes.json")

@@ -9,7 +9,6 @@ import torch.multiprocessing
 from torch import nn
 
 from ecgan.data import loader
-from ecgan.data.datasets import items_for
 from ecgan.data.loader import TripleDataset, to_images
 from ecgan.errors import UserError
 from ecgan.models.layers import condition
@@ -19,6 +18,7 @@ from ecgan.runtime.device import choose_device
 from ecgan.segmentation.segmenter import Normalisation, Provenance, Segmenter, segformer
 from ecgan.training import step as steps
 from ecgan.training.objective import Inputs, Objective, build_bank
+from tests.helpers.folder_items import items_for
 from tests.helpers.tiny import write_pairs
 
 STEPS = 3

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ecgan import labels
-from ecgan.data import datasets
 from ecgan.data.loader import TripleDataset, to_images
 from ecgan.errors import UserError
 from ecgan.labels import LabelClass, LabelSpace
@@ -31,7 +30,7 @@ from ecgan.segmentation.label_filter import (
     pixel_losses,
 )
 from ecgan.segmentation.segmenter import Normalisation, Provenance, Segmenter, Sources
-from tests.helpers import naive_data
+from tests.helpers import folder_items, naive_data
 from tests.helpers.tiny import NAMES, write_pairs
 
 CPU = torch.device("cpu")
@@ -77,7 +76,7 @@ def own_root(root, tmp_path):
 
 def pairs(root, **options):
     space = labels.load_label_space(root / "classes.json")
-    items = datasets.items_for("folder", root, "train")
+    items = folder_items.items_for("folder", root, "train")
     sizes = {"height": 32, "width": 64} | options
     return TripleDataset(items, space, "folder", train=False, edges="none", **sizes)
 
@@ -107,7 +106,7 @@ def prepared(root, cache, name="train", layouts=None, **sampling):
 
 
 def digests(root, split="train"):
-    items = datasets.items_for("folder", root, split)
+    items = folder_items.items_for("folder", root, split)
     return {item.key: sha256(item.label) for item in items}
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from ecgan import labels
-from ecgan.data import datasets, loader
+from ecgan.data import loader
 from ecgan.data.loader import TripleDataset
 from ecgan.demo import toy
 from ecgan.errors import UserError
@@ -27,6 +27,7 @@ from ecgan.segmentation.class_mapping import map_by_name
 from ecgan.segmentation.loading import load_segmenter
 from ecgan.segmentation.segmenter import Normalisation, Provenance, Segmenter, Sources
 from ecgan.segmentation.training import train_segmenter
+from tests.helpers import folder_items
 
 STREET = ("sky", "road", "tree")
 
@@ -62,7 +63,7 @@ def street(tmp_path_factory):
 
 def pairs(root, *, split="train", height=32, width=64, **options):
     space = labels.load_label_space(root / "classes.json")
-    items = datasets.items_for("folder", root, split)
+    items = folder_items.items_for("folder", root, split)
     return TripleDataset(items, space, "folder", height=height, width=width, **options)
 
 
@@ -323,7 +324,7 @@ def test_training_is_seeded_and_cached(street, tmp_path):
 
 def test_a_segmenter_knows_what_it_learnt_from(street, tmp_path):
     segmenter = train(street, tmp_path / "cache", images=4)
-    items = datasets.items_for("folder", street, "train")
+    items = folder_items.items_for("folder", street, "train")
     assert segmenter.sources.keys == {item.key for item in items}
     contents = {hashlib.sha256(item.label.read_bytes()).hexdigest() for item in items}
     assert segmenter.sources.labels == contents

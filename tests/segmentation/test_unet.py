@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from ecgan import labels
-from ecgan.data import datasets
 from ecgan.data.loader import TripleDataset
 from ecgan.errors import UserError
 from ecgan.models.pretrained.efficientnet_lite import EfficientNetLite0
@@ -15,6 +14,7 @@ from ecgan.recipe import SegmenterTraining
 from ecgan.segmentation import unet
 from ecgan.segmentation.loading import load_segmenter
 from ecgan.segmentation.training import train_segmenter
+from tests.helpers import folder_items
 from tests.helpers.tiny import NAMES, write_pairs
 
 
@@ -40,7 +40,7 @@ def test_encoder_starts_from_lite1s_weights():
 def pairs(tmp_path):
     write_pairs(tmp_path / "real", num_train=6)
     space = labels.load_label_space(tmp_path / "real" / "classes.json")
-    items = datasets.index("folder", tmp_path / "real", "train")
+    items = folder_items.index("folder", tmp_path / "real", "train")
     return TripleDataset(items, space, "folder", height=32, width=64, edges="none"), space
 
 

@@ -19,6 +19,7 @@ from ecgan.data.decode import (
 )
 from ecgan.data.files.images import Readable
 from ecgan.data.files.label_maps import Form, Histogram
+from ecgan.data.files.pairing import count
 from ecgan.labels import LabelSpace
 
 MANY = 20  # unknown colours are told one by one up to here
@@ -32,11 +33,6 @@ class Value(NamedTuple):
     form: Form
     number: int  # of a colour with r = g = b that grey; -1 for the others
     color: int  # 0xRRGGBB; of a number without palette the grey; -1 without one
-
-    @property
-    def code(self) -> int:
-        """The value as the file stores it."""
-        return self.color if self.form == Form.COLORS else self.number
 
     def __str__(self) -> str:
         return color_text(self.color) if self.form == Form.COLORS else str(self.number)
@@ -103,18 +99,9 @@ class Values:
 
     def unknown(self, encoding: Encoding) -> list[Value]:
         """Values without a meaning, those of the most pixels first."""
-        if encoding == Encoding.NEAREST:
-            return [] if class_colors(self._space) else list(self.tallies)
-        colors = class_colors(self._space) if encoding == Encoding.COLOR else None
-        found = [
-            value
-            for value in self.tallies
-            if (
-                value.color not in colors
-                if colors is not None
-                else self.meaning(value, encoding) is None
-            )
-        ]
+        if encoding == Encoding.NEAREST and class_colors(self._space):
+            return []
+        found = [value for value in self.tallies if self.meaning(value, encoding) is None]
         return sorted(found, key=lambda value: -self.tallies[value].pixels)
 
     @property
@@ -264,18 +251,18 @@ class Values:
         numbers = [
             file for form, files in self.forms.items() if form != Form.COLORS for file in files
         ]
-        found = f"{_count(len(rgb), 'label map')} of RGB colours (first: {rgb[0]})" if rgb else ""
+        found = f"{count(len(rgb), 'label map')} of RGB colours (first: {rgb[0]})" if rgb else ""
         is_color = encoding in BY_COLOR
         if is_color and not class_colors(space):
             return [
-                f"{found or _count(len(numbers), 'label map')}, but the class list gives no "
+                f"{found or count(len(numbers), 'label map')}, but the class list gives no "
                 f'colour; add "color" to each class; the colours found are {self._listed(unknown)}'
             ]
         if rgb and not is_color and any(value.number < 0 for value in unknown):
             return [f"{found}, but {_WAY} is gray: r, g and b differ; set it to color"]
         if is_color and len(unknown) > MANY:
             share = 100 * self._share(Encoding.COLOR)
-            files = _count(max(self.tallies[value].files for value in unknown), "file")
+            files = count(max(self.tallies[value].files for value in unknown), "file")
             first = self.tallies[unknown[0]].first
             return [
                 f"{len(unknown)} colours that the class list lacks, {share:.1f} % of all pixels, "
@@ -290,7 +277,7 @@ class Values:
         lines += [renumbering] if renumbering else []
         if rgb and numbers and encoding != Encoding.GRAY:
             lines.append(
-                f"{found} beside {_count(len(numbers), 'label map')} of numbers (first: "
+                f"{found} beside {count(len(numbers), 'label map')} of numbers (first: "
                 f"{numbers[0]}); save all in one form"
             )
         elif rgb and encoding == Encoding.INDEX:
@@ -299,7 +286,7 @@ class Values:
 
     def _unknown_line(self, value: Value, encoding: Encoding, is_only: bool) -> str:
         tally = self.tallies[value]
-        found = f"found in {_count(tally.files, 'file')} (first: {tally.first})"
+        found = f"found in {count(tally.files, 'file')} (first: {tally.first})"
         if encoding in BY_COLOR:
             text = unknown_fault(value.color, self._space, self.dataset, colors=True)
             return f"{text}; {found}"
@@ -395,7 +382,3 @@ def values_of(found: Histogram) -> Iterator[Value]:
             yield Value(found.form, value, color)
         else:
             yield Value(found.form, value, value * 0x10101 if 0 <= value < 256 else -1)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"1 {noun}" if number == 1 else f"{number} {noun}s"

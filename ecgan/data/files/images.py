@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import cv2
 import numpy as np
@@ -31,6 +31,7 @@ _ORIENTATION, _SUBFILE, _BITS, _PHOTOMETRIC, _SAMPLES, _EXTRA = 274, 254, 258, 2
 _TIFF_CHANNELS = {0: 1, 1: 1, 2: 3, 3: 1, 4: 1, 5: 4, 6: 3, 8: 3}
 
 Orientation = Literal["auto", "apply", "stored"]
+_Pixel = TypeVar("_Pixel", bound=np.generic)
 
 
 class Readable(Protocol):
@@ -110,7 +111,7 @@ def read_photo(
         if values is not None:
             pixels = _to_bytes(file, values, levels)
             pixels = pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
-            return _turned(pixels, _orientation(image)) if upright else pixels
+            return turned_upright(pixels, _orientation(image)) if upright else pixels
         image.load()
         turned = ImageOps.exif_transpose(image) if upright else image
         if "transparency" in image.info:  # Pillow warns of going to RGB at once
@@ -161,16 +162,18 @@ def sha256(file: Readable) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def sniff_size(file: Readable) -> tuple[int, int]:
-    """Height and width of the stored pixels of an image; they are not decoded."""
-    with opened(file) as (image, _):
-        return image.height, image.width
+def turned_upright(pixels: npt.NDArray[_Pixel], orientation: int) -> npt.NDArray[_Pixel]:
+    """Stored pixels, (H, W) or (H, W, 3), as EXIF's orientation, 1 to 8, sets them upright."""
+    if orientation in {2, 4, 5, 7}:  # mirrored, then turned
+        pixels = pixels[:, ::-1]
+    quarters = {3: 2, 4: 2, 5: 1, 6: 3, 7: 3, 8: 1}.get(orientation, 0)
+    return np.ascontiguousarray(np.rot90(pixels, quarters))
 
 
 def is_lossy(image: Image.Image, content: bytes) -> bool:
     """Whether the format changes pixels: JPEG, or WebP unless it is lossless."""
     if image.format == "WEBP":
-        return b"VP8L" not in content[:64] and b"VP8L" not in content[:4096]
+        return b"VP8L" not in content[:4096]
     return image.format in {"JPEG", "MPO"}
 
 
@@ -289,14 +292,6 @@ def _to_bytes(
     low, high = levels
     scaled = (np.nan_to_num(values).astype(np.float64) - low) * (255 / (high - low))
     return np.rint(scaled).clip(0, 255).astype(np.uint8)
-
-
-def _turned(pixels: npt.NDArray[np.uint8], orientation: int) -> npt.NDArray[np.uint8]:
-    """Pixels after EXIF's orientation."""
-    if orientation in {2, 4, 5, 7}:  # mirrored, then turned
-        pixels = pixels[:, ::-1]
-    quarters = {3: 2, 4: 2, 5: 1, 6: 3, 7: 3, 8: 1}.get(orientation, 0)
-    return np.ascontiguousarray(np.rot90(pixels, quarters))
 
 
 @contextmanager

@@ -20,6 +20,8 @@ from PIL import Image, ImageOps
 from ecgan.data.files.images import DEEP_MODES, Readable, is_lossy, opened
 from ecgan.errors import UserError
 
+_COLOR_MODES = {"RGB", "RGBA", "RGBX"}
+
 
 class Form(StrEnum):
     """What the pixels of a label file are."""
@@ -168,27 +170,27 @@ def _bits(image: Image.Image) -> int:
 
 
 def _raw(file: Readable, image: Image.Image, depth: int) -> RawLabel:
-    mode, palette = image.mode, None
-    has_transparency = "transparency" in image.info and mode not in {"1", *DEEP_MODES}
-    if mode in {"RGB", "RGBA", "RGBX", "LA", "PA"} or has_transparency:
-        return _with_alpha(file, image, depth)
-    if mode not in {"1", "L", "P", *DEEP_MODES}:
+    mode = image.mode
+    if mode not in _COLOR_MODES | {"1", "L", "LA", "P", "PA"} | DEEP_MODES:
         raise UserError(
             f"{file}: pixels of mode {mode}; a label map has one channel of class ids, or the "
             "colours of the class list in RGB"
         )
     turned = ImageOps.exif_transpose(image)
-    if mode == "P":
-        palette = _palette(image)
-    values = np.asarray(turned)
+    transparent = _transparent(file, turned)
+    if mode in _COLOR_MODES:
+        colors = codes(np.asarray(turned.convert("RGB")))
+        return RawLabel(colors, Form.COLORS, None, transparent, mode)
+    values = np.asarray(turned.getchannel(0) if mode in {"LA", "PA"} else turned)
     if values.dtype == np.bool_:
         values = values.astype(np.uint8)  # as bytes they may be 255
     elif values.dtype.byteorder == ">":
         values = values.astype(np.uint16)
     if mode == "L" and depth in {2, 4}:  # Pillow spreads them over 0 to 255
         values = values // (255 // (2**depth - 1))
-    form = Form.NUMBERS if palette is None else Form.PALETTE
-    return RawLabel(values, form, palette, mode=mode)
+    if mode in {"P", "PA"}:
+        return RawLabel(values, Form.PALETTE, _palette(image), transparent, mode)
+    return RawLabel(values, Form.NUMBERS, None, transparent, mode)
 
 
 def _palette(image: Image.Image) -> npt.NDArray[np.int32]:
@@ -198,30 +200,16 @@ def _palette(image: Image.Image) -> npt.NDArray[np.int32]:
     return palette
 
 
-def _with_alpha(file: Readable, image: Image.Image, depth: int) -> RawLabel:
-    """Label map that may be transparent: pixels of alpha 0 have no class."""
-    turned = ImageOps.exif_transpose(image)
-    mode, palette = image.mode, None
-    if "transparency" in image.info or mode in {"RGBA", "LA", "PA"}:
-        alpha = np.asarray(turned.convert("RGBA").getchannel("A"))
-        partly = int(((alpha > 0) & (alpha < 255)).sum())
-        if partly:
-            raise UserError(
-                f"{file}: {partly} half-transparent pixels; save the label map without alpha, or "
-                "with alpha 0 for unlabelled pixels only"
-            )
-        transparent = None if alpha.all() else alpha == 0
-    else:
-        transparent = None
-    if mode in {"RGB", "RGBA", "RGBX"}:
-        values, form = codes(np.asarray(turned.convert("RGB"))), Form.COLORS
-    elif mode in {"P", "PA"}:
-        values = np.asarray(turned if mode == "P" else turned.getchannel(0))
-        palette, form = _palette(image), Form.PALETTE
-    else:
-        values = np.asarray(turned if mode != "LA" else turned.getchannel(0))
-        values = values.astype(np.uint8) if values.dtype == np.bool_ else values
-        if mode == "L" and depth in {2, 4}:
-            values = values // (255 // (2**depth - 1))
-        form = Form.NUMBERS
-    return RawLabel(values, form, palette, transparent, mode)
+def _transparent(file: Readable, image: Image.Image) -> npt.NDArray[np.bool_] | None:
+    """Pixels of alpha 0, which have no class; None where there are none."""
+    has_alpha = "transparency" in image.info and image.mode not in {"1", *DEEP_MODES}
+    if not has_alpha and image.mode not in {"RGBA", "LA", "PA"}:
+        return None
+    alpha = np.asarray(image.convert("RGBA").getchannel("A"))
+    partly = int(((alpha > 0) & (alpha < 255)).sum())
+    if partly:
+        raise UserError(
+            f"{file}: {partly} half-transparent pixels; save the label map without alpha, or with "
+            "alpha 0 for unlabelled pixels only"
+        )
+    return None if alpha.all() else alpha == 0

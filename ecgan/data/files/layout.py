@@ -6,7 +6,7 @@ Where no folder says, label maps are told by a common suffix of their names.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -109,13 +109,6 @@ class Layout:
             faults += pairing.pairing_faults(files, self.root)
         return FoundFiles(files, pairing.capped(faults), notes)
 
-    def label_maps(self) -> list[tuple[str, Path]]:
-        """Names and paths of all label maps."""
-        return [
-            ("/".join(filter(None, (e.split, e.name))), e.file.path)
-            for e in self.entries.get("label", ())
-        ]
-
     def _pair(
         self, chosen: Mapping[Kind, Sequence[_Entry]], faults: list[str]
     ) -> tuple[dict[Kind, dict[str, Path]], list[str]]:
@@ -179,6 +172,11 @@ class Layout:
             )
             hint += "JPEG or PNG"
         return f"no {NOUNS[kind]}s{where}: {_HINT}; {found}{splits}{hint}"
+
+
+def names_and_paths(entries: Iterable[_Entry]) -> list[tuple[str, Path]]:
+    """Names of files, with their splits, and their paths."""
+    return [("/".join(filter(None, (e.split, e.name))), e.file.path) for e in entries]
 
 
 def read_layout(root: Path, options: Options | None = None) -> Layout:
@@ -345,7 +343,7 @@ def _divide_flat(
                 layout.notes.append("Of two files of one name, the lossless one is the label map.")
                 return _halves(pool, is_label)
         known = {*own}
-        bases = [pairing._base(name, known - {name}) for name in own]
+        bases = [pairing.base_name(name, known - {name}) for name in own]
         ends = Counter(
             name[len(base) :] for name, base in zip(own, bases, strict=True) if base is not None
         )

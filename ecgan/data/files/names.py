@@ -12,7 +12,8 @@ from ecgan.labels import SPLIT_FOLDERS
 
 Kind = Literal["image", "label", "instances", "edge"]
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")  # of photos
+IMAGE_SUFFIXES = frozenset(IMAGE_ENDINGS)
 LABEL_SUFFIXES = frozenset({".png", ".bmp", ".tif", ".tiff", ".webp", ".gif"})  # may be lossless
 LOSSY_SUFFIXES = frozenset({".jpg", ".jpeg"})
 # Files of other tools that a user may take for photos or label maps

@@ -200,7 +200,7 @@ def _without(name: str, suffix: str) -> str | None:
 
 def _own_or_unpaired(name: str, known: Collection[str]) -> str | None:
     """The name, unless it is a variant of a map that is there: a_color beside a."""
-    return None if name not in known and _base(name, known) is not None else name
+    return None if name not in known and base_name(name, known) is not None else name
 
 
 def _num_pairs(renaming: Renaming, labels: Collection[str], images: Collection[str]) -> int:
@@ -212,7 +212,7 @@ def _num_pairs(renaming: Renaming, labels: Collection[str], images: Collection[s
     return len({*own} & {*others})
 
 
-def _base(label: str, images: Collection[str]) -> str | None:
+def base_name(label: str, images: Collection[str]) -> str | None:
     """Longest photo name that a label's begins with; what follows does not begin with a digit."""
     folder_end = label.rfind("/") + 1
     for end in range(len(label) - 1, folder_end, -1):
@@ -223,7 +223,7 @@ def _base(label: str, images: Collection[str]) -> str | None:
 
 def _by_label_suffix(labels: Collection[str], images: set[str]) -> Renaming | None:
     """The suffix that label maps have beyond the names of photos."""
-    suffixes = Counter(label[len(base) :] for label in labels if (base := _base(label, images)))
+    suffixes = Counter(label[len(base) :] for label in labels if (base := base_name(label, images)))
     if not suffixes:
         return None
     most = suffixes.most_common(1)[0][1]

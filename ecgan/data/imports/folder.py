@@ -7,18 +7,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import cv2
 import numpy as np
 from PIL import Image
 
+from ecgan.data.files.images import turned_upright
+from ecgan.data.files.names import IMAGE_ENDINGS
+from ecgan.data.files.pairing import capped
 from ecgan.data.imports.painting import fill_polygon
 from ecgan.data.imports.readers import coco, cvat, datumaro, label_studio, labelme, yolo
 from ecgan.data.imports.recognition import recognise
 from ecgan.data.imports.source import (
-    IMAGE_SUFFIXES,
-    MAX_FAULTS,
     Annotations,
     Mask,
     Photo,
@@ -36,15 +37,6 @@ _READ_HERE: Mapping[str, Callable[[list[Path], Path | None, Path], Annotations]]
     "yolo": lambda files, images, _: yolo.read(files, images),
 }
 _BACKGROUNDS = ("background", "_background_", "__background__")  # COCO and CVAT, LabelMe, VOC
-_TURNS = {  # EXIF orientation: how stored pixels are turned to stand upright
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.T,
-    6: lambda a: a.T[:, ::-1],
-    7: lambda a: a.T[::-1, ::-1],
-    8: lambda a: a.T[::-1],
-}
 
 
 @dataclass(frozen=True)
@@ -152,7 +144,7 @@ def _without_annotations(found: Annotations, folder: Path | None) -> int:
     if folder is None:
         return 0
     named = {photo.path.resolve() for photo in found.photos if photo.path is not None}
-    there = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    there = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_ENDINGS)
     return sum(path.resolve() not in named for path in there)
 
 
@@ -187,9 +179,7 @@ def _check(found: Annotations, source: Path) -> None:
 
 def _raise_faults(found: Annotations, source: Path) -> None:
     if found.faults:
-        more = len(found.faults) - MAX_FAULTS
-        last = [f"and {more} more"] if more > 0 else []
-        raise UserError(f"{source}: cannot be imported", [*found.faults[:MAX_FAULTS], *last])
+        raise UserError(f"{source}: cannot be imported", capped(found.faults))
 
 
 def _space(found: Annotations) -> LabelSpace:
@@ -224,8 +214,8 @@ class _Writer:
                 f"{photo.path or photo.source}: not a photo that can be read ({error}); replace it"
             )
             return
-        if not photo.name.lower().endswith(IMAGE_SUFFIXES):
-            endings = ", ".join(IMAGE_SUFFIXES)
+        if not photo.name.lower().endswith(IMAGE_ENDINGS):
+            endings = ", ".join(IMAGE_ENDINGS)
             self.found.faults.append(
                 f"{photo.source}: the photo {photo.name} needs one of the endings {endings}"
             )
@@ -262,7 +252,7 @@ class _Writer:
             self.found.notes["photos without a region"] += 1
         if size != upright:  # drawn on the stored pixels, which lie on their side
             self.found.notes["label maps turned upright with their photos"] += 1
-            label = cast(Labels, np.ascontiguousarray(_TURNS[orientation](label)))
+            label = cast(Labels, turned_upright(cast(Any, label), orientation))
         return label
 
     def _paint(self, label: Labels, region: Region, photo: Photo) -> None:
@@ -297,5 +287,5 @@ def _photo_size(photo: Photo) -> tuple[tuple[int, int], int]:
     with Image.open(photo.path or BytesIO(photo.content or b"")) as image:
         orientation = image.getexif().get(0x0112, 1)
         height, width = image.height, image.width
-    orientation = orientation if orientation in _TURNS else 1
+    orientation = orientation if orientation in range(1, 9) else 1
     return ((width, height) if orientation >= 5 else (height, width)), orientation

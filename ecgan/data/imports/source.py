@@ -23,8 +23,6 @@ Mask = npt.NDArray[np.bool_]  # (height, width)
 Color = tuple[int, int, int]
 
 MAX_BYTES = 2 << 30  # of one annotation file, which is held in memory
-MAX_FAULTS = 20
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)

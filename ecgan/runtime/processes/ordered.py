@@ -13,7 +13,6 @@ import os
 import queue
 import signal
 import threading
-import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -25,6 +24,7 @@ import torch
 from torch import Tensor
 
 from ecgan.errors import UserError
+from ecgan.runtime.processes.signals import watch_parent
 
 STALL_SECONDS = 120.0  # without a result, after which a process is taken to stand still
 _POLL_SECONDS = 0.5
@@ -170,7 +170,7 @@ def _serve(
     # and must not lose its loader before; this one is ended by it, or ends when it is gone.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    watch_parent(lambda: os._exit(1))  # pipes may be held by siblings, which end the same way
     torch.set_num_threads(1)  # threads of the parent did not survive a fork
     if start is not None:
         start()
@@ -181,12 +181,6 @@ def _serve(
             writer.send((head, [(a.dtype.str, a.shape) for a in solid]))
             for array in solid:
                 writer.send_bytes(array.reshape(-1).view(np.uint8).data)
-
-
-def _end_with_parent(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)  # pipes may be held by siblings, which end the same way
 
 
 def _read(pipe: "Connection[Any, Any]", *, pin: bool) -> tuple[Any, list[Tensor]]:

@@ -77,12 +77,12 @@ def end_with_parent() -> Callable[[], None] | None:
     return ask
 
 
-def watch_parent() -> None:
-    """Send this process SIGTERM when its parent is gone, from a thread."""
+def watch_parent(then: Callable[[], None]) -> None:
+    """Call a function, from a thread, when the parent of this process is gone."""
 
     def watch(parent: int) -> None:
         while os.getppid() == parent:
             time.sleep(1)
-        os.kill(os.getpid(), signal.SIGTERM)
+        then()
 
     threading.Thread(target=watch, args=(os.getppid(),), daemon=True).start()

@@ -16,7 +16,6 @@ import pytest
 from PIL import Image
 
 from ecgan import checkpoint, labels
-from ecgan.data import datasets
 from ecgan.data.datasets import DataFolder
 from ecgan.errors import UserError
 from ecgan.evaluation.downstream import experiment
@@ -24,6 +23,7 @@ from ecgan.evaluation.downstream import run as downstream
 from ecgan.evaluation.downstream.student import Run, SegmenterTrainer
 from ecgan.runtime.jobs import Workers
 from ecgan.segmentation.segmenter import Sources
+from tests.helpers import folder_items
 from tests.helpers.downstream import (
     keys_of,
     make_samples,
@@ -254,9 +254,9 @@ def test_weights_of_the_segmenter_decide_the_runs(world, tmp_path):
 
 def test_a_segmenter_that_knows_too_much_is_refused(world, tmp_path):
     real = world / "real"
-    tested = Sources.of(datasets.items_for("folder", real, "val"))
-    whole = Sources.of(datasets.items_for("folder", real, "train"))
-    part = Sources.of(datasets.items_for("folder", real, "train", fraction=0.3))
+    tested = Sources.of(folder_items.items_for("folder", real, "val"))
+    whole = Sources.of(folder_items.items_for("folder", real, "train"))
+    part = Sources.of(folder_items.items_for("folder", real, "train", fraction=0.3))
     request = request_of(world, tmp_path, mixes=(0.0,))
     save_segmenter(tmp_path / "none")
     for name, sources in (("tested", tested), ("whole", whole), ("part", part)):

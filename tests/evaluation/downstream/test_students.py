@@ -21,6 +21,7 @@ from ecgan.metrics.segmentation import agreement
 from ecgan.segmentation.loading import load_for_finetuning
 from ecgan.segmentation.segmenter import Normalisation, segformer
 from ecgan.segmentation.training import VOID
+from tests.helpers import folder_items
 from tests.helpers.downstream import (
     FEW,
     keys_of,
@@ -175,7 +176,7 @@ def test_each_position_shows_its_pair_as_its_draw_says(world, tmp_path):
     found = downstream.check(request).config
     (samples, _) = found.samples[0.3]
     own = sorted(keys_of(world / "real", fraction=0.3))
-    items = {i.key: i for i in datasets.items_for("folder", world / "real", "train")}
+    items = {i.key: i for i in folder_items.items_for("folder", world / "real", "train")}
     expected = {}
     for seed in (0, 1):
         plan = draws(seed, 0.5, len(own), 2 * len(samples), 16)

@@ -7,9 +7,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
 
+from ecgan.data.files.names import IMAGE_ENDINGS
 from ecgan.data.imports.painting import unpack_label_studio
 from ecgan.data.imports.source import (
-    IMAGE_SUFFIXES,
     Annotations,
     Photo,
     Region,
@@ -86,7 +86,7 @@ def _photo(
     """Photo of a task: the last part of its address, with or without the upload's prefix."""
     data = task.get("data")
     values = [v for v in data.values() if isinstance(v, str)] if isinstance(data, dict) else []
-    address = next((v for v in values if PurePosixPath(v).suffix.lower() in IMAGE_SUFFIXES), "")
+    address = next((v for v in values if PurePosixPath(v).suffix.lower() in IMAGE_ENDINGS), "")
     last = PurePosixPath(unquote(address).replace("\\", "/")).name
     name = safe_name(last, f"{place}.data", found.faults)
     if name is None:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import yaml
 
+from ecgan.data.files.names import IMAGE_ENDINGS
 from ecgan.data.imports.source import (
-    IMAGE_SUFFIXES,
     Annotations,
     Photo,
     Region,
@@ -54,7 +54,7 @@ def read(files: list[Path], images: Path | None) -> Annotations:
             split, key = split_of(key.parts[0]), Path(*key.parts[1:])
         parts[at] = "images"
         folder = root.joinpath(*parts).parent if images is None else images
-        paths = [folder / f"{file.stem}{suffix}" for suffix in IMAGE_SUFFIXES]
+        paths = [folder / f"{file.stem}{suffix}" for suffix in IMAGE_ENDINGS]
         path = next((path for path in paths if path.is_file()), None)
         name = f"{key.as_posix()}{path.suffix if path else '.jpg'}"
         photo = Photo(name, str(file), path, split=split)

@@ -14,7 +14,7 @@ from ecgan_cli.options import DEVICE, INTERRUPTED, QUIET, SET, Command, folder_o
 @DEVICE
 @QUIET
 def demo(out: Path, overrides: tuple[str, ...], device: str, *, quiet: bool) -> None:
-    """Run every step once, on a toy data set, in five minutes on two CPU cores.
+    """Run every step once, on a toy data set, in under ten minutes on two CPU cores.
 
     Draws street scenes, trains the demo recipe on them, generates shards with 5 styles of each
     validation layout, evaluates them and writes the report. The same command again resumes.

@@ -4,8 +4,10 @@ One function reads every format, by the content of the file and, of text, by its
 give no value of unlabelled pixels leave it to the caller (``data.ignore`` of the recipe).
 """
 
+import codecs
 import csv
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from itertools import compress
@@ -15,8 +17,11 @@ from typing import Any, NamedTuple, cast
 import yaml
 
 from ecgan import labels
-from ecgan.errors import UserError, first_line
-from ecgan.labels import SPLIT_FOLDERS, LabelSpace, shown
+from ecgan.errors import UserError, first_line, shown
+from ecgan.labels import MAX_BYTES, SPLIT_FOLDERS, LabelSpace
+from ecgan.reading.documents import read_bytes, read_json
+from ecgan.reading.places import refuse_whole_disk
+from ecgan.reading.plain_yaml import Loader, parse_yaml
 
 # Names that class lists have beside label maps, the one that decides first
 NAMES = (
@@ -36,7 +41,6 @@ _MAY_BE_OTHERS = {"dataset_meta.json", "dataset.yaml", "data.yaml"}  # names of 
 
 RESIZED_COPY = "cache.json"  # beside the class list of a copy by `ecgan data cache`
 
-_MAX_BYTES = 8 << 20  # 65,535 classes of classes.json take 7 MB
 _MAX_YAML_BYTES = 1 << 20  # the parser is slow
 _FORMS = (
     'expected {"classes": [{"id": 0, "name": "road"}, ...]}, {"0": "road", ...}, {"road": 0, ...} '
@@ -72,14 +76,43 @@ def read_class_list(path: Path, *, ignore: int | None = 255) -> LabelSpace:
     return _space(path, parsed, ignore)
 
 
-def find_class_list(folder: Path) -> Path | None:
+def find_class_list(folder: Path, *, below: bool = True) -> Path | None:
     """Class list beside the data: in a folder or, as Roboflow has it, in the folders of its splits.
 
+    Args:
+        folder: the data set's.
+        below: where there is none, take those up to two levels below, as in a folder that was
+            packed in another one.
+
     Raises:
-        UserError: a list has faults, or two of them give a number or a colour two meanings.
+        UserError: a list has faults, or two of them give a number or a colour two meanings; the
+            folder holds the whole disk.
     """
     splits = [name for names in SPLIT_FOLDERS.values() for name in names]
-    places = [folder, *(folder / name for name in splits)]
+    found = _only_list(folder, [folder, *(folder / name for name in splits)])
+    if found is not None or not below:
+        return found
+    refuse_whole_disk(folder)
+    return _only_list(folder, _folders_below(folder, levels=2))
+
+
+def _folders_below(folder: Path, levels: int) -> list[Path]:
+    """Folders below a folder, those of a level sorted; no hidden ones and no links."""
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(
+                entry.name
+                for entry in entries
+                if entry.is_dir(follow_symlinks=False) and not entry.name.startswith((".", "__"))
+            )
+    except OSError:
+        return []
+    own = [folder / name for name in names]
+    return own if levels == 1 else own + [f for one in own for f in _folders_below(one, levels - 1)]
+
+
+def _only_list(folder: Path, places: Sequence[Path]) -> Path | None:
+    """Class list of some places below a folder; all that are there must agree."""
     paths = [place / name for name in NAMES for place in places if (place / name).is_file()]
     found: list[tuple[Path, LabelSpace]] = []
     for path in paths:
@@ -109,7 +142,8 @@ def list_of_labels(folder: Path) -> Path | None:
     places = [folder, folder.parent]
     if folder.parent.name in {"labels", "masks"}:
         places.append(folder.parent.parent)
-    return next((path for path in map(find_class_list, places) if path is not None), None)
+    found = (find_class_list(place, below=False) for place in places)
+    return next((path for path in found if path is not None), None) or find_class_list(folder)
 
 
 def list_of_copy(folder: Path) -> Path | None:
@@ -118,8 +152,8 @@ def list_of_copy(folder: Path) -> Path | None:
     if not about.is_file() or not path.is_file():
         return None
     try:
-        content = json.loads(_text(about))
-    except (_FormatError, ValueError, RecursionError):
+        content = read_json(about, "a copy", "", MAX_BYTES)
+    except UserError:
         return None
     is_ours = isinstance(content, dict) and {"version", "cropped", "classes"} <= content.keys()
     return path if is_ours else None
@@ -177,24 +211,15 @@ def _parsed(path: Path) -> _Parsed | None:
 
 
 def _text(path: Path) -> str:
-    limit = _MAX_YAML_BYTES if path.suffix.lower() in {".yaml", ".yml"} else _MAX_BYTES
-    try:
-        with path.open("rb") as file:
-            content = file.read(limit + 1)
-    except FileNotFoundError:
+    limit = _MAX_YAML_BYTES if path.suffix.lower() in {".yaml", ".yml"} else MAX_BYTES
+    if not path.exists():
         raise _FormatError(
             "no such file; write the class list there, or set data.classes in the recipe"
-        ) from None
-    except OSError as error:
-        raise _FormatError(
-            f"cannot be read as a class list: {error.strerror}; give its file"
-        ) from error
-    if len(content) > limit:
-        raise _FormatError(
-            f"more than {limit >> 20} MB, too large for a class list; give another file"
         )
+    content = read_bytes(path, limit)
+    is_wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        return content.decode("utf-8-sig")
+        return content.decode("utf-16" if is_wide else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise _FormatError(f"not text in UTF-8 (byte {error.start}); save it as UTF-8") from error
 
@@ -209,8 +234,10 @@ def _json(text: str) -> object:
         raise _FormatError(f"not a JSON file: {first_line(error)}; mend it") from error
 
 
-class _Loader(yaml.SafeLoader):
-    """Refuses keys that occur twice, of which YAML's parser would keep the last."""
+class _Loader(Loader):
+    """Takes aliases; refuses keys that occur twice, of which YAML's parser would keep the last."""
+
+    aliases = True
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys: list[yaml.Node] = [key for key, _ in node.value]
@@ -221,9 +248,9 @@ class _Loader(yaml.SafeLoader):
 
 def _yaml(text: str) -> object:
     try:
-        return yaml.load(text, _Loader)  # noqa: S506  a safe one
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise _FormatError(f"not a YAML file: {' '.join(str(error).split())}; mend it") from error
+        return parse_yaml(text, _Loader)
+    except ValueError as error:
+        raise _FormatError(f"not a YAML file: {error}; mend it") from error
 
 
 def _without_duplicates(pairs: Sequence[tuple[Any, Any]]) -> dict[Any, Any]:
@@ -348,7 +375,7 @@ def _from_csv(text: str) -> _Parsed:
     for line, cells in rows[1:]:
         if len(cells) != len(heads):
             raise _FormatError(
-                f"line {line}: {len(cells)} columns, expected {len(heads)}; mend the line"
+                f"line {line}: number of columns {len(cells)}, expected {len(heads)}; mend the line"
             )
         cell = dict(zip(heads, map(_as_number, cells), strict=True))
         entry = {role: cell[found[0]] for role, found in columns.items() if found}

@@ -12,7 +12,6 @@ and ``file_ids`` gives their numbers where these are not the input ids.
 import hashlib
 import json
 import re
-import reprlib
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,10 +23,15 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from ecgan.errors import UserError
+from ecgan.errors import UserError, shown
+from ecgan.reading.documents import read_json
 
 Labels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
+
+MAX_CLASSES = 65535  # as many as 16 bits tell apart from unlabelled pixels
+_REMEDY = "write the class list there, or set data.classes in the recipe"
+MAX_BYTES = 8 << 20  # of a class list; as many classes take 7 MB
 
 SPLIT_FOLDERS: Mapping[str, tuple[str, ...]] = {  # in lower case, without separators
     "train": ("train", "training", "trn", "trainset", "trainingset"),
@@ -53,11 +57,6 @@ def spellings(name: str) -> list[str]:
     words = [name, *re.split(r"[,;/]", name)]
     normalised = (re.sub(r"[^a-z0-9]+", " ", word.lower()).strip() for word in words)
     return [word for word in dict.fromkeys(normalised) if word]
-
-
-def shown(value: Any) -> str:  # noqa: ANN401
-    """A value of a file for messages: short, also where YAML's aliases make it endless."""
-    return reprlib.repr(value)
 
 
 @dataclass(frozen=True)
@@ -234,6 +233,8 @@ def from_json(value: object, source: str, places: Sequence[str] = ()) -> LabelSp
         )
     faults: list[str] = []
     entries = cast(Sequence[object], document["classes"])
+    if len(entries) > MAX_CLASSES:
+        raise UserError(f"{source}: {len(entries):,} classes; there can be {MAX_CLASSES:,}")
     places = places or [f"classes[{index}]" for index in range(len(entries))]
     listed = sorted(
         (
@@ -269,14 +270,9 @@ def load_label_space(path: Path) -> LabelSpace:
     Raises:
         UserError: no such file, not JSON, or faults in the list.
     """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(
-            f"{path}: no such file; write the class list there, or set data.classes in the recipe"
-        ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not a JSON file: {error}") from error
+    if not path.exists():
+        raise UserError(f"{path}: no such file; {_REMEDY}")
+    value = read_json(path, "a class list", _REMEDY, MAX_BYTES)
     return from_json(value, str(path))
 
 
@@ -322,6 +318,9 @@ def _listed_class(entry: object, index: int, place: str, faults: list[str]) -> _
     if not isinstance(name, str) or not name:
         faults.append(f"{place}.name: expected a name, got {shown(name)}")
         name = f"class {index}"
+    elif any(0xD800 <= ord(character) < 0xE000 for character in name):
+        # No file of a training could be written, or read back
+        faults.append(f"{place}.name: {shown(name)} has half a character; write the name anew")
     has_color = fields.get("has_color", "color" in fields)
     if not isinstance(has_color, bool):
         faults.append(f"{place}.has_color: expected true or false, got {shown(has_color)}")
@@ -438,14 +437,19 @@ def _evaluation_faults(evaluation: Any, names: Any, num_classes: int) -> list[st
 
 def _class_list_faults(listed: Sequence[_Listed]) -> list[str]:
     if not listed:
-        return ["classes: the list is empty"]
+        return ["classes: the list is empty; name at least one class"]
     at: dict[str, list[str]] = {}
     for one in listed:
         at.setdefault(f"name {one.shown.name!r}", []).append(one.place)
         for number in one.numbers:
             at.setdefault(f"id {number}", []).append(one.place)
+    remedies = {
+        "name": 'name each class differently, or give one class several numbers with "ids"',
+        "id": "give each class numbers of its own",
+    }
     return [
-        f"classes: {what} occurs {len(places)} times ({', '.join(places)})"
+        f"classes: {what} occurs {len(places)} times ({', '.join(places)}); "
+        f"{remedies[what.partition(' ')[0]]}"
         for what, places in at.items()
         if len(places) > 1
     ]

@@ -234,7 +234,8 @@ def segmentation_real(
     own = log_p.gather(1, classes)[:, 0]
     others = (log_p.sum(dim=1) - own) / (logits.shape[1] - 1)
     loss = -((1 - smoothing) * own + smoothing * others)
-    loss = loss * weights.to(loss.dtype)[classes[:, 0]]
+    # Where nothing is labelled, weights may be infinite: 0 times that would be NaN in the gradient
+    loss = loss * weights.to(loss.dtype)[classes[:, 0]].masked_fill(~known, 0)
     return _mean_where(loss, known, reduce_sums)
 
 

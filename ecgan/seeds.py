@@ -22,6 +22,8 @@ class NumpyStream(IntEnum):
     DIFFAUGMENT = 1  # by position; CROP's number by mistake, kept so that a training can resume
     STUDENT_ORDER = 2  # pairs and samples of a downstream segmenter; by kind and epoch
     STUDENT_CROP = 3  # zoom, crop and mirroring of one of those; by position
+    STUDENT_PAIR = 4  # what a control draws for one of its pairs; by position
+    STUDENT_COLOUR = 5  # colours of one of those; by position
 
 
 class TorchStream(IntEnum):

@@ -9,6 +9,7 @@ import click
 
 from ecgan.errors import UsageError, UserError
 from ecgan_cli.options import (
+    ADDRESS,
     COUNT,
     FORMAT,
     JSON,
@@ -18,6 +19,7 @@ from ecgan_cli.options import (
     SET,
     Group,
     data_option,
+    echo,
     folder_option,
     option,
     recipe_option,
@@ -58,7 +60,7 @@ def toy(out: Path, num: int, seed: int, height: int, width: int) -> None:
     from ecgan.demo.toy import write_toy
 
     write_toy(out, num, seed, height=height, width=width)
-    click.echo(f"Wrote {num} scenes to {out}; train on them with --recipe demo --data {out}")
+    echo(f"Wrote {num} scene{'s' * (num != 1)} to {out}; train with --recipe demo --data {out}")
 
 
 @data.command("import", short_help="Convert annotations of other tools.")
@@ -94,8 +96,8 @@ def import_(
     if name is not None and name not in FORMATS:
         raise UsageError(f"--format {name}: expected one of {', '.join(FORMATS)}")
     found = import_annotations(source, out, name=name, images=images, background=background)
-    click.echo(found.to_text(out))
-    click.echo(f"Look at it with: ecgan data inspect {out}")
+    echo(found.to_text(out))
+    echo(f"Look at it with: ecgan data inspect {out}")
 
 
 @data.command(short_help="Survey a data set, propose a recipe.")
@@ -178,20 +180,22 @@ def inspect(
     if write_classes is not None:
         space = found.space or proposed
         if space is None:
-            raise UserError(f"{folder}: no class list can be proposed for these label maps")
+            why = "beside one that has a fault" if found.list_fault else "for these label maps"
+            raise UserError(f"{folder}: no class list can be proposed {why}", found.all_faults)
         write_new(write_classes, json.dumps(space.to_json(), indent=1) + "\n")
     recipe = None
-    if found.num_pairs:
+    if found.num_pairs and not found.list_fault:  # names of classes are not made up
         size = partial(nearest_size, upsamplings="auto")
         recipe = proposals.propose_recipe(
             found, size, classes=write_classes or proposed, machine=machine or _machine()
         )
     if write_recipe is not None:
         if recipe is None:
-            raise UserError(f"{folder}: no recipe can be proposed for no pairs", found.all_faults)
+            why = "for a class list that has a fault" if found.list_fault else "for no pairs"
+            raise UserError(f"{folder}: no recipe can be proposed {why}", found.all_faults)
         write_new(write_recipe, recipe)
     if as_json:
-        click.echo(json.dumps({**found.to_json(), "recipe": recipe}, indent=2))
+        echo(json.dumps({**found.to_json(), "recipe": recipe}, indent=2))
     else:
         _show(found, recipe)
     if found.all_faults:
@@ -207,15 +211,15 @@ def _machine() -> "Machine":
 
 def _show(found: "DatasetSurvey", recipe: str | None) -> None:
     """Print a survey, then the recipe, then the faults, which are last on the screen."""
-    click.echo(found.to_text())
+    echo(found.to_text())
     if recipe is not None:
-        click.echo("Proposed recipe (save it as a .yaml file, or use --write-recipe FILE):\n")
-        click.echo(recipe)
-    click.echo(found.faults_text(), nl=False)
+        echo("Proposed recipe (save it as a .yaml file, or use --write-recipe FILE):\n")
+        echo(recipe)
+    echo(found.faults_text(), nl=False)
 
 
 @data.command(short_help="Verify the files of generated samples.")
-@click.argument("place", metavar="DIR|URL")
+@click.argument("place", metavar="DIR|URL", type=ADDRESS)
 @JSON
 @QUIET
 def verify(place: str, *, as_json: bool, quiet: bool) -> None:
@@ -231,18 +235,18 @@ def verify(place: str, *, as_json: bool, quiet: bool) -> None:
 
     found = library(place, quiet=quiet)
     if as_json:
-        click.echo(json.dumps(asdict(found), indent=2))
+        echo(json.dumps(asdict(found), indent=2))
     if found.faults:
         more = [f"and {found.more} more"] if found.more else []
         raise UserError(f"{place}: verification failed", [*found.faults, *more])
     if not as_json:
         samples, shards = counted(found.samples, "sample"), counted(found.shards, "shard")
-        click.echo(f"{place}: {samples} in {shards}, no faults")
+        echo(f"{place}: {samples} in {shards}, no faults")
 
 
 @data.command(short_help="Convert samples to another format.")
-@click.argument("source", metavar="DIR|URL")
-@click.argument("out", metavar="OUT")
+@click.argument("source", metavar="DIR|URL", type=ADDRESS)
+@click.argument("out", metavar="OUT", type=ADDRESS)
 @FORMAT(required=True)
 @option(
     "--samples-per-shard", type=int, metavar="N", help="Samples a shard.", show_default="as before"
@@ -261,7 +265,7 @@ def convert(
     from ecgan.shards.convert import convert as library
 
     count = library(source, out, data_format, samples_per_shard=samples_per_shard, quiet=quiet)
-    click.echo(f"{counted(count, 'sample')} in {out}")
+    echo(f"{counted(count, 'sample')} in {out}")
 
 
 @data.command(short_help="Copy a data set, resized for training.")
@@ -308,4 +312,4 @@ def cache(
     )
     copied = write_resized_copy(source, out, threads=threads or os.cpu_count() or 1)
     counts = ", ".join(f"{split} {count}" for split, count in copied.counts.items())
-    click.echo(f"{out}: {counts}; {copied.num_written} written now")
+    echo(f"{out}: {counts}; {copied.num_written} written now")

@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import click
 from ecgan.errors import UsageError
 from ecgan.recipe import load_recipe
 from ecgan_cli.options import (
+    ADDRESS,
     BELOW_LIMIT,
     DEVICE,
     GPUS_PER_WORKER,
@@ -24,6 +26,7 @@ from ecgan_cli.options import (
     WORKERS,
     CommaList,
     Command,
+    echo,
     folder_option,
     interruptible,
     option,
@@ -37,8 +40,11 @@ if TYPE_CHECKING:
     from ecgan.evaluation.request import DownstreamOptions
 
 
-def _ratio(word: str) -> float | str:
-    return word if word == "synthetic" else float(word)
+_ARMS = ("copy-paste", "histogram", "self-training", "pretrain", "synthetic")
+
+
+def _arm(word: str) -> float | str:
+    return word if word in _ARMS else float(word)
 
 
 _DATA = (
@@ -58,26 +64,49 @@ _WORKERS = (WORKERS, GPUS_PER_WORKER, RAY_ADDRESS, DEVICE)
 _EXPERIMENT = (
     option(
         "--mix",
-        type=CommaList(_ratio, "expected numbers or synthetic, separated by commas"),
-        default="0,1",
+        type=CommaList(_arm, f"expected numbers, {', '.join(_ARMS)}, separated by commas"),
+        default="0,copy-paste,1,synthetic",
         metavar="X,...",
-        help="Synthetic-to-real ratios to train with, e.g. 0,1,2; `synthetic` trains on "
-        "samples only.",
+        help="What to train with: samples for each real pair (0: none), `synthetic` (samples "
+        "alone), `pretrain` (samples, then real pairs), and controls without a generator: "
+        "`copy-paste`, `histogram`, `self-training`.",
     ),
     option(
         "--real-fraction",
         type=CommaList(float, "expected numbers, separated by commas"),
-        default="1",
         metavar="F,...",
         help="Fractions of the real pairs to train with; below 1, the generator must have been "
         "trained on the same fraction.",
+        show_default="1, or --real-pairs",
+    ),
+    option(
+        "--real-pairs",
+        type=CommaList(int, "expected numbers of pairs, separated by commas"),
+        metavar="N,...",
+        help="Numbers of real pairs to train with, as data.pairs of the generators.",
+    ),
+    option("--draws", type=POSITIVE, default=1, help="Draws of these pairs, as data.draw."),
+    option(
+        "--draw-by",
+        type=click.Choice(["hash", "block"]),
+        default="hash",
+        help="How pairs are drawn, as data.draw_by: over all, or a block of neighbours.",
+    ),
+    option(
+        "--curve",
+        type=CommaList(int, "expected numbers of pairs, separated by commas"),
+        metavar="N,...",
+        help="Numbers of real pairs to train with alone: what a gain is worth in labelled photos.",
+    ),
+    folder_option(
+        "--unlabelled", help="Photos without labels, for `histogram` and `self-training`."
     ),
     option("--seeds", type=POSITIVE, default=3, help="Seeds of each training."),
     option(
         "--segmenter",
         metavar="DIR|NAME",
         help="Segmenter to fine-tune.",
-        show_default="a SegFormer from scratch",
+        show_default="evaluate.downstream_training.architecture",
     ),
     option(
         "--unknown-generator",
@@ -93,6 +122,7 @@ _EXPERIMENT = (
     option(
         "--samples",
         multiple=True,
+        type=ADDRESS,
         metavar="DIR|URL|RUN",
         help="Data set, or a run, from which samples of the split's layouts are generated first; "
         "repeatable.",
@@ -166,12 +196,12 @@ def evaluate(
     """
     limits = [_limit(text) for text in fail_below]
     if downstream:
-        click.echo("--downstream is now a command: ecgan downstream", err=True)
+        echo("--downstream is now a command: ecgan downstream", err=True)
     options["downstream"] = _downstream_options(options, wanted=downstream)
     report = _run(options, as_json=as_json, markdown=markdown)
     failed = [text for name, limit in limits for text in _below(report, name, limit)]
     for text in failed:
-        click.echo(text, err=True)
+        echo(text, err=True)
     if failed:
         sys.exit(BELOW_LIMIT)
 
@@ -183,6 +213,7 @@ def evaluate(
         "--samples",
         multiple=True,
         required=True,
+        type=ADDRESS,
         metavar="DIR|URL",
         help="Data set of layouts that are not of the tested split; repeatable.",
     ),
@@ -201,8 +232,8 @@ def downstream(
     """Train segmenters with and without samples, and compare them on real photos.
 
     \b
-    ecgan downstream --samples datasets/city-train --mix 0,1,2,synthetic --seeds 3
-    ecgan downstream --samples datasets/city-tenth --real-fraction 0.1
+    ecgan downstream --samples datasets/city-train --mix 0,copy-paste,1,synthetic
+    ecgan downstream --samples datasets/city-20 --real-pairs 20 --curve 40,80,160
 
     Samples of layouts of the tested split are not trained with; they are judged, as ecgan evaluate
     does. The same command again resumes.
@@ -213,13 +244,48 @@ def downstream(
 
 def _downstream_options(options: dict[str, Any], *, wanted: bool) -> "DownstreamOptions | None":
     """Options of the downstream experiment, taken out of the command's; None if not wanted."""
-    names = ("mix", "real_fraction", "seeds", "segmenter", "unknown_generator")
-    given = [options.pop(name) for name in names]
+    names = (
+        *("mix", "real_fraction", "real_pairs", "draws", "draw_by", "curve", "unlabelled"),
+        *("seeds", "segmenter", "unknown_generator"),
+    )
+    given = {name: options.pop(name) for name in names}
     if not wanted:
         return None
+    from ecgan.data.datasets import Subset
     from ecgan.evaluation import run as library
+    from ecgan.evaluation.downstream.arms import Arm
 
-    return library.DownstreamOptions(*given)
+    faults: list[str] = []
+    arms: list[Arm] = []
+    for word in given["mix"]:
+        try:
+            arms.append(Arm.of(word))
+        except ValueError as error:
+            faults.append(f"--mix {word}: {error}")
+    if given["real_fraction"] and given["real_pairs"]:
+        faults.append("--real-fraction and --real-pairs: give one of them")
+    for name in ("real_pairs", "curve"):
+        faults += [
+            f"--{name.replace('_', '-')} {number}: must be 1 or more"
+            for number in given[name] or ()
+            if number < 1
+        ]
+    if faults:
+        raise UsageError("ecgan downstream", faults)
+    draws = range(given["draws"])
+    by = given["draw_by"]
+    sizes = [Subset(fraction=f, draw_by=by) for f in given["real_fraction"] or ()]
+    sizes += [Subset(pairs=n, draw_by=by) for n in given["real_pairs"] or ()]
+    curve = [Subset(pairs=n, draw_by=by) for n in given["curve"] or ()]
+    return library.DownstreamOptions(
+        arms=tuple(dict.fromkeys(arms)),
+        parts=tuple(replace(s, draw=d) for s in sizes for d in draws) or (Subset(),),
+        curve=tuple(replace(s, draw=d) for s in curve for d in draws),
+        unlabelled=given["unlabelled"],
+        seeds=given["seeds"],
+        segmenter=given["segmenter"],
+        unknown_generator=given["unknown_generator"],
+    )
 
 
 def _run(options: dict[str, Any], *, as_json: bool, markdown: bool) -> "Report":
@@ -234,8 +300,8 @@ def _run(options: dict[str, Any], *, as_json: bool, markdown: bool) -> "Report":
         report, out = library.run(library.Request(recipe=recipe, **options))
     table = partial(tables.table, markdown=markdown)
     text = json.dumps(report.to_json(), indent=2) if as_json else table(report)
-    click.echo(text, nl=as_json)
-    click.echo(f"{out}/report.html", err=as_json or markdown)
+    echo(text, nl=as_json)
+    echo(f"{out}/report.html", err=as_json or markdown)
     return report
 
 

@@ -9,6 +9,7 @@ import click
 
 from ecgan.errors import UsageError, UserError
 from ecgan_cli.options import (
+    ADDRESS,
     COUNT,
     DEVICE,
     DRY_RUN,
@@ -25,6 +26,7 @@ from ecgan_cli.options import (
     Decorator,
     complete_run,
     data_option,
+    echo,
     folder_option,
     interruptible,
     number_option,
@@ -57,6 +59,13 @@ _VARIATION = (
         "(experimental).",
     ),
     number_option("--n-variants", expert=True, help="Variants of each layout.", show_default="1"),
+    option(
+        "--onto",
+        type=click.Choice(["photos"]),
+        expert=True,
+        help="Put what --vary paste adds into the layouts' own photos of the run's data, whose "
+        "pixels stay (experimental).",
+    ),
 )
 _GENERATOR = (
     folder_option(
@@ -111,6 +120,7 @@ _QUALITY = (
 _OUTPUT = (
     option(
         "--out",
+        type=ADDRESS,
         metavar="DIR|URL",
         help="Data set; s3:// and gs:// too.",
         show_default="datasets/RUN-...",
@@ -263,16 +273,16 @@ def _generate(
     require_folder("--labels", options["labels"])
     path = resolve_generator(run, checkpoint)
     if run is None and checkpoint is None:
-        click.echo(f"Using the newest run, {path.parent}", err=True)
+        echo(f"Using the newest run, {path.parent}", err=True)
     if out is None:
         out = str(Path("datasets") / f"{path.parent.name or path.stem}-{suffix}")
     options["changes"] = tuple(change for change in _CHANGES if change in options["changes"])
     request = Request.of(path, out, **options)
     if dry_run:
-        click.echo(generate.describe(request))
+        echo(generate.describe(request))
         return
     if profiled is not None:
-        click.echo(generate.profile(request, profiled))
+        echo(generate.profile(request, profiled))
         return
     with interruptible(f"finished shards are kept, the same command resumes ({out})"):
         outcome = generate.run(request)
@@ -294,16 +304,16 @@ def _tell(outcome: "Outcome", out: str, *, quiet: bool) -> None:
             f"{outcome.made_bytes / 1e6 / outcome.seconds:.1f} MB/s, bottleneck: "
             f"{outcome.spent.bottleneck()}"
         )
-    click.echo(f"{counted(outcome.num_samples, 'sample')}, {outcome.bytes / 1e6:.1f} MB ({now})")
+    echo(f"{counted(outcome.num_samples, 'sample')}, {outcome.bytes / 1e6:.1f} MB ({now})")
     if outcome.filtered:
-        click.echo(outcome.filtered)
+        echo(outcome.filtered)
     if quiet:
         return
     if outcome.num_samples:
-        click.echo(f"preview: {out}/preview.png", err=True)
+        echo(f"preview: {out}/preview.png", err=True)
     # evaluate reads a data set on this machine alone
     then = "data verify" if "://" in out else "evaluate --samples"
-    click.echo(f"next: ecgan {then} {shlex.quote(out)}", err=True)
+    echo(f"next: ecgan {then} {shlex.quote(out)}", err=True)
 
 
 class _Failed(click.ClickException):

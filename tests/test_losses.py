@@ -352,3 +352,12 @@ def test_over_two_ranks_the_losses_of_n_plus_1_classes_are_those_of_the_whole_ba
     whole = compute(slice(0, 2))
     of_rank = compute(slice(0, 1), lambda x: x + sums[1])
     torch.testing.assert_close(of_rank, whole)
+
+
+def test_where_nothing_is_labelled_the_gradient_is_0_and_not_nan():
+    logits = doubles(1, 5, 4, 6).requires_grad_()
+    labels = torch.full((1, 4, 6), IGNORE)
+    weights = losses.class_balance(labels, 4, IGNORE, limits=(0.0, float("inf")))
+    losses.segmentation_real(logits, labels, weights, IGNORE).backward()
+    assert logits.grad is not None
+    assert (logits.grad == 0).all()

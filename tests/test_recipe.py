@@ -1,6 +1,7 @@
 """Recipes: what comes with the package, overrides, and every refusal with its sentence."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -180,7 +181,7 @@ def test_an_override_that_is_none_is_refused(override, sentence):
 def test_a_recipe_that_is_not_there_is_refused_with_the_names_that_are(tmp_path):
     with pytest.raises(UserError, match=r"no recipe 'camvd' \(did you mean camvid\?\)"):
         load_recipe("camvd")
-    with pytest.raises(UserError, match="cannot read the recipe"):
+    with pytest.raises(UserError, match=r"none\.yaml: no such file"):
         load_recipe(str(tmp_path / "none.yaml"))
 
 
@@ -354,3 +355,48 @@ def test_the_schema_names_every_key_with_a_description():
     assert "  similarity_stride: auto or integer > 0" in output
     schema = json.loads(CliRunner().invoke(cli, ["recipes", "schema", "--json"]).output)
     assert schema["additionalProperties"] is False
+
+
+BOMB = "a: &a [x]\n" + "".join(
+    f"{chr(98 + i)}: &{chr(98 + i)} [*{chr(97 + i)}]\n" for i in range(9)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("name: ../../C/run", "name: a name, not a path"),
+        ("name: /tmp/run", "name: a name, not a path"),
+        ("name: " + "x" * 5000, "name: a text of 5,000 characters"),
+        ("name: " + "x" * 300, "name: a name of more than 200 bytes"),
+        ('name: "a\\0b"', "name: must not have the characters"),
+        ('data: {root: "a\\0b"}', "data.root: must not have the characters"),
+        ('data: {classes: ["a\\e[2J"]}', "data.classes.0: must not have the characters"),
+        ('"a\\e": 1', "the recipe: a key: must not have the characters"),
+        (f"train: {{batch: {10**30}}}", "train.batch: expected a number of at most"),
+        (f"train: {{seed: {10**30}}}", "train.seed: expected a seed of at most"),
+        (f"data: {{height: {10**4000}}}", "more than 100 digits"),
+        (BOMB, "an alias"),
+        ("a: " + "[" * 100_000, "nested deeper"),
+        ("train: {1: 2}", "train.1"),
+        ("{1: 2}", "1: "),
+        ("train: {images: [[[1]]]}", "train.images"),
+        ("model: {label_generator_training: {x: {y: 1}}}", "label_generator_training.x: no such"),
+        ("a: 2020-99-99", "not YAML: month"),
+    ],
+)
+def test_a_recipe_of_somebody_else_is_refused_in_a_short_message(text, sentence, tmp_path):
+    path = tmp_path / "odd.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        load_recipe(str(path))
+    assert sentence in str(caught.value)
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.timeout(10)
+def test_a_device_and_a_pipe_are_no_recipe(tmp_path):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    for path in ("/dev/zero", str(tmp_path / "pipe.yaml")):
+        with pytest.raises(UserError, match=r"a pipe, a device or a socket, not a file"):
+            load_recipe(path)

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from ecgan.demo import street, toy
-from ecgan.visualization import colorize, data_url, grid
+from ecgan.visualization import colorize, data_url, grid, legend_of
 
 
 def _plain(color, size=(32, 64)):
@@ -60,6 +60,20 @@ def test_cells_of_another_size_and_grey_pictures():
     pixels = np.asarray(sheet)
     assert pixels[-10, 10].tolist() == [50, 50, 50]
     assert pixels[-10, 60].tolist() == [70, 70, 70]
+
+
+def test_a_legend_names_the_classes_that_occur():
+    label = np.array([[street.SKY, 255], [street.ROAD, street.ROAD]], np.uint8)
+    names, palette = toy.SPACE.names, toy.SPACE.palette
+    legend = legend_of([label, label], names, palette)
+    assert [name for name, _ in legend] == ["sky", "road", "unlabelled"]
+    plain = np.asarray(grid([[_plain(9)]], ["a"]))
+    sheet = np.asarray(grid([[_plain(9)]], ["a"], legend=legend))
+    np.testing.assert_array_equal(sheet[: len(plain)], plain)
+    below = sheet[len(plain) :]
+    for _, color in legend:  # a box of each colour
+        assert (below == color).all(-1).sum() > 50
+    assert below.shape[0] > 2 * 11, "names that do not fit side by side are below each other"
 
 
 def test_a_row_with_a_missing_picture_is_refused():

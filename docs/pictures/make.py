@@ -276,8 +276,7 @@ _ROLES = {
     "sampling": "layouts + styles -> pixels",
     "segmentation": "label generator, judge, filter, student",
     "checkpoint": "run folder <-> networks",
-    "recipe": "reads the configuration",
-    "recipe_schema": "its keys, defaults and checks",
+    "recipe": "the configuration: keys, defaults, checks, reading",
     "data": "pairs in",
     "shards": "samples out",
     "models": "networks",
@@ -289,6 +288,7 @@ _ROLES = {
     "labels": "class lists' meaning",
     "visualization": "grids, colours",
     "seeds": "seeds of all draws",
+    "reading": "files of others",
     "errors": "UserError",
 }
 

@@ -6,6 +6,7 @@ It decides how the files of the data set are read, all in one way
 
 import hashlib
 import os
+import re
 import time
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -149,7 +150,9 @@ def check_labels(
     values = tally(items, found, space, dataset)
     verdict = judge(items, found, values, is_whole=check_images)
     if verdict.faults:
-        raise UserError(f"label check of {len(items)} items failed", capped(verdict.faults))
+        raise UserError(
+            f"label check of {count(len(items), 'item')} failed", capped(verdict.faults)
+        )
     return count_classes(items, found, space, dataset, verdict)
 
 
@@ -285,9 +288,10 @@ def near_equal_note(
     if not equal and not near:
         return None
     return (
-        f"Of {count(sum(held_out), 'held-out photo')}, {equal} are byte-equal and {near} "
-        "near-equal to photos on the other side, as frames of a film are, so that scores flatter; "
-        "divide by sequence: data.val_by: sequence, or folders train/ and val/."
+        f"Of {count(sum(held_out), 'held-out photo')}, {equal} {'is' if equal == 1 else 'are'} "
+        f"byte-equal and {near} near-equal to photos on the other side, as frames of a film are, "
+        "so that scores flatter; divide by sequence: data.val_by: sequence, or folders train/ and "
+        "val/."
     )
 
 
@@ -328,16 +332,16 @@ def _count_classes(
 
 
 def _unreadable_faults(found: Sequence["Found"]) -> list[str]:
-    """Faults of files that cannot be read, one line for each kind."""
-    files: dict[str, list[Readable]] = {}
+    """Faults of files that cannot be read, one line for each kind: equal but for numbers."""
+    kinds: dict[str, list[tuple[Readable, str]]] = {}
     for _, faults in found:
         for path, fault in faults:
-            files.setdefault(fault, []).append(path)
+            kinds.setdefault(re.sub(r"\d+", "", fault), []).append((path, fault))
     return [
-        f"{paths[0]}: {fault}"
+        f"{paths[0][0]}: {paths[0][1]}"
         if len(paths) == 1
-        else f"{count(len(paths), 'file')} (first: {paths[0]}): {fault}"
-        for fault, paths in files.items()
+        else f"{count(len(paths), 'file')} (first: {paths[0][0]}): {paths[0][1]}"
+        for paths in kinds.values()
     ]
 
 
@@ -367,7 +371,7 @@ def _size_faults(items: Sequence[Item], found: Sequence[Found], reading: Reading
         return []
     return [
         f"{count(len(lines), 'label map')} not of the size of the photo or of other maps (first: "
-        f"{lines[0]})"
+        f"{lines[0]}); export them at the size of the photos, or scale them with nearest neighbour"
     ]
 
 
@@ -381,7 +385,7 @@ def _read(
     key = None
     if cache is not None:
         try:
-            digest = hashlib.sha256(item.label.read_bytes()).digest()
+            digest = hashlib.sha256(images.bytes_of(item.label)).digest()
             key = label_cache.key(digest, files, context, now)
         except (OSError, UserError):
             pass  # reading it says why

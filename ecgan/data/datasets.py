@@ -30,14 +30,22 @@ from ecgan.data.files.pairing import FoundFiles, capped, check_root
 from ecgan.data.files.photo_sets import Reading
 from ecgan.errors import UserError
 from ecgan.labels import Labels, LabelSpace, clean_key
+from ecgan.runtime.timing import counted
+from ecgan.shards.manifest import label_digest
 
 if TYPE_CHECKING:
     from ecgan.data.packed.shard_layout import ShardLayout
 
+_GOLDEN = (5**0.5 - 1) / 2
+
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """Files of one sample, or pictures in a shard, and how they are read."""
+    """Files of one sample, or pictures in a shard, and how they are read.
+
+    Where ``digest`` is there, whoever reads label and instance map gets what was checked, or a
+    UserError: it is the beginnings of the SHA-256 of both, as ``layout_digest`` joins them.
+    """
 
     key: str
     label: Readable
@@ -45,6 +53,7 @@ class Item:
     instances: Readable | None = None
     edge: Readable | None = None
     reading: Reading = field(default_factory=Reading)
+    digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -99,6 +108,17 @@ class DataFolder:
             return self.layout.select(split, kinds)
         return paper_layouts.select(self.dataset, self.root, split, kinds)
 
+    def photos(self, split: str, train_split: str = "train") -> list[Readable]:
+        """Photos of a split that is there, also without label maps; or of the held-out tenth.
+
+        Raises:
+            UserError: as :meth:`items_for`, where the split is not there.
+        """
+        if self.has_split(split):
+            return [*self.find(split, ["label", "image"]).files["image"].values()]
+        items = self.items_for(split, train_split=train_split)
+        return [item.image for item in items if item.image is not None]
+
     def index(
         self,
         split: str | None,
@@ -131,9 +151,19 @@ class DataFolder:
             where = f"data.dataset {self.dataset}" + (f", split {split}" if split else "")
             raise UserError(f"{self.root} ({where})", found.faults)
         files = found.files
-        others: list[Kind] = [kind for kind in kinds if kind != "label"]
+
+        def other(kind: Kind, key: str) -> Readable | None:
+            return files[kind][key] if kind in kinds else None
+
         return [
-            Item(key, label, **{kind: files[kind][key] for kind in others}, reading=self.reading)
+            Item(
+                key,
+                label,
+                other("image", key),
+                other("instances", key),
+                other("edge", key),
+                self.reading,
+            )
             for key, label in sorted(files["label"].items())
         ]
 
@@ -142,7 +172,7 @@ class DataFolder:
         split: str,
         *,
         train_split: str = "train",
-        fraction: float = 1.0,
+        subset: "Subset | None" = None,
         instances: bool = False,
         edges_folder: bool = False,
         need_images: bool = True,
@@ -155,7 +185,7 @@ class DataFolder:
         Args:
             split: requested split.
             train_split: split that a tenth is held out from.
-            fraction: share of ``train_split`` to use; see :func:`take_fraction`.
+            subset: which pairs of ``train_split`` to use; None: all.
             instances: every item must have an instance map.
             edges_folder: every item must have an edge map.
             need_images: every item must have a photo.
@@ -177,7 +207,7 @@ class DataFolder:
             whole = read(train_split if divided else None)
             held_out = held_out_keys([item.key for item in whole], self.val_by)
             items = [item for item in whole if (item.key in held_out) == (split == "val")] or whole
-        return take_fraction(items, fraction) if split == train_split else items
+        return items if subset is None or split != train_split else subset.of(items)
 
 
 def recognise(root: Path) -> str:
@@ -185,17 +215,62 @@ def recognise(root: Path) -> str:
     return paper_layouts.recognise(root) or "folder"
 
 
-def take_fraction(items: Sequence[Item], fraction: float) -> list[Item]:
-    """Subset of the items, at least one, chosen by a hash of the key, in the order they came.
+@dataclass(frozen=True)
+class Subset:
+    """Which pairs of the training split are used: a fraction or a number of them, drawn anew.
 
-    The subset of a smaller fraction lies within that of a larger one.
+    Attributes:
+        fraction: share of the pairs, at least one.
+        pairs: number of pairs, in place of a share.
+        draw: number of the draw, from 0.
+        draw_by: hash: by a hash of the key, over all of the split; the draw of fewer pairs lies
+            within that of more. block: neighbours in the order of their keys, as frames of one
+            drive are.
     """
-    num = max(1, round(fraction * len(items)))
-    ordered = sorted(
-        range(len(items)),
-        key=lambda i: hashlib.sha256(f"fraction {items[i].key}".encode()).digest(),
-    )
-    return [items[i] for i in sorted(ordered[:num])]
+
+    fraction: float = 1.0
+    pairs: int | None = None
+    draw: int = 0
+    draw_by: Literal["hash", "block"] = "hash"
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is the whole split."""
+        return self.pairs is None and self.fraction == 1
+
+    def __str__(self) -> str:
+        what = f"{self.fraction * 100:g} %" if self.pairs is None else counted(self.pairs, "pair")
+        kind = "" if self.draw_by == "hash" else " in one block"
+        return f"{what}{kind}" + (f", draw {self.draw}" if self.draw else "")
+
+    def of(self, items: Sequence[Item]) -> list[Item]:
+        """The items of this subset, in the order they came.
+
+        Raises:
+            UserError: there are fewer than the number of pairs.
+        """
+        if self.is_whole:
+            return list(items)
+        if self.pairs is not None and self.pairs > len(items):
+            raise UserError(
+                f"data.pairs: {self.pairs}: the training split has {counted(len(items), 'pair')}"
+            )
+        count = self.pairs or max(1, round(self.fraction * len(items)))
+        pick = self._block if self.draw_by == "block" else self._spread
+        return [items[i] for i in sorted(pick([item.key for item in items], count))]
+
+    def _spread(self, keys: Sequence[str], count: int) -> list[int]:
+        salt = f"fraction {self.draw} " if self.draw else "fraction "
+        order = sorted(
+            range(len(keys)), key=lambda i: hashlib.sha256(f"{salt}{keys[i]}".encode()).digest()
+        )
+        return order[:count]
+
+    def _block(self, keys: Sequence[str], count: int) -> list[int]:
+        """Starts of further draws lie as far from earlier ones as the golden ratio puts them."""
+        order = sorted(range(len(keys)), key=keys.__getitem__)
+        start = int((0.5 + self.draw * _GOLDEN) % 1 * (len(keys) - count + 1))
+        return order[start : start + count]
 
 
 def held_out_keys(
@@ -226,13 +301,18 @@ def held_out_keys(
     return chosen or {min(keys, key=numbers.__getitem__)}
 
 
-def _last_sequences(keys: Sequence[str]) -> set[str]:
-    sequences: dict[str, list[str]] = {}
+def sequences(keys: Sequence[str]) -> dict[str, list[str]]:
+    """Keys that differ in their last number only, by what they have in common, in their order."""
+    found: dict[str, list[str]] = {}
     for key in sorted(keys, key=_by_number):
-        sequences.setdefault(re.sub(r"\d+[^\d]*$", "", key), []).append(key)
+        found.setdefault(re.sub(r"\d+[^\d]*$", "", key), []).append(key)
+    return found
+
+
+def _last_sequences(keys: Sequence[str]) -> set[str]:
     wanted = max(1, round(len(keys) / 10))
     chosen: list[str] = []
-    for sequence in reversed(sequences.values()):
+    for sequence in reversed(sequences(keys).values()):
         if len(chosen) + len(sequence) > 2 * wanted:
             chosen += sequence[len(sequence) - (wanted - len(chosen)) :] if not chosen else []
         else:
@@ -299,7 +379,7 @@ def index_labels(
                 "what you mean"
             )
         named = kept
-    faults: list[str] = []
+    faults = [*filter(None, [pairing.brush_fault([path for _, path in named], folder)])]
     keyed = pairing.by_key(named, str, clean_key, faults)
     if faults:
         raise UserError(str(folder), capped(faults))
@@ -338,10 +418,10 @@ def read_label(item: Item, space: LabelSpace, dataset: str) -> Labels:
     Where nothing has decided yet how the data set's label maps are read, this one's own values do.
 
     Raises:
-        UserError: the file is damaged, holds numbers or colours that the class list lacks, or can
-            be read in two ways.
+        UserError: the file is damaged, has changed since it was checked, holds numbers or colours
+            that the class list lacks, or can be read in two ways.
     """
-    raw = label_maps.read_raw(item.label)
+    raw = _read_checked(item.label, label_digest(item.digest))
     encoding = item.reading.encoding
     if encoding is None:
         values = Values(space, dataset)
@@ -370,7 +450,19 @@ def read_image(item: Item) -> npt.NDArray[np.uint8]:
 def read_instances(item: Item) -> npt.NDArray[np.int32]:
     """Instance ids of an item, (H, W): the raw value of each pixel."""
     assert item.instances is not None
-    return label_maps.read_raw(item.instances).values.astype(np.int32)
+    digest = item.digest.removeprefix(label_digest(item.digest))
+    return _read_checked(item.instances, digest).values.astype(np.int32)
+
+
+def _read_checked(file: Readable, digest: str) -> label_maps.RawLabel:
+    """A map, if its SHA-256 begins with a digest."""
+    found = label_maps.read_hashed(file)
+    if not found.digest.hex().startswith(digest):
+        raise UserError(
+            f"{file}: it has changed since it was checked; put the file back, or make the data set "
+            "anew with --overwrite"
+        )
+    return found.raw
 
 
 def read_edge(item: Item) -> npt.NDArray[np.uint8]:

@@ -16,14 +16,17 @@ from typing import Any, NamedTuple
 
 from ecgan.data.files.images import Depth, PhotoFile, Readable
 from ecgan.data.files.label_maps import Form, Histogram
+from ecgan.errors import UserError, shown
+from ecgan.reading.documents import parse_json
 from ecgan.runtime.storage import HIDDEN, Store
 
 NAME = f"{HIDDEN}/label-check.json"
 SETTLED_NS = 2_000_000_000  # a file's time may be as coarse as 2 s (FAT)
 MAX_VALUES = 1000  # of a label map; those with more are read again
 
+_MOST = 1 << 53  # of a number of an entry
 # Of files that cannot be read, are no JSON, or hold other values
-_DAMAGE = (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError)
+_DAMAGE = (UserError, OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
 
 
 class FileContent(NamedTuple):
@@ -90,14 +93,14 @@ class LabelCache:
         if self._used.keys() <= self._saved.keys():
             return
         rows = {key: _to_json(content) for key, content in self._used.items()}
-        with suppress(OSError):  # the cache is a help, not a need
-            self._store.write(NAME, json.dumps({"version": 1, "entries": rows}).encode())
+        with suppress(OSError, UserError):  # the cache is a help, not a need
+            self._store.write(NAME, json.dumps({"version": 2, "entries": rows}).encode())
 
 
 def _read(store: Store) -> dict[str, FileContent]:
     try:
-        document = json.loads(store.read(NAME))
-        if document["version"] != 1:
+        document = parse_json(store.read(NAME), NAME, "a cache", "")
+        if document["version"] != 2:  # 1: sides of turned TIFFs were swapped
             return {}
         return {key: _from_json(row) for key, row in document["entries"].items()}
     except _DAMAGE:
@@ -124,8 +127,8 @@ def _to_json(content: FileContent) -> list[Any]:
 def _from_json(row: list[Any]) -> FileContent:
     digest, instance_digest, histogram, photo, instances, edge = row
     form, size, mode, values, pixels, colors, transparent, borders, between = histogram
-    numbers, counts, shown = (tuple(map(int, column)) for column in (values, pixels, colors))
-    if not len(numbers) == len(counts) == len(shown):
+    numbers, counts, rgb = (tuple(map(_whole, column)) for column in (values, pixels, colors))
+    if not len(numbers) == len(counts) == len(rgb):
         raise ValueError("columns of different lengths")
     return FileContent(
         bytes.fromhex(digest),
@@ -135,10 +138,10 @@ def _from_json(row: list[Any]) -> FileContent:
             str(mode),
             numbers,
             counts,
-            shown,
-            int(transparent),
-            int(borders),
-            int(between),
+            rgb,
+            _whole(transparent),
+            _whole(borders),
+            _whole(between),
         ),
         None if photo is None else _photo(photo),
         bytes.fromhex(instance_digest),
@@ -148,8 +151,14 @@ def _from_json(row: list[Any]) -> FileContent:
 
 
 def _size(value: Any) -> tuple[int, int]:  # noqa: ANN401
-    height, width = value
-    return int(height), int(width)
+    height, width = map(_whole, value)
+    return height, width
+
+
+def _whole(value: Any) -> int:  # noqa: ANN401
+    if type(value) is not int or not -1 <= value < _MOST:
+        raise ValueError(f"{shown(value)}: expected a whole number")
+    return value
 
 
 def _photo(row: list[Any]) -> PhotoFile:
@@ -157,7 +166,7 @@ def _photo(row: list[Any]) -> PhotoFile:
     return PhotoFile(
         str(mode),
         _size(stored),
-        int(orientation),
+        _whole(orientation),
         Depth(depth),
         float(low),
         float(high),

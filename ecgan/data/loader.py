@@ -9,9 +9,10 @@ Shape legend:
 """
 
 import sys
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import KW_ONLY, dataclass, field
+from fractions import Fraction
 from typing import NamedTuple
 
 import cv2
@@ -149,8 +150,48 @@ class TripleDataset(Dataset[Sample]):
         return transforms.resize(sample, size or self.size, instances)
 
 
+@dataclass(eq=False)
+class Mixture:
+    """Pairs, and photos whose label maps a segmenter has read, in one endless row.
+
+    Of L pairs and U such photos, U / (L + U) of the positions show a photo, evenly spread: each is
+    seen as often as a pair. At most every other one does: where pairs are few, half of a batch
+    still has label maps that are right, so that what the segmenter mistakes does not become what
+    both networks learn of the classes.
+
+    Attributes:
+        pairs: pairs.
+        photos: photos with the label maps that were read; of the same size, edges and boundary.
+    """
+
+    pairs: TripleDataset
+    photos: TripleDataset
+
+    @property
+    def share(self) -> Fraction:
+        """Share of the positions that show a photo."""
+        return share_of_photos(len(self.pairs), len(self.photos))
+
+    def load(self, position: int) -> Sample:
+        """Training sample at a position of the row."""
+        before, after = (int(self.share * end) for end in (position, position + 1))
+        if after > before:
+            return self.photos.load(before)
+        return self.pairs.load(position - before)
+
+    def keep_in_memory(self) -> None:
+        """As of :meth:`TripleDataset.keep_in_memory`, of both."""
+        self.pairs.keep_in_memory()
+        self.photos.keep_in_memory()
+
+
+def share_of_photos(pairs: int, photos: int) -> Fraction:
+    """Share of photos without label maps in a training; see :class:`Mixture`."""
+    return min(Fraction(1, 2), Fraction(photos, pairs + photos))
+
+
 def batches(
-    dataset: TripleDataset,
+    dataset: TripleDataset | Mixture,
     start: int,
     batch: int,
     *,
@@ -162,7 +203,7 @@ def batches(
     """Endless batches of one rank.
 
     Args:
-        dataset: data set to load from.
+        dataset: data set to load from, or two.
         start: images seen so far by all ranks: the first position.
         batch: images a step, over all ranks.
         rank: this rank; it gets the ``rank``-th share of every step's positions.
@@ -176,7 +217,7 @@ def batches(
     steps = range(start + rank * share, sys.maxsize, batch)
     if workers == 0:
         dataset.keep_in_memory()
-    return _load(_Loading(dataset, share), steps, workers=workers, pin=pin)
+    return _load(_Loading(dataset.load, share), steps, workers=workers, pin=pin)
 
 
 def ordered_batches(
@@ -191,7 +232,7 @@ def ordered_batches(
         limit: number of items, the first by key; default: all.
     """
     stop = len(dataset) if limit is None else min(limit, len(dataset))
-    return _load(_Loading(dataset, batch, stop, plain=True), range(0, stop, batch), workers=workers)
+    return _load(_Loading(dataset.load_plain, batch, stop), range(0, stop, batch), workers=workers)
 
 
 def to_device(batch: Batch, device: torch.device | str) -> Batch:
@@ -209,17 +250,14 @@ def to_images(pixels: Tensor) -> Tensor:
 class _Loading:
     """First position -> batch, in a loader process or here."""
 
-    dataset: TripleDataset
+    load: Callable[[int], Sample]
     share: int
     stop: int = sys.maxsize
-    _: KW_ONLY
-    plain: bool = False
 
     def batch(self, first: int) -> Batch:
         positions = range(first, min(first + self.share, self.stop))
-        load = self.dataset.load_plain if self.plain else self.dataset.load
         try:
-            return collate([load(position) for position in positions], positions)
+            return collate([self.load(position) for position in positions], positions)
         except MemoryError as error:
             raise UserError(
                 f"no memory for a batch of {len(positions)} images; lower data.workers, "

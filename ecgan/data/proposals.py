@@ -11,6 +11,7 @@ from ecgan import labels
 from ecgan.data.datasets import DataFolder
 from ecgan.data.files.encoding import Values
 from ecgan.data.files.label_maps import Form
+from ecgan.data.files.pairing import count
 from ecgan.labels import LabelClass, LabelSpace
 
 if TYPE_CHECKING:
@@ -118,13 +119,16 @@ def propose_recipe(
     height, width = survey.common_size or (256, 512)
     scale = min(1, math.sqrt(_MAX_PIXELS[machine] / (height * width)))
     fitting = nearest_size(round(height * scale), round(width * scale))
-    num_train = next((s.num_pairs for s in survey.splits if s.name == "train"), survey.num_pairs)
+    pairs = {split.name: split.num_pairs for split in survey.splits}
+    split = "train" if "train" in pairs else next((name for name in pairs if name), None)
+    num_train = pairs.get(split, survey.num_pairs)
     small = num_train < 2000 or machine == "cpu"  # a short training sees few photos, often
     lengths = _on_cpu(num_train) if machine == "cpu" else _on_gpu(num_train, small=small)
     sections: dict[str, dict[str, Any]] = {
         "data": {
             "dataset": survey.dataset,
             "root": str(survey.root),
+            **({} if split in {None, "train"} else {"split": split}),
             "height": fitting[0],
             "width": fitting[1],
             **lengths.get("data", {}),
@@ -146,7 +150,7 @@ def propose_recipe(
     name = labels.clean_key(survey.root.resolve().name)
     text = yaml.safe_dump({"name": name, **sections}, sort_keys=False, allow_unicode=True)
     common = f", most of them {width} x {height}" if survey.common_size else ""
-    head = [f"# {name}: {num_train} pairs to train on{common}."]
+    head = [f"# {name}: {count(num_train, 'pair')} to train on{common}."]
     if machine == "cpu":
         minutes = minutes_on_cpu(lengths["train"]["images"], *fitting)
         head.append(
@@ -154,6 +158,9 @@ def propose_recipe(
             f"{minutes} min of training on one core."
         )
         head.append("# With a GPU, ecgan data inspect --for gpu proposes larger ones.")
+    if split not in {None, "train"}:
+        same = "; previews and scores are of the same photos" if split == "val" else ""
+        head.append(f"# There is no split train: this trains on {split}{same}.")
     if small:
         kind = "Below 2,000 photos" if num_train < 2000 else "For a short training"
         head.append(f"# {kind}: augmented inputs, a second discriminator, the photos' styles.")
@@ -174,7 +181,9 @@ def _on_gpu(num_train: int, *, small: bool) -> dict[str, dict[str, Any]]:
     images = min(600_000, max(20_000, 250 * num_train)) // 1000 * 1000
     segmenter = {"images": min(20_000, max(4_000, 20 * num_train))}
     return {
-        "model": {"label_generator": "train", "label_generator_training": segmenter},
+        "model": {"label_generator": "train", "label_generator_training": {**segmenter}},
+        "evaluate": {"judge_training": {**segmenter}},
+        "sampling": {"filter_training": {**segmenter}},
         "train": {
             "images": images,
             "batch": 16,

@@ -17,14 +17,17 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import numpy.typing as npt
+from pydantic import RootModel
 
 from ecgan.class_files import RESIZED_COPY
 from ecgan.data import checks, datasets, transforms
 from ecgan.data.datasets import DataFolder, Item
 from ecgan.data.files.photo_sets import Reading
 from ecgan.data.label_cache import FileContent, LabelCache
-from ecgan.errors import UsageError, UserError
+from ecgan.errors import UsageError, UserError, shown
 from ecgan.labels import LabelSpace
+from ecgan.reading.documents import read_cached, read_json
+from ecgan.runtime.files import writing
 from ecgan.runtime.storage import HIDDEN, Folder
 
 _ABOUT = RESIZED_COPY  # of what, and how
@@ -73,6 +76,10 @@ class Source:
         }
 
 
+class _Contents(RootModel[dict[str, str]]):
+    """What a copy was made of: item -> :func:`_fingerprint`."""
+
+
 class Copied(NamedTuple):
     """Result of a copy."""
 
@@ -99,8 +106,8 @@ def write_resized_copy(source: Source, out: Path, *, threads: int = 1) -> Copied
     check = checks.check_labels(whole, source.space, source.folder.dataset, cache=cache)
     cache.save()
     classes = source.space.written().to_json()
-    store.write("classes.json", json.dumps(classes, indent=1) + "\n")
-    store.write(_ABOUT, json.dumps(source.to_json(), indent=1) + "\n")
+    _put(store, "classes.json", json.dumps(classes, indent=1) + "\n")
+    _put(store, _ABOUT, json.dumps(source.to_json(), indent=1) + "\n")
     of_split = [split for split, items in splits.items() for _ in items]
     before = _contents_before(store)
     now = {
@@ -108,7 +115,7 @@ def write_resized_copy(source: Source, out: Path, *, threads: int = 1) -> Copied
         for split, item, content in zip(of_split, check.items, check.contents, strict=True)
     }
     fresh = {name for name, digest in now.items() if before.get(name) == digest}
-    store.write(_CONTENTS, json.dumps({name: now[name] for name in fresh}))
+    _put(store, _CONTENTS, json.dumps({name: now[name] for name in fresh}))
     jobs = [*zip(of_split, check.items, strict=True)]
     with ThreadPoolExecutor(threads) as pool:
         written = sum(
@@ -118,7 +125,7 @@ def write_resized_copy(source: Source, out: Path, *, threads: int = 1) -> Copied
             )
         )
     _remove_lost(store, {*now})
-    store.write(_CONTENTS, json.dumps(now))
+    _put(store, _CONTENTS, json.dumps(now))
     store.remove_folder(HIDDEN)
     return Copied({split: len(items) for split, items in splits.items()}, written)
 
@@ -128,27 +135,27 @@ def _check_folder(source: Source, out: Path) -> None:
         raise UsageError(f"--out {out}: a file; give a folder")
     if not out.is_dir() or not any(out.iterdir()):
         return
+    foreign = UsageError(f"--out {out}: not empty, and not a copy of ecgan data cache")
     try:
-        before = json.loads((out / _ABOUT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise UsageError(f"--out {out}: not empty, and not a copy of ecgan data cache") from None
+        before = read_json(out / _ABOUT, "a copy of ecgan data cache", "")
+    except UserError:
+        raise foreign from None
+    if not isinstance(before, dict):
+        raise foreign
     now = json.loads(json.dumps(source.to_json()))
     differing = [name for name in now if before.get(name) != now[name]]
     if differing:
         name = differing[0]
         raise UsageError(
-            f"--out {out}: a copy with another {name} ({before.get(name)}, now {now[name]}); give "
-            "another folder"
+            f"--out {out}: a copy with another {name} ({shown(before.get(name))}, now "
+            f"{shown(now[name])}); give another folder"
         )
 
 
 def _contents_before(store: Folder) -> dict[str, str]:
     """Fingerprint of the sources of each item that the copy holds."""
-    try:
-        found = json.loads((store.path / _CONTENTS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    found = read_cached(store.path / _CONTENTS, _Contents)
+    return {} if found is None else found.root
 
 
 def _fingerprint(content: FileContent, reading: Reading) -> str:
@@ -166,6 +173,11 @@ def _remove_lost(store: Folder, names: set[str]) -> None:
         for path in folder.glob("*/*.png"):
             if path.relative_to(folder).with_suffix("").as_posix() not in names:
                 path.unlink()
+
+
+def _put(store: Folder, name: str, content: bytes | str) -> None:
+    with writing(store.path / name):
+        store.write(name, content)
 
 
 def _write(source: Source, store: Folder, split: str, item: Item, *, fresh: bool) -> bool:
@@ -190,7 +202,7 @@ def _write(source: Source, store: Folder, split: str, item: Item, *, fresh: bool
     for kind in sorted(names, key=lambda kind: kind == "labels"):
         done, png = cv2.imencode(".png", np.ascontiguousarray(maps[kind]))
         assert done
-        store.write(names[kind], png.tobytes())
+        _put(store, names[kind], png.tobytes())
     return True
 
 

@@ -63,11 +63,12 @@ class DatasetSurvey:
     Attributes:
         folder: the data set's folder.
         splits: files of each split.
-        space: the class list that comes with the data; None where there is none.
+        space: the class list that comes with the data; None where there is none, or a faulty one.
         has_instances: whether every label map has an instance map.
         has_edges: whether every label map has an edge map.
         faults: what a training would refuse, but for those of splits.
         notes: how the files are read, and what looks odd about them.
+        list_fault: what is wrong with the class list, in whose place none is proposed then.
         values: values of the label maps.
         reading: how the files are read.
         num_read: pairs whose files were opened.
@@ -85,6 +86,7 @@ class DatasetSurvey:
     notes: list[str]
     values: Values
     reading: Reading = field(default_factory=Reading)
+    list_fault: str = ""
     num_read: int = 0
     photo_sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     photo_modes: Counter[str] = field(default_factory=Counter)
@@ -115,7 +117,7 @@ class DatasetSurvey:
             for split in self.splits
             for fault in split.faults
         ]
-        return [*own, *self.faults]
+        return [*own, *([self.list_fault] if self.list_fault else []), *self.faults]
 
     @property
     def classes(self) -> list[ClassReport]:
@@ -186,16 +188,17 @@ class DatasetSurvey:
         """Survey as text for people; faults are the last of it."""
         lines = [f"{self.root}: structure {self.dataset}, {count(self.num_pairs, 'pair')}", ""]
         lines += [
-            f"  {split.name or 'not divided':<12}{split.num_pairs:>7} pairs  "
+            f"  {split.name or 'not divided':<12}{split.num_pairs:>7} "
+            f"{'pair ' if split.num_pairs == 1 else 'pairs'}  "
             f"({count(split.num_photos, 'photo')}, {count(split.num_labels, 'label map')})"
             for split in self.splits
         ]
         extras = [("instance maps", self.has_instances), ("edge maps", self.has_edges)]
         lines += [f"  with {name}" for name, there in extras if there]
         if self.num_read < self.num_pairs:
-            lines += ["", f"From {self.num_read} pairs, spread evenly:"]
+            lines += ["", f"From {count(self.num_read, 'pair')}, spread evenly:"]
         sizes = [f"{w} x {h} ({n})" for (h, w), n in self.photo_sizes.most_common()]
-        sizes[5:] = [f"and {len(sizes) - 5} other sizes"] * (len(sizes) > 5)
+        sizes[5:] = [f"and {count(len(sizes) - 5, 'other size')}"] * (len(sizes) > 5)
         shown = ", ".join(sizes) or "none could be read"
         lines += ["", f"Photos      {shown}", f"            {_modes(self.photo_modes)}"]
         lines += [f"Label maps  {_modes(self.label_modes)}", f"            {self._kind()}", ""]
@@ -224,7 +227,9 @@ class DatasetSurvey:
             return "none could be read"
         encoding = self.reading.encoding
         if encoding is None:
-            return "not yet read: the class list is missing"
+            return "not yet read: the class list " + (
+                "has a fault" if self.list_fault else "is missing"
+            )
         text = _KINDS[encoding]
         if Form.PALETTE in self.values.forms:
             way = "indices" if encoding == Encoding.INDEX else "colours"
@@ -282,7 +287,7 @@ def survey_dataset(
         splits.append(SplitReport(name, len(own), len(photos), len(maps), found.faults))
         pairs += own
         notes += [note for note in found.notes if note not in notes]
-    space, faults = _class_list(folder)
+    space, list_fault = _class_list(folder, notes)
     has_instances, has_edges = (
         all(_has_all(folder, name, kind) for name in names) for kind in ("instances", "edge")
     )
@@ -291,7 +296,16 @@ def survey_dataset(
     contents = checks.read_contents(read, workers=workers, progress=progress)
     values = checks.tally(read, contents, space, folder.dataset)
     survey = DatasetSurvey(
-        folder, splits, space, has_instances, has_edges, faults, notes, values, folder.reading
+        folder,
+        splits,
+        space,
+        has_instances,
+        has_edges,
+        [],
+        notes,
+        values,
+        folder.reading,
+        list_fault,
     )
     for content, _ in contents:
         survey.num_read += 1
@@ -313,7 +327,7 @@ def _has_all(folder: DataFolder, split: str | None, kind: Kind) -> bool:
 
 def _judge(survey: DatasetSurvey, items: Sequence[Item], contents: Sequence[Found]) -> None:
     """Add what a training would say of the files' content."""
-    if survey.space is None:
+    if survey.space is None and not survey.list_fault:
         survey.values.space = propose_classes(survey.values)
         survey.notes += proposal_notes(survey.values)
     verdict = checks.judge(items, contents, survey.values)
@@ -344,10 +358,12 @@ def _orientation_note(items: Sequence[Item], contents: Sequence[Found]) -> str |
     if not found:
         return None
     turned, stored = np.mean(found, axis=0)
+    remedy = "; labels were drawn on the stored pixels: set data.orientation: stored"
     return (
         f"Photos' edges are {turned:.1f} times as strong along the borders of label maps as "
         f"elsewhere when photos are turned, {stored:.1f} times as stored (of "
-        f"{count(len(found), 'photo')} whose size does not tell)."
+        f"{count(len(found), 'photo')} whose size does not tell)"
+        f"{remedy if stored > 1.5 * turned else ''}."
     )
 
 
@@ -378,14 +394,17 @@ def _compare_sides(survey: DatasetSurvey, items: Sequence[Item], contents: Seque
     survey.notes += [note] if note else []
 
 
-def _class_list(folder: DataFolder) -> tuple[LabelSpace | None, list[str]]:
+def _class_list(folder: DataFolder, notes: list[str]) -> tuple[LabelSpace | None, str]:
+    """Class list that comes with the data, and what is wrong with it."""
     if folder.dataset != "folder":
-        return labels.builtin(folder.dataset), []
+        return labels.builtin(folder.dataset), ""
     try:
         path = find_class_list(folder.root)
-        return None if path is None else read_class_list(path), []
+        if path is not None and path.parent != folder.root:
+            notes.append(f"The class list is {path.relative_to(folder.root).as_posix()}.")
+        return None if path is None else read_class_list(path), ""
     except UserError as error:
-        return None, [str(error)]
+        return None, ": ".join(filter(None, [error.title, "; ".join(error.faults)]))
 
 
 def _modes(modes: Counter[str]) -> str:

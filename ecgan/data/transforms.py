@@ -11,7 +11,7 @@ Edges that the tool finds itself come from the crop, after resizing.
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import cv2
 import numpy as np
@@ -25,6 +25,7 @@ Size = tuple[int, int]  # height, width
 Bytes = npt.NDArray[np.uint8]
 Ids = TypeVar("Ids", bound=npt.NDArray[np.integer])
 Edges = Literal["canny", "folder", "none"]
+Fit = Literal["stretch", "crop", "letterbox"]
 
 SIGMA = 1.4  # pixels
 LOW, HIGH = 0.075, 0.175  # shares of the largest gradient magnitude
@@ -143,6 +144,38 @@ def resize_nearest(ids: Ids, size: Size) -> Ids:
         for new, old in zip(size, ids.shape, strict=True)
     )
     return ids.take(rows, axis=0).take(columns, axis=1)
+
+
+def fit_nearest(ids: Ids, size: Size, fit: Fit, border: int) -> Ids:
+    """Label map or instance ids, (H, W), at a size of perhaps another aspect ratio.
+
+    Args:
+        ids: the map.
+        size: new height and width.
+        fit: ``stretch`` both sides to the size; ``crop`` the middle part of its aspect ratio first;
+            ``letterbox``: all of the map, in the middle, between borders on two sides.
+        border: value of those borders.
+    """
+    (height, width), (rows, columns) = size, ids.shape
+    if fit == "crop":
+        tall, wide = middle_part((rows, columns), size)
+        top, left = (rows - tall) // 2, (columns - wide) // 2
+        return cast("Ids", resize_nearest(ids[top : top + tall, left : left + wide], size))
+    if fit == "stretch":
+        return resize_nearest(ids, size)
+    tall = min(height, max(1, round(rows * width / columns)))
+    wide = min(width, max(1, round(columns * height / rows)))
+    top, left = (height - tall) // 2, (width - wide) // 2
+    boxed = np.full(size, border, ids.dtype)
+    boxed[top : top + tall, left : left + wide] = resize_nearest(ids, (tall, wide))
+    return cast("Ids", boxed)
+
+
+def middle_part(whole: Size, size: Size) -> Size:
+    """Height and width of the part of a picture that ``crop`` takes for another size."""
+    (rows, columns), (height, width) = whole, size
+    tall = min(rows, max(1, round(columns * height / width)))
+    return tall, min(columns, max(1, round(rows * width / height)))
 
 
 def instance_boundary(instances: npt.NDArray[np.integer]) -> Bytes:

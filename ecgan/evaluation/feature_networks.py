@@ -1,7 +1,7 @@
 """Networks whose features are compared (FID, KID, DINOv2, VGG16), and files of their statistics.
 
 One module for each name of ``evaluate.features``. All are frozen, take images in [-1, 1], (B, 3, H,
-W), and give (B, d). Caches of features are keyed by ``hash``. Nothing is ever downloaded.
+W), and give (B, d). Caches of features are keyed by ``hash``. Nothing is downloaded.
 
 Shape legend:
     B  images in the batch      H, W  height and width      d  features      C  channels of a map
@@ -9,7 +9,7 @@ Shape legend:
 
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +19,6 @@ import numpy.typing as npt
 import torch
 import transformers
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -28,7 +27,10 @@ from ecgan.metrics.distribution import Gaussian
 from ecgan.models.pretrained.efficientnet_lite import EfficientNetLite0
 from ecgan.models.pretrained.frozen import IMAGENET_MEAN, IMAGENET_STD, Frozen
 from ecgan.models.pretrained.hed import Vgg16Hed
+from ecgan.models.pretrained.weights import INCEPTION, check_archive, in_cache
+from ecgan.reading.documents import check_file
 from ecgan.runtime.files import whole_file, writing
+from ecgan.segmentation.pretrained import Model
 from ecgan.segmentation.segmenter import state_hash
 
 _VERSION = 2  # of how images are prepared
@@ -48,7 +50,10 @@ METRICS = {  # by the network that measures them
     "dinov2": ("fd_dinov2", "precision_dinov2", "recall_dinov2"),
     "vgg16_hed": ("fd_vgg16_hed", "kd_vgg16_hed", "precision_vgg16_hed", "recall_vgg16_hed"),
 }
-_NO_INCEPTION = "evaluate.inception_weights is not set: give pt_inception-2015-12-05 (.pth)"
+_NO_INCEPTION = (
+    f"evaluate.inception_weights is not set, and torch's cache has no {INCEPTION.file}; "
+    f"get it with: {INCEPTION.command}"
+)
 _MISSING = {
     "inception": _NO_INCEPTION,
     "inception_clean": _NO_INCEPTION,
@@ -239,7 +244,7 @@ def feature_networks(
 
     Args:
         wanted: names.
-        inception_weights: path of Inception's.
+        inception_weights: path of Inception's; None: as of :func:`find_inception`.
         dinov2: folder of a DINOv2.
         hed_weights: path of HED's.
         device: where they go.
@@ -250,6 +255,7 @@ def feature_networks(
     Raises:
         UserError: weights that were named are not there, or do not fit.
     """
+    inception_weights = find_inception(inception_weights)
     makers: dict[str, tuple[Callable[[str], nn.Module], str | None]] = {
         "efficientnet_lite0": (lambda _: LiteFeatures(), ""),
         "inception": (Inception, inception_weights),
@@ -268,6 +274,12 @@ def feature_networks(
     return {name: network.to(device) for name, network in networks.items()}, skipped
 
 
+def find_inception(path: str | None) -> str | None:
+    """The path given, or pytorch-fid's file in torch's cache; None where that is not there."""
+    found = in_cache(INCEPTION) if path is None else path
+    return None if found is None else str(found)
+
+
 def read_npz(path: Path, dim: int) -> Gaussian:
     """Read statistics as pytorch-fid writes them: ``mu`` and ``sigma``.
 
@@ -278,27 +290,49 @@ def read_npz(path: Path, dim: int) -> Gaussian:
     Raises:
         UserError: no such file, no such arrays, of other shapes, or not finite.
     """
+    check_file(path)
     try:
+        _check_shapes(path, {"mu": (dim,), "sigma": (dim, dim)})
         with np.load(path, allow_pickle=False) as file:
             mean, covariance = (file[name].astype(np.float64) for name in ("mu", "sigma"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
     except KeyError as error:
         raise UserError(f"{path}: has no array {error}; expected mu and sigma") from None
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (
+        *(OSError, ValueError, TypeError, EOFError, MemoryError, NotImplementedError),
+        *(RuntimeError, zipfile.BadZipFile, zlib.error),
+    ) as error:
         cause = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
         raise UserError(
             f"{path}: not an npz file of mean (mu) and covariance (sigma){cause}; give one that "
             "pytorch-fid or --save-npz wrote"
         ) from None
-    if mean.shape != (dim,) or covariance.shape != (dim, dim):
-        raise UserError(
-            f"{path}: mu {mean.shape} and sigma {covariance.shape}; expected ({dim},) and "
-            f"({dim}, {dim})"
-        )
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
         raise UserError(f"{path}: mu or sigma has NaN or infinity")
     return Gaussian(mean, covariance)
+
+
+def _check_shapes(path: Path, expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Compare the headers of an npz file's arrays, before any of them is read into memory.
+
+    Raises:
+        KeyError: no such array.
+        ValueError: an array without a header.
+        UserError: other shapes.
+    """
+    found: dict[str, tuple[int, ...]] = {}
+    with zipfile.ZipFile(path) as archive:
+        for name in expected:
+            with archive.open(f"{name}.npy") as member:
+                version = np.lib.format.read_magic(member)
+                read = np.lib.format.read_array_header_1_0
+                if version != (1, 0):
+                    read = np.lib.format.read_array_header_2_0
+                found[name] = read(member)[0]
+    if found != expected:
+        raise UserError(
+            f"{path}: mu {found['mu']} and sigma {found['sigma']}; expected {expected['mu']} and "
+            f"{expected['sigma']}"
+        )
 
 
 def write_npz(path: Path, gaussian: Gaussian) -> None:
@@ -308,24 +342,25 @@ def write_npz(path: Path, gaussian: Gaussian) -> None:
         UserError: the folder cannot be written, or the disk is full.
     """
     with writing(path), whole_file(path) as file:
-        np.savez(file, allow_pickle=False, mu=gaussian.mean, sigma=gaussian.covariance)
+        np.savez(file, mu=gaussian.mean, sigma=gaussian.covariance)
 
 
 def _check_inception(path: Path) -> None:
     """torch-fidelity would run what a pickle holds: read it as plain tensors first."""
     try:
+        check_archive(path)
         torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise _bad_inception(path, "no such file") from None
+    except UserError as error:
+        raise _bad_inception(path, str(error).removeprefix(f"{path}: ")) from None
     except Exception as error:  # noqa: BLE001  torch has half a dozen kinds for foreign files
         raise _bad_inception(path, first_line(error)) from None
 
 
 def _bad_inception(path: Path, reason: str) -> UserError:
     return UserError(
-        f"evaluate.inception_weights: {path}: {reason}; expected "
-        "pt_inception-2015-12-05-6726825d.pth (https://github.com/mseitzer/pytorch-fid/releases), "
-        "or leave it out with evaluate.features: [efficientnet_lite0]"
+        f"evaluate.inception_weights: {path}: {reason}; expected {INCEPTION.file}, or leave it out "
+        "with evaluate.features: [efficientnet_lite0]; to get it into torch's cache, where it is "
+        f"found without a key: {INCEPTION.command}"
     )
 
 
@@ -336,19 +371,10 @@ def _dinov2(folder: Path) -> nn.Module:
             "transformers saved (facebook/dinov2-large is the usual one), or leave dinov2 out of "
             "evaluate.features"
         )
-    try:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-        if config.model_type != "dinov2":
-            raise UserError(f"evaluate.dinov2: {folder}: a {config.model_type}, not a dinov2")
-        network, info = transformers.AutoModel.from_pretrained(
-            folder, local_files_only=True, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"evaluate.dinov2: {folder}: cannot be loaded: {error}") from None
-    if info["missing_keys"]:  # transformers makes up random ones and goes on
-        first = min(info["missing_keys"])
-        raise UserError(
-            f"evaluate.dinov2: {folder}: {len(info['missing_keys'])} weights are missing, {first} "
-            "the first of them"
-        )
-    return cast(nn.Module, network).float()
+    model = Model(
+        folder,
+        f"evaluate.dinov2: {folder}",
+        lambda kind, _: transformers.Dinov2Model if kind == "dinov2" else None,
+        "is not a dinov2",
+    )
+    return model.build("give the folder of the whole model")

@@ -26,7 +26,12 @@ from ecgan.errors import UsageError, UserError
 from ecgan.evaluation import figures, image_metrics
 from ecgan.evaluation import judge as judges
 from ecgan.evaluation.downstream import leakage
-from ecgan.evaluation.feature_networks import feature_networks, read_npz, write_npz
+from ecgan.evaluation.feature_networks import (
+    feature_networks,
+    find_inception,
+    read_npz,
+    write_npz,
+)
 from ecgan.evaluation.judge import Judge
 from ecgan.evaluation.measure import (
     Chunk,
@@ -42,6 +47,7 @@ from ecgan.evaluation.sources import Photos, Samples, SampleSet, Source
 from ecgan.labels import LabelSpace
 from ecgan.metrics import distribution, statistics
 from ecgan.metrics.segmentation import Agreement, PerImageConfusion, agreement
+from ecgan.models.pretrained.weights import INCEPTION
 from ecgan.recipe import Recipe
 from ecgan.runtime import storage
 from ecgan.runtime.executor import run_jobs
@@ -106,8 +112,8 @@ def prepare(setup: Setup, sets: Sequence[SampleSet]) -> "Fidelity":
         if "inception" not in networks:
             raise UsageError(
                 f"--reference-npz {request.reference_statistics}: statistics of Inception, which "
-                "is not measured: set evaluate.features to [inception] and "
-                "evaluate.inception_weights"
+                "is not measured: set evaluate.features to [inception], and where its weights are "
+                f"missing: {INCEPTION.command}"
             )
         given = read_npz(request.reference_statistics, 2048)
     judge = judges.find_judge(
@@ -170,7 +176,8 @@ class Fidelity:
             judge=self.judge.path,
             judge_hash=self.judge.segmenter.hash,
             networks=self.networks,
-            inception_weights=setup.recipe.evaluate.inception_weights,
+            # Found here: workers on other machines have caches of their own
+            inception_weights=find_inception(setup.recipe.evaluate.inception_weights),
             dinov2=setup.recipe.evaluate.dinov2,
             hed_weights=setup.recipe.data.hed_weights,
             device=workers.device,
@@ -308,6 +315,11 @@ class Fidelity:
 
     def _generator_warnings(self, one: SampleSet) -> list[str]:
         about, setup = one.manifest, self.setup
+        if about is not None and about.onto:
+            return [
+                "its images hold pixels of the photos that the generator was trained on (--onto "
+                "photos): every number flatters them; what they are worth, ecgan downstream says"
+            ]
         if about is None or not about.seen_layouts:
             return []
         if setup.split == setup.recipe.data.split:

@@ -1,6 +1,5 @@
 """Pictures of a report: layouts with their images, and training curves."""
 
-import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +17,7 @@ from ecgan.evaluation.measure import images_of
 from ecgan.evaluation.report import page
 from ecgan.evaluation.sources import Samples, Scene
 from ecgan.metrics.segmentation import PerImageConfusion
+from ecgan.reading.documents import parse_json, read_bytes
 from ecgan.runtime.files import sha256
 from ecgan.shards.manifest import Manifest
 from ecgan.visualization import colorize
@@ -140,7 +140,7 @@ def curves(manifest: Manifest | None, near: Path) -> list[page.Curve]:
         try:
             generators = sorted(folder.glob("generator*.safetensors")) if log.is_file() else []
             if any(_is_generator(path, made_by, images) for path in generators):
-                return _curves(log.read_text(encoding="utf-8").splitlines())
+                return _curves(read_bytes(log).decode(errors="replace").splitlines())
         except (OSError, UserError):  # a neighbour that is not ours to read
             continue
     return []
@@ -152,12 +152,22 @@ def _is_generator(path: Path, digest: str, images: int | None) -> bool:
 
 
 def _curves(lines: Sequence[str]) -> list[page.Curve]:
-    # A run that was killed may have left half a line.
-    whole = [line for line in lines if line.startswith("{") and line.endswith("}")]
-    records = [json.loads(line) for line in whole]
+    records = [record for line in lines if (record := _record(line)) is not None]
     found: list[page.Curve] = []
     for name in _CURVES:
-        points = [(float(r["images"]), float(r[name])) for r in records if name in r]
+        points = [(r["images"], r[name]) for r in records if name in r]
         if len(points) > 1:
             found.append(page.Curve(name, points))
     return found
+
+
+def _record(line: str) -> dict[str, float] | None:
+    """Numbers of a line of a log; None of a damaged one, as a run that was killed may leave."""
+    try:
+        value = parse_json(line, "metrics.jsonl", "a record", "")
+    except UserError:
+        return None
+    if not isinstance(value, dict):
+        return None
+    numbers = {k: float(v) for k, v in value.items() if type(v) in {int, float}}
+    return numbers if "images" in numbers else None

@@ -119,7 +119,9 @@ def trained_against(recipe: Mapping[str, Any]) -> list[str]:
     Args:
         recipe: recipe of a manifest.
     """
-    losses, model = recipe.get("losses", {}), recipe.get("model", {})
+    losses, model = (
+        part if isinstance(part, dict) else {} for part in map(recipe.get, ("losses", "model"))
+    )
     found: list[str] = []
     if losses.get("perceptual") and losses.get("perceptual_network") in _FAMILIES:
         found.append(losses["perceptual_network"])

@@ -5,7 +5,10 @@ layout may have memorised the scene. The first is refused, unless it is forced; 
 both.
 """
 
-from collections.abc import Iterable, Mapping
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +19,8 @@ from ecgan.data.loader import TripleDataset
 from ecgan.errors import UserError
 from ecgan.labels import LabelSpace
 from ecgan.recipe import Recipe
+from ecgan.runtime import storage
+from ecgan.runtime.timing import say
 from ecgan.segmentation.loading import load_segmenter
 from ecgan.segmentation.segmenter import Segmenter
 from ecgan.segmentation.training import train_segmenter
@@ -66,7 +71,8 @@ def find_judge(
         UserError: no such segmenter, or its classes do not fit.
     """
     if name != "train":
-        return Judge(load_segmenter(name, space, device=device, evaluation=True), name)
+        found = load_segmenter(name, space, device=device, evaluation=True, role="judge")
+        return Judge(found, name)
     segmenter = train_segmenter(
         pairs,
         space,
@@ -178,3 +184,54 @@ def seen_layouts_warning(
         f"{len(seen)} of {len(distinct)} layouts of these samples are in the judge's own training: "
         "it may have memorised them"
     ]
+
+
+# Where it is kept
+
+
+@contextmanager
+def usable_cache() -> Iterator[None]:
+    """The user's cache, or for the length of the block a temporary folder where it is not writable.
+
+    A judge is trained for hours: whether it can be kept is found out before.
+
+    Raises:
+        UserError: neither can be written.
+    """
+    try:
+        _write_once(storage.cache_folder())
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+    else:
+        yield
+        return
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="ecgan-")
+        _write_once(Path(folder.name))
+    except OSError as error:
+        raise UserError(
+            f"the cache cannot be written ({reason}), nor a temporary folder ({error.strerror}); "
+            "make room, or set ECGAN_CACHE to a folder that can"
+        ) from error
+    say(
+        f"the cache cannot be written ({reason}): judge and measurements are kept until the end of "
+        "this command only; set ECGAN_CACHE to a folder that can"
+    )
+    before = os.environ.get("ECGAN_CACHE")
+    with folder as name:
+        os.environ["ECGAN_CACHE"] = name
+        try:
+            yield
+        finally:
+            os.environ.pop("ECGAN_CACHE")
+            if before is not None:
+                os.environ["ECGAN_CACHE"] = before
+
+
+def _write_once(folder: Path) -> None:
+    """Write some bytes and remove them: rights alone tell nothing of a full or read-only disk."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(bytes(1 << 16))
+        file.flush()
+        os.fsync(file.fileno())

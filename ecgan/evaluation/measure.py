@@ -14,6 +14,7 @@ import hashlib
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -182,7 +183,7 @@ class MeasureWorker:
         """
         source = self.config.sources[chunk.source]
         path = self.config.cache / f"{self._key(chunk, source)}.npz"
-        if not path.is_file():
+        if not _is_whole(path):
             write_measurements(path, self.measure(chunk, source))
         return path
 
@@ -258,7 +259,9 @@ class MeasureWorker:
     @cached_property
     def _judge(self) -> Segmenter:
         config = self.config
-        return load_segmenter(config.judge, config.space, device=self.device, evaluation=True)
+        return load_segmenter(
+            config.judge, config.space, device=self.device, evaluation=True, role="judge"
+        )
 
     @cached_property
     def _stages(self) -> StageFeatures:
@@ -371,8 +374,16 @@ def write_measurements(path: Path, found: Measurements) -> None:
         },
     }
     stream = io.BytesIO()
-    np.savez(stream, allow_pickle=False, **{n: np.asarray(values) for n, values in arrays.items()})
+    np.savez(stream, **arrays)
     write_whole(path, stream.getvalue())
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        read_measurements(path)
+    except UserError:
+        return False
+    return True
 
 
 _LISTS = ("edges", "edge_layouts", "distances", "pair_layouts", "octaves", "style_layouts")
@@ -387,14 +398,23 @@ def read_measurements(path: Path) -> Measurements:
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays: dict[str, npt.NDArray[Any]] = dict(file)
+            return _measurements(dict(file))
     except FileNotFoundError:
         raise UserError(
             f"{path}: written by a worker on another machine and not visible here; set ECGAN_CACHE "
             "to a folder that all machines share"
         ) from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except _DAMAGE as error:
         raise UserError(f"{path}: damaged ({error}); remove it and run again") from None
+
+
+_DAMAGE = (
+    *(OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error),
+    *(LookupError, TypeError),  # arrays that are missing, or of other shapes
+)
+
+
+def _measurements(arrays: Mapping[str, npt.NDArray[Any]]) -> Measurements:
     confusion = PerImageConfusion(len(arrays["matrix"]))
     confusion.matrix = arrays["matrix"]
     for name in PER_IMAGE:

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+from ecgan.data.datasets import Subset
+from ecgan.evaluation.downstream.arms import Arm
 from ecgan.recipe import Recipe
 
 
@@ -12,15 +13,19 @@ class DownstreamOptions:
     """Options of a downstream experiment.
 
     Attributes:
-        mixes: samples for each real pair; ``synthetic``: samples only.
-        fractions: fractions of the real training pairs.
+        arms: what students learn from, beside a part of the real training pairs.
+        parts: parts of the real training pairs.
+        curve: further parts, for the worth of more labelled photos.
+        unlabelled: folder of photos without labels.
         seeds: number of seeds.
-        segmenter: segmenter to fine-tune, by path or name; None: SegFormer from scratch.
+        segmenter: segmenter to fine-tune, by path or name; None: one from scratch.
         unknown_generator: accept samples whose generator's training data is unknown.
     """
 
-    mixes: tuple[float | Literal["synthetic"], ...] = (0.0, 1.0)
-    fractions: tuple[float, ...] = (1.0,)
+    arms: tuple[Arm, ...] = (Arm.of(0), Arm.of("copy-paste"), Arm.of(1), Arm.of("synthetic"))
+    parts: tuple[Subset, ...] = (Subset(),)
+    curve: tuple[Subset, ...] = ()
+    unlabelled: Path | None = None
     seeds: int = 3
     segmenter: str | None = None
     unknown_generator: bool = False

@@ -12,13 +12,16 @@ from pathlib import Path
 
 from ecgan.checkpoint import GENERATOR, load_generator, resolve_generator
 from ecgan.data import checks
+from ecgan.data.files.images import digests_of
 from ecgan.data.label_cache import LabelCache
 from ecgan.data.loader import TripleDataset
 from ecgan.data.packed import sample_sets
-from ecgan.errors import UsageError, UserError
+from ecgan.errors import UsageError, UserError, shown
 from ecgan.evaluation import fidelity
+from ecgan.evaluation import judge as judges
 from ecgan.evaluation.downstream import leakage
 from ecgan.evaluation.downstream import run as downstream
+from ecgan.evaluation.downstream.experiment import Experiment
 from ecgan.evaluation.fidelity import Setup
 from ecgan.evaluation.report import page
 from ecgan.evaluation.report.document import Report
@@ -27,11 +30,14 @@ from ecgan.evaluation.sources import SampleSet
 from ecgan.generation import run as generation
 from ecgan.generation.request import Request as GenerationRequest
 from ecgan.labels import LabelSpace
+from ecgan.reading.places import Address
 from ecgan.recipe import Recipe, class_list_file, data_folder, label_space, parse_recipe
 from ecgan.runtime import storage
 from ecgan.runtime.device import choose_device
 from ecgan.runtime.files import check_out, writing
 from ecgan.runtime.jobs import Workers, resolve_workers
+from ecgan.runtime.timing import counted, say
+from ecgan.shards.manifest import photo_digest
 
 __all__ = ["DownstreamOptions", "Request", "newest_samples", "run"]
 
@@ -45,10 +51,15 @@ def run(request: Request) -> tuple[Report, Path]:
     Raises:
         UserError: samples, reference or judge are not there or do not fit each other.
     """
+    with judges.usable_cache():
+        return _run(request)
+
+
+def _run(request: Request) -> tuple[Report, Path]:
     workers = resolve_workers(
         request.device, request.workers, request.gpus_per_worker, request.ray_address
     )
-    places = [_generated(str(place), request) for place in request.samples]
+    places = [_generated(Address(place), request) for place in request.samples]
     sets = [SampleSet.at(p) for p in places or [str(newest_samples(Path("datasets")))]]
     recipe = _recipe(request, sets)
     out = request.out or Path("reports") / Path(sets[0].name).name
@@ -56,12 +67,15 @@ def run(request: Request) -> tuple[Report, Path]:
     if request.save_statistics is not None:
         _require_writable("--save-npz", request.save_statistics)
     setup = _setup(request, recipe, sets)
+    _refuse_seen_photos(setup, sets)
     trained_with = _sets_to_train_with(setup, sets)
     experiment = _experiment(setup, trained_with, out / "downstream", workers)
+    copies: list[page.Gallery] = []
     report, pictures = _measured(setup, sets, trained_with, workers)
     if experiment is not None:
-        report = report.model_copy(update={"downstream": downstream.run(experiment)})
-    page.write(report, out, pictures)
+        section, copies = downstream.run(experiment)
+        report = report.model_copy(update={"downstream": section})
+    page.write(report, out, pictures, copies)
     return report, out
 
 
@@ -164,6 +178,7 @@ def _recipe(request: Request, sets: Sequence[SampleSet]) -> Recipe:
         recipe = parse_recipe(
             carried.manifest.recipe, f"{carried.place}/manifest.json: recipe", request.overrides
         )
+        recipe = _without_names(recipe, request, carried.place)
     if request.reference is not None:
         data = recipe.data.model_copy(update={"root": str(request.reference)})
         recipe = recipe.model_copy(update={"data": data})
@@ -174,6 +189,34 @@ def _recipe(request: Request, sets: Sequence[SampleSet]) -> Recipe:
             f"{recipe.data.root}: no such folder; give the real data set with --reference DIR"
         )
     return recipe
+
+
+def _without_names(recipe: Recipe, request: Request, place: str) -> Recipe:
+    """The recipe of a set, without the networks that it names: only the user may name any.
+
+    Raises:
+        UsageError: it names a judge, and the user none.
+    """
+    given = {text.partition("=")[0] for text in request.overrides}
+    evaluate, data = recipe.evaluate, recipe.data
+    if evaluate.judge != "train" and request.judge is None and "evaluate.judge" not in given:
+        raise UsageError(
+            f"--samples {place}: its recipe names the judge {shown(evaluate.judge)}, which no data "
+            f"set may choose: give --judge {evaluate.judge} if you trust it, or --judge train"
+        )
+    strange = {"evaluate.inception_weights", "evaluate.dinov2", "data.hed_weights"} - given
+    for key in sorted(strange):
+        section, _, name = key.partition(".")
+        if getattr(getattr(recipe, section), name) is not None:
+            say(f"note: {key} of the samples' own recipe is not followed; give --set {key}=PATH")
+    kept = {name: None for name in ("inception_weights", "dinov2") if f"evaluate.{name}" in strange}
+    unseen = {"hed_weights": None} if "data.hed_weights" in strange else {}
+    return recipe.model_copy(
+        update={
+            "evaluate": evaluate.model_copy(update=kept),
+            "data": data.model_copy(update=unseen),
+        }
+    )
 
 
 # Common to all sets
@@ -209,6 +252,25 @@ def _setup(request: Request, recipe: Recipe, sets: Sequence[SampleSet]) -> Setup
     cache.save()
     device = choose_device(request.device)
     return Setup(request, recipe, space, size, split, reference, train, others, device)
+
+
+def _refuse_seen_photos(setup: Setup, sets: Sequence[SampleSet]) -> None:
+    """Refuse sets whose generator learnt from photos of the reference without their label maps."""
+    faults: list[str] = []
+    tested: set[str] = set()
+    for one in sets:
+        saw = set[str]() if one.manifest is None else {*one.manifest.unlabelled}
+        if saw and not tested:
+            photos = (item.image for item in setup.reference.items)
+            tested = {photo_digest(digest) for digest in digests_of(photos)}
+        if shared := saw & tested:
+            faults.append(
+                f"{one.place}: its generator learnt from {counted(len(shared), 'photo')} of the "
+                f"split {setup.split} without their label maps (data.unlabelled), so every number "
+                "would flatter it; train it without these photos, or measure on another --split"
+            )
+    if faults:
+        raise UserError("ecgan evaluate", faults)
 
 
 def _space(recipe: Recipe, sets: Sequence[SampleSet]) -> LabelSpace:
@@ -261,12 +323,12 @@ def _sets_to_train_with(setup: Setup, sets: Sequence[SampleSet]) -> list[SampleS
 
 def _experiment(
     setup: Setup, sets: Sequence[SampleSet], cache: Path, workers: Workers
-) -> downstream.Request | None:
+) -> Experiment | None:
     """The downstream experiment, checked before the judge is trained."""
     options, recipe = setup.request.downstream, setup.recipe
     if options is None:
         return None
-    if not sets and any(mix != 0 for mix in options.mixes):
+    if not sets and any(arm.needs_samples for arm in options.arms):
         raise UsageError(
             f"--samples: all layouts are of the split {setup.split}, on which segmenters are "
             "tested; give samples of training layouts: ecgan sample --split "
@@ -279,8 +341,11 @@ def _experiment(
         space=setup.space,
         size=setup.size,
         samples=tuple(one.place for one in sets),
-        fractions=options.fractions,
-        mixes=options.mixes,
+        parts=options.parts,
+        arms=options.arms,
+        curve=options.curve,
+        unlabelled=options.unlabelled,
+        things=tuple(recipe.sampling.things),
         seeds=options.seeds,
         training=recipe.evaluate.downstream_training,
         segmenter=options.segmenter,
@@ -290,5 +355,4 @@ def _experiment(
         workers=workers,
         quiet=setup.request.quiet,
     )
-    downstream.check(wanted)
-    return wanted
+    return downstream.check(wanted)

@@ -16,10 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ecgan.data.files.images import bytes_of
 from ecgan.data.loader import TripleDataset
 from ecgan.data.packed.sample_sets import SampleDataset
 from ecgan.errors import UsageError, UserError
 from ecgan.labels import Labels, LabelSpace
+from ecgan.reading.places import Address
 from ecgan.shards.manifest import Manifest, read_manifest
 
 
@@ -59,16 +61,19 @@ class Photos:
             digest.update(item.key.encode())
             for path in (item.image, item.label):
                 assert path is not None
-                digest.update(hashlib.sha256(path.read_bytes()).digest())
+                digest.update(hashlib.sha256(bytes_of(path)).digest())
         return digest.digest()
 
     def scenes(self, start: int, stop: int) -> Iterator[Scene]:
         """Photos of a chunk."""
-        for index in self.indices[start:stop]:
-            sample = self.dataset.load_plain(index)
-            assert sample.image is not None
-            label = self.dataset.space.to_evaluation(sample.label)
-            yield Scene(sample.key, sample.key, sample.image, label)
+        return map(self.scene, range(start, min(stop, len(self))))
+
+    def scene(self, index: int) -> Scene:
+        """Photo by its number among those that are measured."""
+        sample = self.dataset.load_plain(self.indices[index])
+        assert sample.image is not None
+        label = self.dataset.space.to_evaluation(sample.label)
+        return Scene(sample.key, sample.key, sample.image, label)
 
 
 @dataclass
@@ -177,7 +182,7 @@ class SampleSet:
             raise UsageError(f"--samples {place}: is a file; give the folder that holds it")
         if "://" not in place and not Path(place).is_dir():
             raise UsageError(f"--samples {place}: no such folder")
-        return cls(place, read_manifest(place))
+        return cls(Address(place), read_manifest(place))
 
     @property
     def is_evaluation(self) -> bool:

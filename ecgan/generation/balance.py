@@ -17,6 +17,7 @@ import numpy.typing as npt
 from scipy import optimize as _optimize  # pyright: ignore[reportMissingTypeStubs]
 
 from ecgan.errors import UsageError, UserError
+from ecgan.runtime.timing import counted
 
 optimize: Any = _optimize  # it has no types
 Counts = npt.NDArray[np.int64]
@@ -128,8 +129,8 @@ def target_counts(
     L = len(class_pixels)
     if total > L * max_styles:
         raise UserError(
-            f"{total} samples of {L} layouts are more than {max_styles} of each; ask for at most "
-            f"{L * max_styles} samples, or allow more styles of a layout"
+            f"{counted(total, 'sample')} of {counted(L, 'layout')} are more than {max_styles} of "
+            f"each; ask for at most {L * max_styles}, or allow more styles of a layout"
         )
     quotas, scores = _quotas(class_pixels, targets, total, max_styles)
     order = np.argsort(scores, kind="stable")

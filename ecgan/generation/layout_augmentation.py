@@ -13,12 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
 from ecgan.data.transforms import resize_nearest
 from ecgan.errors import UserError
-from ecgan.generation.paste import Ints, Mask, Scene, Window, change_maps, paste
+from ecgan.generation.paste import Ints, Mask, Pasted, Scene, Window, change_maps, paste
 from ecgan.labels import Labels, LabelSpace, spellings
 
 Change = Literal["flip", "crop", "paste"]
@@ -74,6 +75,7 @@ class Varied:
     # could be done, then both maps are the scene's. Rows and columns are those of the mirrored
     # layout before the crop, of the upper left corner.
     done: str
+    pasted: Mask | None = None  # (H, W), where objects were pasted; None where none was
 
 
 def thing_classes(space: LabelSpace, names: Sequence[str] = ()) -> frozenset[int]:
@@ -98,8 +100,7 @@ def thing_classes(space: LabelSpace, names: Sequence[str] = ()) -> frozenset[int
         faults = [_unknown(name, space) for name in names if not ids.keys() & {*spellings(name)}]
         if faults:
             raise UserError(
-                f"sampling.things: the class list has {len(space.names)} classes, "
-                f"{', '.join(space.names)}; not among them",
+                f"sampling.things: the class list has {', '.join(space.names)}; not among them",
                 faults,
             )
         words = {word for name in names for word in spellings(name)}
@@ -108,7 +109,7 @@ def thing_classes(space: LabelSpace, names: Sequence[str] = ()) -> frozenset[int
     things = frozenset(number for word in words for number in ids.get(word, ()))
     if not things:
         raise UserError(
-            f"paste: none of the {len(space.names)} classes ({', '.join(space.names)}) is known as "
+            f"paste: no class of the {len(space.names)} ({', '.join(space.names)}) is known as "
             "a thing that can be moved; name some with sampling.things in the recipe, or "
             "--set sampling.things=[car,person]"
         )
@@ -146,17 +147,41 @@ def vary(
     window = _whole(scene.label)
     if "crop" in changes:
         window = _draw_window(changed.label, space.ignore_index, rng)
-    pasted: list[str] = []
+    found: list[Pasted] = []
     if "paste" in changes:
-        changed, pasted = paste(changed, donors, window, space.names, _upright(space), things, rng)
+        changed, found = paste(changed, donors, window, space.names, _upright(space), things, rng)
     changed = change_maps(changed, lambda ids: _cut(ids, window))
     if not _same(changed, scene):
         crop = "" if window == _whole(scene.label) else window.describe()
-        done = _sentence("flip" if mirrored else "", pasted, crop)
-        return Varied(changed.label, changed.instances, done)
+        done = _sentence("flip" if mirrored else "", [one.describe() for one in found], crop)
+        pasted = _cut(_covered(found, scene.label), window) if found else None
+        return Varied(changed.label, changed.instances, done, pasted)
     if "flip" in changes and not mirrored:
         return vary(scene, (), ("flip",), space, things=things, seed=seed)
     return Varied(scene.label, scene.instances, "")
+
+
+def _covered(found: Sequence[Pasted], label: Labels) -> Mask:
+    """Pixels of a map that are those of pasted objects."""
+    covered = np.zeros(label.shape, bool)
+    for one in found:
+        covered[one.box] |= one.visible
+    return covered
+
+
+def feathered(mask: Mask) -> npt.NDArray[np.float32]:
+    """Share of what comes into a picture at each pixel, soft over one on both sides, (H, W, 1)."""
+    alpha = cv2.blur(mask.astype(np.float32), (3, 3))[..., None]
+    soft = np.where(mask[..., None], np.maximum(alpha, 0.5), alpha * (alpha < 0.5))
+    return soft.astype(np.float32)
+
+
+def blended(
+    under: npt.NDArray[np.uint8], over: npt.NDArray[np.uint8], alpha: npt.NDArray[np.float32]
+) -> npt.NDArray[np.uint8]:
+    """A picture with another in front of it, (H, W, 3); the same bytes where alpha is 0."""
+    low = under.astype(np.float32)
+    return np.rint(low + alpha * (over.astype(np.float32) - low)).astype(np.uint8)
 
 
 def _whole(label: Labels) -> Window:
@@ -216,6 +241,18 @@ def _sentence(flip: str, pasted: Sequence[str], crop: str) -> str:
 
 def _words(text: str) -> set[str]:
     return {" ".join(name.split()) for name in text.split(",")}
+
+
+def pasted_scene(
+    scene: Scene,
+    donors: Sequence[Scene],
+    space: LabelSpace,
+    *,
+    things: frozenset[int],
+    rng: np.random.Generator,
+) -> tuple[Scene, list[Pasted]]:
+    """The scene with objects of the donors as ``vary`` pastes them, and where each came from."""
+    return paste(scene, donors, _whole(scene.label), space.names, _upright(space), things, rng)
 
 
 def _upright(space: LabelSpace) -> Mask:

@@ -31,8 +31,7 @@ _TRIES = 4  # objects tried for each that is to be pasted
 _ROWS = 8  # rows tried for each object
 _LEAST_PIXELS, _LEAST_SHARE = 24, 0.001  # of an object, of the map: whichever is more
 _FILLED = 0.2  # of the box of an instance; less, and it is a crowd that shares one id
-_SCALES = (0.3, 3.0)
-_FEW = 5  # objects that a line through heights needs
+_SCALES, _FEW = (0.3, 3.0), 5  # scales; objects that a line through heights needs
 _CORRELATED = 0.7  # heights with rows, for the line to be believed
 _LIKELY = (0.6, 1.67)  # height of an object by that of the line
 _SAME_ROW = 0.03  # of the map's height: how far an object may move that keeps its scale
@@ -66,6 +65,23 @@ class Window(NamedTuple):
         return f"crop {self.top},{self.left} {self.height}x{self.width}"
 
 
+@dataclass(frozen=True, eq=False)
+class Pasted:
+    """An object that was put into a scene."""
+
+    key: str  # of the layout it comes from
+    name: str  # of its class, in ASCII
+    scale: float  # its size by that in the layout it comes from
+    source: tuple[slice, slice]  # its box in that layout, at the size of the scene
+    box: tuple[slice, slice]  # in the scene
+    visible: "Mask"  # pixels of that box that are the object's
+
+    def describe(self) -> str:
+        """One clause for the sample's record."""
+        place = f"{self.box[0].start},{self.box[1].start} x{self.scale:.2f}"
+        return f"paste {self.name.split(',')[0]} from {self.key} to {place}"
+
+
 def change_maps(scene: Scene, change: Callable[[npt.NDArray[Any]], npt.NDArray[Any]]) -> Scene:
     """Change label and instance ids alike."""
     instances = None if scene.instances is None else change(scene.instances)
@@ -84,7 +100,7 @@ class _Piece:
     @property
     def bottom(self) -> int:
         """Its last row."""
-        return self.top + self.mask.shape[0] - 1
+        return self.top + len(self.mask) - 1
 
     @property
     def width(self) -> int:
@@ -114,6 +130,7 @@ class _Object:
     """What moves: pieces that belong together, whole, with the ground below them."""
 
     key: str  # of the layout it comes from
+    box: tuple[slice, slice]  # in that layout
     begins: int  # row at which the ground begins there
     bottom: int  # its last row there
     kinds: Labels  # class of each pixel of its box
@@ -165,22 +182,21 @@ def paste(
     upright: Mask,
     things: frozenset[int],
     rng: np.random.Generator,
-) -> tuple[Scene, list[str]]:
-    """The scene with objects of the donors in its window, and a note on each."""
+) -> tuple[Scene, list[Pasted]]:
+    """The scene with objects of the donors in its window, and what they are."""
     target = _survey(change_maps(scene, np.copy), things, upright)
     sized = [change_maps(d, lambda ids: resize_nearest(ids, scene.label.shape)) for d in donors]
     objects = [thing for donor in sized for thing in _objects(_survey(donor, things, upright))]
     perspectives = _perspectives([*objects, *_objects(target)])
     objects = [o for o in objects if o.stands not in perspectives or perspectives[o.stands].fits(o)]
     wanted = int(rng.integers(1, _MOST_OBJECTS + 1))
-    done: list[str] = []
+    done: list[Pasted] = []
     for thing in _draw_objects(objects, sized, wanted * _TRIES, rng):
         spot = _draw_spot(thing, target, perspectives.get(thing.stands), window, rng)
         if spot is not None:
-            _put(spot, thing.stands, target)
+            visible = _put(spot, thing.stands, target)
             name = names[thing.stands].encode("ascii", "replace").decode()
-            place = f"{spot.top},{spot.left} x{spot.scale:.2f}"
-            done.append(f"paste {name.split(',')[0]} from {thing.key} to {place}")
+            done.append(Pasted(thing.key, name, spot.scale, thing.box, spot.box, visible))
         if len(done) == wanted:
             break
     return target.scene, done
@@ -295,6 +311,7 @@ def _object(layout: _Layout, group: Sequence[_Piece]) -> _Object | None:
     stands = max(group, key=lambda piece: (piece.bottom, np.count_nonzero(piece.mask)))
     return _Object(
         key=layout.scene.key,
+        box=(slice(top, bottom + 1), slice(left, right + 1)),
         begins=layout.begins,
         bottom=bottom,
         kinds=kinds,
@@ -469,8 +486,8 @@ def _collides(spot: _Spot, target: _Layout) -> bool:
     return False
 
 
-def _put(spot: _Spot, kind: int, target: _Layout) -> None:
-    """Draw an object into the target, each part with an instance id of its own."""
+def _put(spot: _Spot, kind: int, target: _Layout) -> Mask:
+    """Draw an object into the target, each part with an instance id of its own; what shows."""
     visible = _visible(spot, target.feet)
     label, instances = target.scene.label, target.scene.instances
     label[spot.box][visible] = spot.kinds[visible]
@@ -480,3 +497,4 @@ def _put(spot: _Spot, kind: int, target: _Layout) -> None:
     if instances is not None:
         highest = max(0, int(instances.max()))
         instances[spot.box][visible] = highest + spot.parts[visible]
+    return visible

@@ -17,7 +17,6 @@ import numpy.typing as npt
 
 from ecgan.data.datasets import Item
 from ecgan.errors import UserError
-from ecgan.runtime.storage import HIDDEN
 from ecgan.seeds import variant_seed
 from ecgan.shards.manifest import StageRecord
 
@@ -190,11 +189,6 @@ class Plan:
 
     def job(self, number: int) -> Job:
         return self.stage_of(number).job(number)
-
-
-def commit_name(number: int) -> str:
-    """The file whose presence commits a shard."""
-    return f"{HIDDEN}/shards/{number:06d}.json"
 
 
 def row_key(source: str, variant: int) -> str:

@@ -4,7 +4,6 @@ Everything that can be refused is refused here, before a network is built or a f
 """
 
 import os
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,7 +20,7 @@ from ecgan import checkpoint
 from ecgan.checkpoint import GeneratorFile
 from ecgan.data import checks, datasets
 from ecgan.data.datasets import Item
-from ecgan.data.files.names import IMAGE_SUFFIXES, files_below
+from ecgan.data.files.names import photos_below
 from ecgan.data.label_cache import LabelCache
 from ecgan.errors import UsageError, UserError
 from ecgan.generation import balance, layout_augmentation
@@ -30,20 +29,32 @@ from ecgan.generation.request import LayoutOptions, Request, StyleOptions, check
 from ecgan.generation.state import PlanRequest, plan_id
 from ecgan.generation.worker import GenerationConfig, Output, VariantOptions
 from ecgan.labels import LabelSpace
-from ecgan.recipe import Recipe, data_folder, parse_recipe
-from ecgan.runtime.device import choose_device
+from ecgan.reading.places import Address
+from ecgan.recipe import Recipe, data_folder, parse_recipe, subset
+from ecgan.runtime.device import choose_device, processor_name
 from ecgan.runtime.jobs import Workers
 from ecgan.runtime.storage import open_store
 from ecgan.runtime.timing import say
 from ecgan.sampling import styles
-from ecgan.sampling.layouts import own_classes, space_hash, stretched
+from ecgan.sampling.layouts import (
+    fitted_counts,
+    layout_digests,
+    own_classes,
+    photos_digest,
+    refitted,
+    space_hash,
+    with_instances,
+    with_photos,
+)
 from ecgan.sampling.sampler import ARITHMETIC, Sampler, compiles
 from ecgan.sampling.styles import Styles, Vectors
 from ecgan.segmentation import calibration
 from ecgan.segmentation import label_filter as consistency
 from ecgan.shards import codecs
-from ecgan.shards.manifest import Fingerprint, layout_digest, layouts_digest
-from ecgan.shards.records import DIGITAL_SOURCE
+from ecgan.shards.files.names import MAX_SHARDS
+from ecgan.shards.manifest import Fingerprint, layouts_digest
+
+_MAX_ROWS = 100_000_000  # layouts with their variants
 
 
 class TrainedFilter(NamedTuple):
@@ -111,10 +122,13 @@ class DatasetPlan:
     def even_counts(self) -> Counts:
         """Styles of each layout and of each of its varied forms without --balance, (L, forms)."""
         asked, num_layouts, forms = self.request.styles, len(self.items), 1 + self._n_variants
+        first = int(self.request.layouts.onto is not None)  # as they are, they would be photos
+        counts = np.zeros((num_layouts, forms), np.int64)
+        counts[:, first:] = asked.n_styles or len(self.photos) or 1
         if asked.num is not None:
-            return spread(asked.num, num_layouts * forms).reshape(num_layouts, forms)
-        each = asked.n_styles or len(self.photos) or 1
-        return np.full((num_layouts, forms), each, np.int64)
+            spread_out = spread(asked.num, num_layouts * (forms - first))
+            counts[:, first:] = spread_out.reshape(num_layouts, forms - first)
+        return counts
 
     @property
     def _n_variants(self) -> int:
@@ -125,8 +139,10 @@ class DatasetPlan:
     def counts(self) -> Counts:
         """Counts of the same sum as --balance spreads them; even ones where it is not known how."""
         asked, even = self.request.balance, self.even_counts
-        pixels = np.repeat(self._pixels, even.shape[1], axis=0)
         total, most = int(even.sum()), self.recipe.sampling.balance_max_styles
+        if asked.spread == "none":
+            return even
+        pixels = np.repeat(self._pixels, even.shape[1], axis=0)
         if self.by_hardness and self.filter is not None:
             hardness = balance.hardness(pixels, self.filter.losses)
             return balance.hardness_counts(hardness, total, most).reshape(even.shape)
@@ -137,10 +153,9 @@ class DatasetPlan:
 
     @cached_property
     def _pixels(self) -> npt.NDArray[np.int64]:
-        """Pixels of each class in a sample of each layout, (L, N): layouts may differ in size."""
-        counts = self.check.counts.astype(np.int64)
-        whole = counts.sum(axis=1) + self.check.unlabelled
-        return counts * (self.size[0] * self.size[1]) // whole[:, None]
+        """Pixels of each class in a sample of each layout, (L, N): of what is used of it."""
+        reading = self.reading or self.space
+        return fitted_counts(self.check, self.items, reading, self.recipe)
 
     @property
     def shares(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
@@ -171,7 +186,7 @@ class DatasetPlan:
                 self.file.style_prior if sampling.style_prior == "photos" else None,
                 sampling.style_temperature,
             ),
-            variation=VariantOptions(changes, things, seed),
+            variation=VariantOptions(changes, things, seed, request.layouts.onto is not None),
             filter=None if self.judge is None else self.judge.spec,
             on_inconsistent=request.filter.on_inconsistent,
             retries=sampling.filter_retries,
@@ -180,6 +195,7 @@ class DatasetPlan:
                 self.recipe, int(self.counts.sum()), on_cuda=self.workers.device.startswith("cuda")
             ),
             reading=self.reading,
+            layout_fit=sampling.layout_fit,
         )
 
     @property
@@ -192,6 +208,7 @@ class DatasetPlan:
                 tool=f"ecgan {self.begun_with}",
                 license=sampling.license,
                 checkpoint=self.file.sha256,
+                source=self.digital_source,
             )
         return Output(
             data_format=asked.data_format,
@@ -201,8 +218,13 @@ class DatasetPlan:
             evaluation=evaluation,
             num_classes=space.num_evaluation_classes if evaluation else space.num_classes,
             mark=mark,
-            digital_source_type=DIGITAL_SOURCE if asked.provenance else "",
+            digital_source_type=self.digital_source if asked.provenance else "",
         )
+
+    @property
+    def digital_source(self) -> str:
+        """IPTC's word for where the images are from."""
+        return codecs.COMPOSITE_SOURCE if self.request.layouts.onto else codecs.DIGITAL_SOURCE
 
     @cached_property
     def wanted(self) -> PlanRequest:
@@ -216,7 +238,7 @@ class DatasetPlan:
             None if self.judge is None else self.judge.folds,
             "paste" in self.request.layouts.changes,
         )
-        digests = _digests(self.check)
+        digests = layout_digests(self.check)
         fingerprint = self._fingerprint(stage, digests)
         stage = replace(stage, plan=plan_id(fingerprint))
         return PlanRequest(stage, digests, fingerprint, self.request.to_json())
@@ -237,6 +259,8 @@ class DatasetPlan:
             keys.append("things")
         if self.recipe.model.style and not self.photos and sampling.style_prior == "photos":
             keys += ["style_prior", "style_temperature"]
+        if sampling.layout_fit != "stretch":
+            keys.append("layout_fit")
         photos = [path.stem for path in self.photos]
         return Fingerprint(
             checkpoint=self.file.sha256,
@@ -254,7 +278,8 @@ class DatasetPlan:
             targets=tuple(sorted(request.balance.targets)) or None,
             vary=",".join(changes) or None,
             n_variants=self._n_variants,
-            device=_device_name(torch.device(self.workers.device)),
+            onto=None if request.layouts.onto is None else photos_digest(self.check),
+            device=processor_name(torch.device(self.workers.device)),
             arithmetic=ARITHMETIC,
             versions=self.versions,
             style_images=None if self.styles is None else styles.photo_digest(photos, self.styles),
@@ -291,8 +316,10 @@ def plan(request: Request) -> DatasetPlan:
         recipe = parse_recipe(document, f"recipe of {request.generator}", request.overrides)
     _check_against_generator(request, recipe, file)
     items = _items(request.layouts, recipe)
+    if request.layouts.onto is not None:
+        items = with_photos(items, _pairs(request.layouts, recipe))
     folder = request.styles.style_images
-    photos = () if folder is None else _style_photos(folder)
+    photos = () if folder is None else photos_below(folder, "--style-images")
     label_cache = LabelCache(open_store(request.out))
     listed = own_classes(request.layouts.labels, recipe, file.space)
     check = checks.check_labels(
@@ -300,7 +327,7 @@ def plan(request: Request) -> DatasetPlan:
         file.space if listed is None else listed.wide,
         recipe.data.dataset,
         cache=label_cache,
-        check_images=False,
+        check_images=request.layouts.onto is not None,
         progress=not request.quiet,
     )
     reading, notes = None, list(check.notes)
@@ -309,10 +336,11 @@ def plan(request: Request) -> DatasetPlan:
         if reading is not None:
             notes.append(f"Reading the label maps with {listed.path}, by the names of its classes")
     if request.layouts.labels is not None:
-        notes.append(stretched(check, (recipe.data.height, recipe.data.width)))
+        notes.append(refitted(check, recipe))
     for note in filter(None, [] if request.quiet else notes):
         say(note)
-    items = list(check.items)
+    items = [replace(i, digest=d) for i, d in zip(check.items, layout_digests(check), strict=True)]
+    _check_number(request, recipe, len(items), len(photos))
     made = DatasetPlan(request, file, recipe, workers, items, check, label_cache, reading, photos)
     _check_style_count(request.styles, recipe, int(made.even_counts.max()), len(items))
     refuse_colliding_keys(made.wanted.stage)
@@ -369,6 +397,16 @@ def _check_against_generator(request: Request, recipe: Recipe, file: GeneratorFi
         raise UsageError(
             "--instances: this run takes no instance boundaries (data.instances is false)"
         )
+    if request.layouts.onto is not None and recipe.sampling.layout_fit != "stretch":
+        raise UsageError(
+            "--onto photos: photos are resized as in training; give --set "
+            "sampling.layout_fit=stretch"
+        )
+    if recipe.sampling.layout_fit == "letterbox" and file.space.ignore is None:
+        raise UserError(
+            "sampling.layout_fit=letterbox: its borders are unlabelled, and the generator's class "
+            "list has no value of unlabelled pixels (ignore: null); use crop or stretch"
+        )
     if recipe.model.style:
         if recipe.sampling.style_prior == "photos" and file.style_prior is None:
             raise UserError(
@@ -398,6 +436,20 @@ def _check_style_count(asked: StyleOptions, recipe: Recipe, most: int, num_layou
     )
 
 
+def _check_number(request: Request, recipe: Recipe, num_layouts: int, num_photos: int) -> None:
+    """Refuse more shards than their names can count, before a plan of them is made."""
+    layouts, styles = request.layouts, request.styles
+    rows = num_layouts * (1 + ((layouts.n_variants or 1) if layouts.changes else 0))
+    samples = styles.num or rows * (styles.n_styles or num_photos or 1)
+    each = request.output.samples_per_shard or recipe.sampling.samples_per_shard
+    if rows > _MAX_ROWS or samples > MAX_SHARDS * each:
+        raise UsageError(
+            f"{samples:,} samples of {rows:,} layouts and variants: more than {MAX_SHARDS:,} "
+            f"shards of {each}, or than {_MAX_ROWS:,} layouts; ask for fewer samples or variants, "
+            "or raise --samples-per-shard"
+        )
+
+
 # Workers
 
 
@@ -417,14 +469,21 @@ def _items(asked: LayoutOptions, recipe: Recipe) -> list[Item]:
         items = datasets.with_reading(items, data_folder(data, asked.labels).reading)
         if asked.instances is None:
             return items
-        return _with_instances(items, data.dataset, asked.instances.absolute())
+        return with_instances(items, data.dataset, asked.instances.absolute())
     return data_folder(data, _root(asked.root, recipe)).items_for(
         asked.split or data.split,
         train_split=data.split,
-        fraction=data.fraction,
+        subset=subset(data),
         instances=data.instances,
         need_images=False,
     )
+
+
+def _pairs(asked: LayoutOptions, recipe: Recipe) -> list[Item]:
+    """Pairs that the generator learnt from."""
+    data = recipe.data
+    folder = data_folder(data, _root(asked.root, recipe))
+    return folder.items_for(data.split, train_split=data.split, subset=subset(data))
 
 
 def _root(asked: Path | None, recipe: Recipe) -> Path:
@@ -434,47 +493,7 @@ def _root(asked: Path | None, recipe: Recipe) -> Path:
     return root.absolute()
 
 
-def _with_instances(items: Sequence[Item], dataset: str, folder: Path) -> list[Item]:
-    found = datasets.index_labels(dataset, folder, "instances")
-    maps = {item.key: item.label for item in found}
-    missing = [item.key for item in items if item.key not in maps]
-    if missing:
-        raise UsageError(
-            f"--instances {folder}: {len(missing)} label maps have no instance map of the same "
-            f"name (first: {missing[0]}); leave the option out to take boundaries between classes"
-        )
-    return [replace(item, instances=maps[item.key]) for item in items]
-
-
-def _digests(check: checks.LabelCheck) -> list[str]:
-    """Digests of the layouts' files."""
-    own = [bytes(row).hex() for row in check.digests]
-    if check.instance_digests is None:
-        return [layout_digest(label) for label in own]
-    others = (bytes(row).hex() for row in check.instance_digests)
-    return [layout_digest(*files) for files in zip(own, others, strict=True)]
-
-
-def _style_photos(folder: Path) -> tuple[Path, ...]:
-    if not folder.is_dir():
-        raise UsageError(f"--style-images {folder}: no such folder")
-    photos = [f.path for f in files_below(folder) if f.suffix in IMAGE_SUFFIXES]
-    if not photos:
-        raise UsageError(f"--style-images {folder}: no photos below it")
-    return tuple(photos)
-
-
-# What decides the bytes
-
-
-def _device_name(device: torch.device) -> str:
-    """Name of the processor: other ones add up in another order."""
-    if device.type != "cuda":
-        return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-    return torch.cuda.get_device_name(device) if torch.cuda.is_available() else "cuda"
-
-
 def _absolute(out: str | Path) -> str:
     """The place as other processes find it too."""
-    text = str(out)
+    text = Address(out)
     return text if "://" in text else str(Path(text).absolute())

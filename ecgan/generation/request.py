@@ -1,16 +1,20 @@
 """Request of ``sample`` and ``augment``: their options, and the faults of the options alone."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-from ecgan.errors import UsageError
+from ecgan.errors import UsageError, shown
 from ecgan.generation.layout_augmentation import Change
+from ecgan.reading.places import without_password
 from ecgan.runtime.jobs import Workers, resolve_workers
 from ecgan.runtime.storage import open_store
-from ecgan.shards.codecs import ImageFormat
-from ecgan.shards.manifest import Format
+from ecgan.shards.files.names import Format, ImageFormat
+
+_MOST = 10**9  # samples, and what else is counted
+_MOST_SEED = 2**63 - 1
 
 OnInconsistent = Literal["ignore", "drop", "retry"]
 LabelSpaceName = Literal["input", "evaluation"]
@@ -27,6 +31,7 @@ class LayoutOptions:
     instances: Path | None = None  # folder of instance maps beside labels
     changes: tuple[Change, ...] = ()  # kinds of layout augmentation
     n_variants: int | None = None  # augmented forms of each layout beside itself; None: 1
+    onto: Literal["photos"] | None = None  # what stays as it is, is the layout's own photo
 
 
 @dataclass(frozen=True)
@@ -117,15 +122,27 @@ class Request:
         return cls(generator, out, **parts, **options)
 
     def to_json(self) -> dict[str, Any]:
-        """Options that decide the samples, without parts; paths are absolute."""
+        """Options that decide the samples, without parts, for whoever gets the data set.
+
+        Of places elsewhere on this machine the last name stays, and no password of an address.
+        """
         flat: dict[str, Any] = {}
         for name, value in asdict(self).items():
             flat |= value if name in _PARTS else {name: value}
-        return {
-            name: str(value.absolute()) if isinstance(value, Path) else value
-            for name, value in flat.items()
-            if name not in _NOT_RECORDED
-        } | {"out": str(self.out)}
+        return {n: _told(value) for n, value in flat.items() if n not in _NOT_RECORDED}
+
+
+def told_place(place: str | Path) -> str:
+    """A place as strangers may see it: relative, or the last name alone; without a password."""
+    text = without_password(str(place))
+    is_local = "://" not in text or text.startswith("file://")
+    return Path(text).name if is_local and (Path(text).is_absolute() or "://" in text) else text
+
+
+def _told(value: Any) -> Any:  # noqa: ANN401  of an option
+    if isinstance(value, tuple):
+        return tuple(map(_told, cast("tuple[Any, ...]", value)))
+    return told_place(value) if isinstance(value, str | Path) else value
 
 
 _PARTS: Mapping[str, type[Any]] = {
@@ -149,6 +166,7 @@ def check_options(request: Request) -> None:
         *_number_faults(request),
         *_source_faults(request.layouts, request.styles, request.filter),
         *_style_faults(request.styles, request.filter),
+        *_onto_faults(request),
         *_filter_faults(request.filter, request.balance),
     ]
     if bad := [text for text in request.overrides if not text.startswith("sampling.")]:
@@ -166,26 +184,30 @@ def check_options(request: Request) -> None:
 
 
 def _number_faults(request: Request) -> list[str]:
-    at_least_1 = {
-        "--n-styles": request.styles.n_styles,
-        "--num": request.styles.num,
-        "--samples-per-shard": request.output.samples_per_shard,
-        "--batch": request.batch,
-        "--workers": request.workers.workers,
-        "--n-variants": request.layouts.n_variants,
+    layouts, styles, workers = request.layouts, request.styles, request.workers
+    ranges: dict[str, tuple[int | None, int, int]] = {
+        "--n-styles": (styles.n_styles, 1, _MOST),
+        "--num": (styles.num, 1, _MOST),
+        "--samples-per-shard": (request.output.samples_per_shard, 1, _MOST),
+        "--batch": (request.batch, 1, 10_000),
+        "--workers": (workers.workers, 1, 10_000),
+        "--n-variants": (layouts.n_variants, 1, 10_000),
+        "--seed": (styles.seed, 0, _MOST_SEED),
+        "--style-seed": (styles.style_seed, 0, _MOST_SEED),
     }
-    above_0 = {
-        "--gpus-per-worker": request.workers.gpus_per_worker,
-        "--shard-timeout": request.workers.shard_timeout,
+    faults = [
+        f"{name} {shown(value)}: must be at {f'least {least}' if value < least else f'most {most}'}"
+        for name, (value, least, most) in ranges.items()
+        if value is not None and not least <= value <= most
+    ]
+    numbers = {
+        "--gpus-per-worker": workers.gpus_per_worker,
+        "--shard-timeout": workers.shard_timeout,
     }
-    return [
-        f"{name} {value}: must be at least 1"
-        for name, value in at_least_1.items()
-        if value is not None and value < 1
-    ] + [
-        f"{name} {value:g}: must be above 0"
-        for name, value in above_0.items()
-        if value is not None and value <= 0
+    return faults + [
+        f"{name} {value:g}: must be {'above 0' if value <= 0 else 'a number, at most 1e9'}"
+        for name, value in numbers.items()
+        if value is not None and not (math.isfinite(value) and 0 < value <= _MOST)
     ]
 
 
@@ -198,7 +220,8 @@ def _source_faults(
     if layouts.labels is not None:
         if layouts.split is not None:
             faults.append("--split names layouts of the recipe's data, --labels others")
-        if layouts.root is not None and label_filter.label_filter is None:
+        needs_pairs = label_filter.label_filter is not None or layouts.onto is not None
+        if layouts.root is not None and not needs_pairs:
             faults.append("--data names layouts of the recipe's data, --labels others")
     elif layouts.instances is not None:
         faults.append("--instances belongs to --labels; the recipe's data has its own")
@@ -223,6 +246,29 @@ def _style_faults(styles: StyleOptions, label_filter: FilterOptions) -> list[str
             f"--on-inconsistent retry: draws another style, but {shared[0]} gives all layouts the "
             "same; use ignore or drop"
         )
+    return faults
+
+
+def _onto_faults(request: Request) -> list[str]:
+    asked = request.styles
+    if request.layouts.onto is None:
+        return []
+    faults: list[str] = []
+    if request.layouts.changes != ("paste",):
+        faults.append("--onto photos: puts what is pasted into photos; give --vary paste alone")
+    given = {
+        f"--n-styles {asked.n_styles}": asked.n_styles not in {None, 1},
+        "--style-seed": asked.style_seed is not None,
+        "--style-images": asked.style_images is not None,
+        "--on-inconsistent retry": request.filter.on_inconsistent == "retry",
+    }
+    faults += [
+        f"{name}: with --onto photos the style is the photo's own; more --n-variants give more"
+        for name, is_given in given.items()
+        if is_given
+    ]
+    if request.balance.spread != "none":
+        faults.append("--onto photos: not with --balance, which spreads layouts as they are too")
     return faults
 
 

@@ -24,9 +24,10 @@ from ecgan.errors import UserError
 from ecgan.generation import balance, planner
 from ecgan.generation.plan import SPLIT, Job, Plan, Stage
 from ecgan.generation.planner import DatasetPlan
-from ecgan.generation.request import Request
+from ecgan.generation.request import Request, told_place
 from ecgan.generation.state import FAILURES, LOG, Committed, DatasetState
 from ecgan.generation.worker import MadeShard, ShardWorker
+from ecgan.reading.places import Address
 from ecgan.recipe import generator_hash
 from ecgan.runtime.executor import run_jobs
 from ecgan.runtime.jobs import Done, Failed, StopRun
@@ -43,8 +44,8 @@ from ecgan.shards.manifest import (
     Manifest,
     Provenance,
     StyleSource,
+    photo_digest,
 )
-from ecgan.shards.records import DIGITAL_SOURCE
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _BYTES_PER_PIXEL = {"jpg": 0.5, "png": 1.9, "webp": 0.35}  # of images; seen on street scenes
@@ -167,7 +168,7 @@ def run(request: Request) -> Outcome:
         store.sweep()
     done = making.committed
     return Outcome(
-        out=str(request.out),
+        out=Address(request.out),
         num_samples=done.samples,
         made=making.spent.samples,
         seconds=time.monotonic() - start,
@@ -195,7 +196,7 @@ def profile(request: Request, num_samples: int) -> str:
     with tempfile.TemporaryDirectory(prefix="ecgan-") as folder:
         maker = ShardWorker(replace(prepared.settings, out=folder))
         maker(stage.first(output.batch).job(0))
-        made = maker(stage.first(num_samples).job(0))
+        made = maker(stage.first(min(num_samples, stage.num_samples)).job(0))
     spent.add(made.seconds, made.elapsed, made.shard.samples)
     title = (
         f"{counted(spent.samples, 'sample')} on {maker.sampler.device}, one worker with "
@@ -212,7 +213,7 @@ class _Generation:
 
     def __init__(self, prepared: DatasetPlan, state: DatasetState, plan: Plan) -> None:
         self.prepared, self.state, self.plan = prepared, state, plan
-        self.committed = state.committed(plan, verify=prepared.request.output.verify)
+        self.committed = _committed(prepared, state, plan)
         self.missing = [n for n in range(plan.num_shards) if n not in self.committed.shards]
         self.failed: list[Failed[Job]] = []
         self.made_bytes = 0
@@ -269,6 +270,12 @@ class _Generation:
         self.state.store.write(FAILURES, text)
 
 
+def _committed(prepared: DatasetPlan, state: DatasetState, plan: Plan) -> Committed:
+    """Shards that are there, as :class:`DatasetState` knows them."""
+    output, verify = prepared.settings.output, prepared.request.output.verify
+    return state.committed(plan, output.data_format, output.num_classes, verify=verify)
+
+
 def make_shards(settings: planner.GenerationConfig, _: int) -> Callable[[Job], MadeShard]:
     """Build a worker, whose full disk stops the whole run."""
     maker = ShardWorker(settings)
@@ -296,14 +303,17 @@ def _writable(
         yield
     except (OSError, StopRun) as error:
         number = error.errno or 0
-        if number not in _FULL or isinstance(error, FileNotFoundError):
-            if isinstance(error, FileNotFoundError | StopRun):
+        if number not in _FULL:
+            if isinstance(error, StopRun):
                 raise
-            raise UserError(f"--out {store}: cannot write: {error.strerror}") from error
+            raise UserError(
+                f"--out {store}: cannot write: {error.strerror or error}; give another folder, or "
+                "make it writable and run the same command again"
+            ) from error
         plan = Plan((prepared.wanted.stage,))
         if state.is_ours():
             plan, _ = state.resolve(prepared.wanted, extend=False)
-        committed = state.committed(plan)
+        committed = _committed(prepared, state, plan)
         kept, count = committed.samples, len(committed.shards)
         each = committed.bytes / kept if kept else _estimated_bytes(prepared)
         needed = (plan.num_samples - kept) * each / 1e6
@@ -323,10 +333,11 @@ def _estimated_bytes(prepared: DatasetPlan) -> float:
 
 
 def _filtered(prepared: DatasetPlan, done: Committed) -> str:
-    """What the label filter did, in words."""
-    if prepared.settings.filter is None:
-        return ""
+    """What was left out and what the label filter did, in words."""
     totals, count = done.filter, max(1, done.samples)
+    if prepared.settings.filter is None:
+        without = counted(totals.dropped, "varied form")
+        return f"left out: {without} into which nothing could be pasted" if totals.dropped else ""
     return (
         f"filter: {totals.kept / count:.1%} of the labelled pixels kept, consistency "
         f"{totals.consistency / count:.3f}; {counted(totals.inconsistent, 'inconsistent sample')} "
@@ -343,11 +354,12 @@ def _manifest(prepared: DatasetPlan, plan: Plan, done: Committed) -> Manifest:
     output, space = prepared.settings.output, prepared.space
     keys = {stage.items[int(i)].key for stage in plan.stages for i in np.unique(stage.rows.layouts)}
     provenance = Provenance(
-        digital_source_type=DIGITAL_SOURCE,
+        digital_source_type=prepared.digital_source,
         checkpoint=CheckpointRecord(sha256=file.sha256, images_seen=file.metadata.images_seen),
         recipe_hash=generator_hash(recipe),
     )
-    generator = file.metadata.label_generator
+    generator, onto = file.metadata.label_generator, request.layouts.onto
+    own_edges = recipe.model.edge_generator and onto is None
     return Manifest(
         versions=prepared.versions,
         format=output.data_format,
@@ -361,16 +373,18 @@ def _manifest(prepared: DatasetPlan, plan: Plan, done: Committed) -> Manifest:
         quality=output.quality,
         label_space=request.output.label_space,
         ignore_index=space.ignore_index,
-        edge_source=EdgeSource.GENERATOR if recipe.model.edge_generator else EdgeSource.CANNY,
+        edge_source=EdgeSource.GENERATOR if own_edges else EdgeSource.CANNY,
         boundary_source=_boundary_source(prepared),
         style_source=_style_source(prepared),
         seed=request.styles.seed or 0,
         style_seed=request.styles.style_seed,
         balance=request.balance.spread,
         vary=request.layouts.changes,
+        onto=onto or "",
         license=recipe.sampling.license,
         filter=_filter_summary(prepared, done),
         label_generator=LabelGeneratorRecord(**generator) if generator else None,
+        unlabelled=tuple(sorted({photo_digest(one) for one in file.metadata.all_unlabelled})),
         recipe=recipe.model_dump(mode="json"),
         fingerprint=prepared.wanted.fingerprint,
         classes=space.written().to_json(),
@@ -388,7 +402,7 @@ def _filter_summary(prepared: DatasetPlan, done: Committed) -> FilterSummary:
     count, totals = max(1, done.samples), done.filter
     return FilterSummary(
         kind="consistency",
-        segmenter=asked.label_filter,
+        segmenter=None if asked.label_filter is None else told_place(asked.label_filter),
         weights=spec.weights,
         independent=spec.independent,
         on_inconsistent=asked.on_inconsistent,
@@ -413,6 +427,8 @@ def _style_source(prepared: DatasetPlan) -> StyleSource:
     asked = prepared.request.styles
     if not prepared.recipe.model.style:
         return StyleSource.NONE
+    if prepared.request.layouts.onto and prepared.file.style_encoder is not None:
+        return StyleSource.OWN_PHOTOS
     if asked.style_images is not None:
         return StyleSource.PHOTOS
     return StyleSource.SEED if asked.style_seed is None else StyleSource.STYLE_SEED

@@ -14,7 +14,7 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -22,25 +22,30 @@ from pydantic import Field, model_validator
 
 from ecgan.data.datasets import Item
 from ecgan.errors import UsageError, UserError
-from ecgan.generation.plan import (
-    SPLIT,
-    Plan,
-    Stage,
-    commit_name,
-    extension,
-    stage_of,
-    stage_record,
-)
+from ecgan.generation.plan import SPLIT, Plan, Stage, extension, stage_of, stage_record
+from ecgan.reading.documents import checked, parse_json
 from ecgan.runtime.storage import HIDDEN, Store
+from ecgan.runtime.timing import counted
+from ecgan.shards.files.names import (
+    MAX_SHARDS,
+    Format,
+    commit_name,
+    committed_number,
+    shard_name,
+    shard_parts,
+)
+from ecgan.shards.finalize import SIDECARS
 from ecgan.shards.formats import files_of, is_intact, measured_size
 from ecgan.shards.manifest import (
     CommitRecord,
+    Count,
     Difference,
     Document,
     FilterTotals,
     Fingerprint,
     ShardEntry,
     StageRecord,
+    Text,
     fingerprint_of_2,
 )
 
@@ -52,11 +57,6 @@ LOG = f"{HIDDEN}/log.jsonl"
 
 # Fields of the fingerprint that --extend may change: further layouts and styles.
 _EXTENDABLE = frozenset({"labels", "num_layouts", "styles_per_layout", "num_samples", "n_variants"})
-# What we write in a data set beside .ecgan: all that --overwrite removes.
-_SIDECARS = (
-    *("README.md", "id2label.json", "manifest.json", "index.json", "preview.png", "metadata.jsonl"),
-    *("dataset.yaml", "mmseg_dataset.py", "dataset_meta.json"),
-)
 
 
 @dataclass(frozen=True)
@@ -73,17 +73,17 @@ class _StageEntry(Document):
     """Stage of a data set, as plan.json lists it."""
 
     fingerprint: Fingerprint
-    plan: str
-    first_shard: int
-    num_shards: int
-    num_samples: int
+    plan: Text
+    first_shard: Annotated[Count, Field(le=MAX_SHARDS)]
+    num_shards: Annotated[Count, Field(ge=1, le=MAX_SHARDS)]
+    num_samples: Annotated[Count, Field(ge=1)]
 
 
 class _PlanDocument(Document):
     """Document ``plan.json``."""
 
     schema_version: Literal[2, 3] = Field(default=SCHEMA, alias="schema")
-    stages: tuple[_StageEntry, ...]
+    stages: Annotated[tuple[_StageEntry, ...], Field(min_length=1)]
 
     @model_validator(mode="before")
     @classmethod
@@ -92,11 +92,27 @@ class _PlanDocument(Document):
         if not isinstance(value, dict) or cast(Any, value).get("schema") != 2:
             return cast(Any, value)
         document = cast("dict[str, Any]", value)
-        translated = [
-            stage | {"fingerprint": fingerprint_of_2(stage["fingerprint"])}
-            for stage in document["stages"]
-        ]
-        return document | {"stages": translated}
+        stages = document.get("stages")
+        if not isinstance(stages, list):
+            return document
+        return document | {"stages": [*map(_entry_of_2, cast("list[object]", stages))]}
+
+    @model_validator(mode="after")
+    def _follow(self) -> "_PlanDocument":
+        first = 0
+        for stage in self.stages:
+            if stage.first_shard != first:
+                raise ValueError("stages: the shards of one do not follow those of another")
+            first += stage.num_shards
+        return self
+
+
+def _entry_of_2(value: object) -> object:
+    """Entry of a stage of schema 2 as today's."""
+    if not isinstance(value, dict):
+        return value
+    entry = cast("dict[str, object]", value)
+    return entry | {"fingerprint": fingerprint_of_2(entry.get("fingerprint"))}
 
 
 @dataclass
@@ -151,11 +167,12 @@ class DatasetState:
     def remove(self) -> None:
         """Remove what we wrote; by plan.json, which goes last, the place is known to be ours."""
         store = self.store
-        shards = [n for n in store.sizes("data") if n.endswith((".tar", ".parquet"))]
-        names = [*_SIDECARS, *(f"data/{name}" for name in shards if name.startswith(SPLIT))]
+        names = [*SIDECARS, *(f"data/{name}" for name in store.sizes("data"))]
+        names = [name for name in names if not name.startswith("data/") or _is_shard(name)]
         for listing in store.sizes(f"{HIDDEN}/records"):
-            files = files_of(store, listing.removesuffix(".jsonl"))
-            names += [name for name in files if not name.startswith(HIDDEN)]
+            name = listing.removesuffix(".jsonl")
+            if _is_shard(name):
+                names += [file for file in files_of(store, name) if not file.startswith(HIDDEN)]
         store.remove(names)
         for folder in ("shards", "records", "stages"):
             store.remove_folder(f"{HIDDEN}/{folder}")
@@ -217,31 +234,27 @@ class DatasetState:
         store.remove(["manifest.json"])  # it tells of what was there before
         store.write(PLAN, book.model_dump_json(by_alias=True, indent=2) + "\n")
 
-    def committed(self, plan: Plan, *, verify: bool = False) -> Committed:
+    def committed(
+        self, plan: Plan, data_format: Format, num_classes: int, *, verify: bool = False
+    ) -> Committed:
         """Shards with a record of this plan whose files have the recorded size.
 
         Args:
             plan: of the data set.
+            data_format: of its shards.
+            num_classes: number of class ids that their records count.
             verify: their bytes too.
         """
         store, found = self.store, Committed()
-        numbers = sorted(
-            int(name.removesuffix(".json"))
-            for name in store.sizes(f"{HIDDEN}/shards")
-            if name.endswith(".json")
-        )
-        numbers = [number for number in numbers if number < plan.num_shards]
+        listed = map(committed_number, store.sizes(f"{HIDDEN}/shards"))
+        numbers = sorted(n for n in listed if n is not None and n < plan.num_shards)
         sizes = store.sizes("data") if numbers else {}
         texts = store.read_many([commit_name(number) for number in numbers])
-        stages = iter(plan.stages)
-        stage = next(stages)
         for number, text in zip(numbers, texts, strict=True):
-            while number not in stage.numbers:
-                stage = next(stages)
-            shard = _parsed(text)
-            if shard is None or shard.plan != stage.plan:
+            shard = None if text is None else _record(plan, number, text)
+            if shard is None or shard.name != shard_name(data_format, SPLIT, number):
                 continue
-            if _size(store, shard, sizes) != shard.bytes:
+            if len(shard.class_pixels) != num_classes or _size(store, shard, sizes) != shard.bytes:
                 continue
             if verify and not is_intact(store, shard):
                 continue
@@ -259,13 +272,9 @@ class DatasetState:
         return self._book().stages[0].fingerprint.versions.get("ecgan") if self.is_ours() else None
 
     def _book(self) -> _PlanDocument:
-        try:
-            return _PlanDocument.model_validate_json(self.store.read(PLAN))
-        except ValueError:
-            raise UserError(
-                f"{self.store} was made by another version of ecgan, which this one cannot go on "
-                "with; use another --out, or --overwrite to make it anew"
-            ) from None
+        place, remedy = f"{self.store}/{PLAN}", "use another --out, or --overwrite to make it anew"
+        value = parse_json(self.store.read(PLAN), place, "the plan of a data set", remedy)
+        return checked(_PlanDocument, value, f"{place}: not a plan that ecgan goes on with", remedy)
 
     def _kept_stages(
         self, book: _PlanDocument, wanted: PlanRequest
@@ -274,16 +283,33 @@ class DatasetState:
         numbers = {item.key: number for number, item in enumerate(items)}
         stages: list[Stage] = []
         digests: dict[str, str] = {}
-        for number in range(len(book.stages)):
-            record = StageRecord.model_validate_json(self.store.read(_stage_name(number)))
+        for number, entry in enumerate(book.stages):
+            record = self._stage_record(number, entry)
             if gone := [key for key in record.keys if key not in numbers]:
                 raise UserError(
-                    f"{len(gone)} layouts of {self.store} are missing (first: {gone[0]}); restore "
-                    "them, or choose another --out"
+                    f"{counted(len(gone), 'layout')} of {self.store} missing (first: {gone[0]}); "
+                    "restore what is missing, or choose another --out"
                 )
             stages.append(stage_of(record, items, numbers, paste=wanted.stage.paste))
             digests |= zip(record.keys, record.digests, strict=True)
         return tuple(stages), digests
+
+    def _stage_record(self, number: int, entry: _StageEntry) -> StageRecord:
+        """Rows of a stage, which must be those that plan.json tells of."""
+        name, remedy = _stage_name(number), "use another --out, or --overwrite to make it anew"
+        place = f"{self.store}/{name}"
+        try:
+            text = self.store.read(name)
+        except FileNotFoundError:
+            raise UserError(f"{place}: not there, but plan.json tells of it; {remedy}") from None
+        value = parse_json(text, place, "a stage of a data set", remedy)
+        record = checked(StageRecord, value, place, remedy)
+        num_samples = sum(record.counts)
+        told = (entry.plan, entry.first_shard, entry.num_shards, entry.num_samples)
+        num_shards = -(-num_samples // record.samples_per_shard)
+        if told != (record.plan, record.first_shard, num_shards, num_samples):
+            raise UserError(f"{place}: not the stage that plan.json tells of; {remedy}")
+        return record
 
     def _check_extension(self, wanted: PlanRequest, digests: Mapping[str, str]) -> None:
         items: Sequence[Item] = wanted.stage.items
@@ -291,8 +317,8 @@ class DatasetState:
         changed = [key for key, digest in digests.items() if now[key] != digest]
         if changed:
             raise UserError(
-                f"--extend: {len(changed)} label maps have changed since {self.store} was made "
-                f"(first: {changed[0]}); give changed maps another name, or use another --out"
+                f"--extend: {counted(len(changed), 'label map')} changed since {self.store} was "
+                f"made (first: {changed[0]}); give changed maps another name, or use another --out"
             )
         if wanted.stage.paste and len(now) != len(digests):
             raise UsageError(
@@ -311,15 +337,27 @@ def _stage_name(number: int) -> str:
     return f"{HIDDEN}/stages/{number:03d}.json"
 
 
-def _parsed(text: bytes | None) -> CommitRecord | None:
+def _record(plan: Plan, number: int, text: bytes) -> CommitRecord | None:
+    """Record of a shard; None where it is torn, or not one of this plan."""
     try:
-        return None if text is None else CommitRecord.model_validate_json(text)
+        shard = CommitRecord.model_validate_json(text)
     except ValueError:
         return None
+    stage = plan.stage_of(number)
+    is_own = shard.plan == stage.plan and shard.samples <= stage.samples_in(number)
+    return shard if is_own else None
+
+
+def _is_shard(name: str) -> bool:
+    """Whether a name is that of a shard of ours."""
+    try:
+        return shard_parts(name).split == SPLIT
+    except ValueError:
+        return False
 
 
 def _size(store: Store, shard: ShardEntry, sizes: Mapping[str, int]) -> int | None:
-    if shard.name.startswith("data/"):
+    if shard_parts(shard.name).data_format != "folder":
         return sizes.get(shard.name.removeprefix("data/"))
     return measured_size(store, shard.name)
 

@@ -19,11 +19,14 @@ from typing import NamedTuple, TypeVar, cast
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import torch
 
+from ecgan.data import datasets, transforms
+from ecgan.data.transforms import Fit, canny_edges
 from ecgan.errors import UserError
 from ecgan.generation import layout_augmentation
-from ecgan.generation.plan import SPLIT, Group, Job, commit_name, passes
+from ecgan.generation.plan import SPLIT, Group, Job, passes
 from ecgan.generation.request import OnInconsistent
 from ecgan.labels import Labels, LabelSpace
 from ecgan.runtime.executor import prefetch
@@ -34,10 +37,11 @@ from ecgan.sampling.styles import Styles
 from ecgan.seeds import variant_seed
 from ecgan.segmentation.label_filter import Filter, FilterSpec, Judgement
 from ecgan.shards import codecs
-from ecgan.shards.codecs import ImageFormat
-from ecgan.shards.formats import shard_name, write_shard
-from ecgan.shards.manifest import CommitRecord, FilterTotals, Format
-from ecgan.shards.records import Encoded, Record, count_classes, sample_key
+from ecgan.shards.codecs import Pixels
+from ecgan.shards.files.names import Format, ImageFormat, commit_name, sample_key, shard_name
+from ecgan.shards.formats import write_shard
+from ecgan.shards.manifest import CommitRecord, FilterTotals
+from ecgan.shards.records import Encoded, Record, count_classes
 
 T = TypeVar("T")
 
@@ -63,6 +67,7 @@ class VariantOptions:
     changes: tuple[layout_augmentation.Change, ...] = ()
     things: frozenset[int] = frozenset()  # classes whose objects may be pasted
     seed: int = 0  # decides what is drawn
+    onto_photos: bool = False  # what was not pasted is the layout's own photo
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,7 @@ class GenerationConfig:
     encoders: int = 1  # threads that encode
     compiled: bool = False  # compile the network for full passes
     reading: LabelSpace | None = None  # class list of the label maps; None: the generator's
+    layout_fit: Fit = "stretch"  # of label maps of another aspect ratio
 
 
 class MadeShard(NamedTuple):
@@ -89,6 +95,26 @@ class MadeShard(NamedTuple):
     shard: CommitRecord
     seconds: dict[str, float]  # of each stage
     elapsed: float
+
+
+class Ground(NamedTuple):
+    """Photo that generated objects are put into."""
+
+    photo: Pixels  # (H, W, 3), at the generator's size
+    alpha: npt.NDArray[np.float32]  # (H, W, 1), share of what is generated
+
+    def under(self, made: GeneratedPair) -> GeneratedPair:
+        """The photo with what was pasted into its layout, and Canny of that."""
+        image = layout_augmentation.blended(self.photo, made.image, self.alpha)
+        return GeneratedPair(image, canny_edges(image))
+
+
+class Prepared(NamedTuple):
+    """A layout that a generator is given."""
+
+    layout: Layout
+    done: str  # what was done to it
+    ground: Ground | None
 
 
 class Sample(NamedTuple):
@@ -174,9 +200,14 @@ class ShardWorker:
             with closing(prefetch(futures, limit)) as made:
                 for future in made:
                     yield future.result()
+        if counted["dropped"] == job.samples and self.settings.variation.onto_photos:
+            raise UserError(
+                f"--vary paste found no place for an object in any layout of {job}; give more "
+                "--n-variants, or other things with sampling.things"
+            )
         if counted["dropped"] == job.samples:
             raise UserError(
-                f"--on-inconsistent drop left none of the {job.samples} samples of {job}; lower "
+                f"--on-inconsistent drop left none of {job}'s samples ({job.samples}); lower "
                 "sampling.filter_min_kept, raise sampling.filter_tolerance, make shards larger, or "
                 "use --on-inconsistent ignore"
             )
@@ -208,6 +239,9 @@ class ShardWorker:
     def _keeps(self, sample: Sample, counted: Counter[str]) -> bool:
         """Whether a sample is written; counts it."""
         counted["retried"] += sample.retries
+        if self.settings.variation.onto_photos and not sample.variation:
+            counted["dropped"] += 1  # nothing was pasted: it would be the photo
+            return False
         if sample.is_consistent:
             return True
         drops = self.settings.on_inconsistent == "drop"
@@ -218,8 +252,9 @@ class ShardWorker:
         with self.timer.measured("read"):
             read = [self._layout(group) for group in part]
         styles = [range(group.first, group.first + group.count) for group in part]
-        layouts = [layout for layout, _ in read]
-        z = self._styles(part, styles)
+        layouts = [one.layout for one in read]
+        z = self._styles_of_photos(read)
+        z = self._styles(part, styles) if z is None else z
         with self.timer.measured("generate"):
             pending = self.sampler.start(layouts, z, self.settings.output.batch)
         return _Begun(part, read, styles, pending)
@@ -229,10 +264,11 @@ class ShardWorker:
             made = begun.pending.result()
         samples: list[Sample] = []
         parts = zip(begun.part, begun.read, begun.styles, made, strict=True)
-        for group, (layout, done), numbers, pairs in parts:
+        for group, (layout, done, ground), numbers, pairs in parts:
+            shown = pairs if ground is None else [ground.under(pair) for pair in pairs]
             of_group = [
                 Sample(group, number, 0, 0, layout, done, pair, None)
-                for number, pair in zip(numbers, pairs, strict=True)
+                for number, pair in zip(numbers, shown, strict=True)
             ]
             if self.filter is not None:
                 of_group = self._judged(self.filter, of_group)
@@ -272,13 +308,12 @@ class ShardWorker:
                 values = self.sampler.space.to_evaluation(own)
             return values, codecs.encode_map(values)
 
-    def _layout(self, group: Group) -> tuple[Layout, str]:
+    def _layout(self, group: Group) -> Prepared:
         """A layout at the generator's size, and what was done to it."""
         read = partial(self.sampler.read_maps, space=self.settings.reading)
         label, instances = read(group.item)
-        done = ""
+        done, ground, variation = "", None, self.settings.variation
         if group.variant:
-            variation = self.settings.variation
             varied = layout_augmentation.vary(
                 layout_augmentation.Scene(group.source, label, instances),
                 [layout_augmentation.Scene(i.key, *read(i)) for i in group.donors],
@@ -288,7 +323,26 @@ class ShardWorker:
                 seed=variant_seed(variation.seed, group.source, group.variant),
             )
             label, instances, done = varied.label, varied.instances, varied.done
-        return self.sampler.layout(group.key, label, instances), done
+            if variation.onto_photos:
+                ground = self._ground(group, varied)
+                done += "; into its own photo" if done else ""
+        fit = self.settings.layout_fit
+        return Prepared(self.sampler.layout(group.key, label, instances, fit), done, ground)
+
+    def _ground(self, group: Group, varied: layout_augmentation.Varied) -> Ground:
+        size = self.sampler.size
+        photo = transforms.resize_image(datasets.read_image(group.item), size)
+        mask = np.zeros(size, bool)
+        if varied.pasted is not None:
+            mask = transforms.resize_nearest(varied.pasted.astype(np.uint8), size) > 0
+        return Ground(photo, layout_augmentation.feathered(mask))
+
+    def _styles_of_photos(self, read: Sequence[Prepared]) -> torch.Tensor | None:
+        """Styles of the layouts' own photos, (L, 1, 256); None without an encoder or photos."""
+        if self.sampler.file.style_encoder is None or read[0].ground is None:
+            return None
+        photos = [one.ground.photo for one in read if one.ground is not None]
+        return torch.stack([self.sampler.encode_style(photo) for photo in photos])[:, None]
 
     def _styles(
         self, part: Sequence[Group], styles: Sequence[Sequence[int]], attempt: int = 0
@@ -350,6 +404,6 @@ class _Begun(NamedTuple):
     """A pass that the device may still be at."""
 
     part: Sequence[Group]
-    read: list[tuple[Layout, str]]  # and what was done to it
+    read: list[Prepared]
     styles: list[range]
     pending: Pending

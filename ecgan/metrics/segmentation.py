@@ -171,7 +171,7 @@ def _scores(
     hits: Numbers, labelled: Numbers, predicted: Numbers, pixels: Numbers, probability: Numbers
 ) -> dict[str, Numbers]:
     """Scores of rows of counts, (R, N), (R, N), (R, N), (R, 1) and (R, 1)."""
-    iou = _ratio(hits, labelled + predicted - hits)  # (R, N)
+    iou = intersection_over_union(hits, labelled, predicted)
     known, total = np.nan_to_num(iou), labelled.sum(axis=1)
     return {
         "iou": iou,
@@ -180,6 +180,11 @@ def _scores(
         "accuracy_with_void": _ratio(hits.sum(axis=1), pixels[:, 0]),
         "consistency": _ratio(probability[:, 0], total),
     }
+
+
+def intersection_over_union(hits: Numbers, labelled: Numbers, predicted: Numbers) -> Numbers:
+    """IoU of true positives, labelled and predicted pixels, (R, N); NaN where there are none."""
+    return _ratio(hits, labelled + predicted - hits)
 
 
 def _ratio(part: npt.NDArray[Any], whole: npt.NDArray[Any]) -> Numbers:

@@ -69,7 +69,7 @@ def over_runs(values: Sequence[float]) -> Spread:
     if n < 2:
         return Spread(mean, None, None, None)
     std = stdev(values)
-    half = _t_quantile(n - 1) * std / sqrt(n)
+    half = t_quantile(n - 1) * std / sqrt(n)
     return Spread(mean, std, mean - half, mean + half)
 
 
@@ -89,11 +89,12 @@ def difference(first: Sequence[float], second: Sequence[float]) -> Difference:
     if error == 0:
         return Difference(value, value, value, spread)
     freedom = error**2 / ((v / n) ** 2 / (n - 1) + (w / m) ** 2 / (m - 1))
-    half = _t_quantile(freedom) * sqrt(error)
+    half = t_quantile(freedom) * sqrt(error)
     return Difference(value, value - half, value + half, spread)
 
 
-def _t_quantile(freedom: float) -> float:
+def t_quantile(freedom: float) -> float:
+    """Half the width of a two-sided interval of Student's t, in standard errors."""
     return float(stats.t.ppf(0.5 + LEVEL / 2, freedom))
 
 

@@ -28,7 +28,7 @@ class ClassSpecificGenerator(nn.Module):
         self.weight_2 = nn.Parameter(torch.empty(num_classes, 3, HIDDEN, 3, 3))
         self.bias_2 = nn.Parameter(torch.zeros(num_classes, 3))
         for weight in (self.weight_1, self.weight_2):
-            for head in weight:
+            for head in weight if not weight.is_meta else ():
                 nn.init.xavier_normal_(head)
         if spectral:
             for name in ("weight_1", "weight_2"):
@@ -62,12 +62,14 @@ class HeadwiseSpectralNorm(nn.Module):
 
     @torch.no_grad()
     def _iterate(self, matrices: Tensor, num_iterations: int) -> None:
-        for _ in range(num_iterations):
+        for _ in range(num_iterations if not matrices.is_meta else 0):
             self.u = _unit(torch.einsum("noi,ni->no", matrices, self.v))
             self.v = _unit(torch.einsum("noi,no->ni", matrices, self.u))
 
     def forward(self, weight: Tensor) -> Tensor:
         """(N, out, in, 3, 3) -> the same, every head with largest singular value 1."""
+        if weight.is_meta:  # which autocast does not know
+            return weight
         matrices = weight.flatten(2)
         with torch.autocast(weight.device.type, enabled=False):  # the vectors stay float32
             if self.training:

@@ -63,12 +63,24 @@ class ExactSpectralNorm(TorchSpectralNorm):
     the exact singular value.
     """
 
+    @torch.no_grad()
+    def _power_method(self, weight_mat: Tensor, n_power_iterations: int) -> None:
+        """As torch does, to the bit, with half the calls: most time in small layers is theirs."""
+        for _ in range(n_power_iterations if not weight_mat.is_meta else 0):  # meta has no values
+            _normalise(torch.mv(weight_mat, self._v), self.eps, out=self._u)
+            _normalise(torch.mv(weight_mat.T, self._u), self.eps, out=self._v)
+
     def forward(self, weight: Tensor) -> Tensor:
         """A weight -> the same with largest singular value 1."""
         if weight.is_meta:  # which autocast does not know
-            return super().forward(weight)
+            return super().forward(weight) if torch.is_grad_enabled() else weight
         with torch.autocast(weight.device.type, enabled=False):
             return super().forward(weight)
+
+
+def _normalise(x: Tensor, eps: float, *, out: Tensor) -> None:
+    norm = torch.linalg.vector_norm(x, dim=0, keepdim=True)
+    torch.div(x, norm.clamp_min_(eps), out=out)
 
 
 def channels_last(network: nn.Module) -> None:

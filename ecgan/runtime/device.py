@@ -1,9 +1,10 @@
 """Devices: which one, copies to and from it without a wait, threads, and compiled functions."""
 
 import os
+import platform
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -41,6 +42,40 @@ def choose_device(name: str, *, current: bool = False) -> torch.device:
             torch.cuda.set_device(index)
         return torch.device("cuda", index)
     return device
+
+
+def memory_of(device: torch.device) -> int:
+    """Bytes of memory of a device; of a CPU, those of the machine."""
+    if device.type == "cuda":
+        return cast("Any", torch.cuda).get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def refuse_beyond_memory(needed: int, device: torch.device, what: str, remedy: str) -> None:
+    """Refuse what cannot fit, before the attempt takes the machine down.
+
+    Args:
+        needed: bytes that it takes at least.
+        device: where.
+        what: what it is, for the message.
+        remedy: what to change, for the message.
+
+    Raises:
+        UserError: the device has less.
+    """
+    has = memory_of(device)
+    if needed > has:
+        raise UserError(
+            f"{what} takes at least {needed / 2**30:,.1f} GiB, and {device} has "
+            f"{has / 2**30:,.1f} GiB; {remedy}"
+        )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was refused: by CUDA, or by the system, which torch only tells in words."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
 
 
 def count_gpus() -> int:
@@ -143,3 +178,10 @@ def compiled(function: Callable[..., Any], *, backend: str = "inductor") -> Call
 
 
 compile_failures = torch_private.compile_failures
+
+
+def processor_name(device: torch.device) -> str:
+    """Name of the processor: other ones add up in another order."""
+    if device.type != "cuda":
+        return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    return torch.cuda.get_device_name(device) if torch.cuda.is_available() else "cuda"

@@ -14,6 +14,7 @@ Shape legend:
 """
 
 import inspect
+import logging
 import os
 import signal
 import subprocess
@@ -31,7 +32,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ecgan.errors import UsageError, UserError
 from ecgan.runtime.device import choose_device, require_gpus
-from ecgan.runtime.processes.signals import end_with_parent, watch_parent
+from ecgan.runtime.processes.signals import (
+    GRACE,
+    adopt_orphans,
+    asking,
+    end_with_launcher,
+    end_with_parent,
+    is_launched_by_ecgan,
+    wait_for_orphans,
+)
 
 # Others wait while rank 0 trains the label generator or scores; a dead rank is noticed by torchrun.
 _TIMEOUT = timedelta(hours=12)
@@ -75,14 +84,21 @@ def process_group(device: torch.device) -> Generator[None, None, None]:
         dist.init_process_group("cpu:gloo,cuda:nccl", timeout=_TIMEOUT, device_id=device)
     else:
         dist.init_process_group("gloo", timeout=_TIMEOUT)
-    watch_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    end_with_launcher()
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         # NCCL would wait here for what others have not joined, and they in it for this rank.
         # torchrun ends them once this process is gone
         if device.type != "cuda":
             dist.destroy_process_group()
+        if _is_loss_of_a_rank(error):
+            if is_launched_by_ecgan():  # which tells why the other one ended
+                raise SystemExit(1) from None
+            raise UserError(
+                f"rank {os.environ['RANK']}: another rank ended, and this one with it; the same "
+                "command goes on from the last checkpoint"
+            ) from error
         raise
     dist.destroy_process_group()
 
@@ -229,7 +245,7 @@ class BatchNormOverRanks(nn.BatchNorm2d):
 def launch(num_processes: int, arguments: Sequence[str], *, device: str) -> int:
     """Run ``ecgan`` with these arguments on several ranks of this machine; return the exit code.
 
-    Ctrl-C and SIGTERM reach the ranks, which write a checkpoint; the code is then 130.
+    Ctrl-C, SIGTERM and SIGHUP reach the ranks, which write a checkpoint; the code is then 130.
 
     Args:
         num_processes: ranks.
@@ -250,18 +266,31 @@ def launch(num_processes: int, arguments: Sequence[str], *, device: str) -> int:
             )
         require_gpus(num_processes)
     command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+        *(sys.executable, "-m", "ecgan.runtime.processes.torchrun", "--standalone"),
         *(f"--nproc-per-node={num_processes}", "-m", "ecgan_cli", *arguments),
     ]
     # torchrun says so at length if it has to set this itself
     threads = str(max(1, (os.cpu_count() or 1) // num_processes))
-    environment = {"OMP_NUM_THREADS": threads} | os.environ
+    environment = {"OMP_NUM_THREADS": threads} | os.environ | adopt_orphans()
+    code, interrupted = _run_torchrun_beside(command, environment)
+    if interrupted:
+        return 130
+    if code < 0:
+        raise UserError(
+            f"torchrun was ended by {signal.Signals(-code).name}, and its ranks with it; the same "
+            "command goes on from the last checkpoint"
+        )
+    return 1 if code else 0
+
+
+def _run_torchrun_beside(command: list[str], environment: dict[str, str]) -> tuple[int, bool]:
+    """Its exit code, and whether a signal to this process, which it passes on, ended it."""
     interrupted = False
 
     def forward(number: int, _: FrameType | None) -> None:
         nonlocal interrupted
         interrupted = True
-        process.send_signal(signal.SIGTERM if number == signal.SIGTERM else signal.SIGINT)
+        process.send_signal(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
 
     # A session of its own: a terminal's Ctrl-C must reach the ranks once, through torchrun. Where
     # this process is killed, torchrun gets SIGTERM, and passes it on to the ranks.
@@ -271,15 +300,52 @@ def launch(num_processes: int, arguments: Sequence[str], *, device: str) -> int:
         start_new_session=True,
         preexec_fn=end_with_parent(),  # noqa: PLW1509  one system call, in a process of one thread
     )
-    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, forward) for number in asking()}
     try:
         code = process.wait()
+        if code < 0:  # killed: the ranks notice, and write a checkpoint
+            wait_for_orphans(GRACE)
+        return code, interrupted
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if interrupted:
+
+
+def run_torchrun(arguments: Sequence[str]) -> int:
+    """Run torchrun in this process; its exit code. A rank that was killed is told in a sentence."""
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    logging.disable(logging.ERROR)  # ranks say themselves what failed
+    try:
+        cast(Any, run).run(cast(Any, run).parse_args([*arguments]))
+    except SignalException:
         return 130
-    return 1 if code else 0
+    except ChildFailedError as error:
+        failed = cast(Any, error.get_first_failure()[1])
+        if failed.exitcode < 0:
+            name = signal.Signals(-failed.exitcode).name
+            hint = ", as happens where memory runs out" if failed.exitcode == -9 else ""
+            sys.stderr.write(
+                f"Error: rank {error.get_first_failure()[0]} (process {failed.pid}) was ended by "
+                f"{name}{hint}; the same command goes on from the last checkpoint\n"
+            )
+        return 1
+    return 0
+
+
+def _is_loss_of_a_rank(error: BaseException) -> bool:
+    """Whether a collective call failed since a rank is not there any more."""
+    signs = (
+        "closed by peer",
+        "reset by peer",
+        "broken pipe",
+        "remote process exited",
+        "unreachable",
+    )
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(sign in text for sign in signs)
 
 
 def _is_initialized() -> bool:

@@ -1,4 +1,4 @@
-"""Files and folders written whole or not at all, their hashes, locks, and safetensors files.
+"""Files and folders written whole or not at all, their hashes, and locks.
 
 What is written has a temporary name beside its place until it is complete, so that neither a full
 disk nor a kill leaves half of it under its own name.
@@ -10,30 +10,28 @@ import os
 import shutil
 import socket
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
-import safetensors
 from filelock import FileLock, Timeout
 
 from ecgan.errors import UsageError, UserError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-_PICKLES = {b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"}  # first bytes
+from ecgan.runtime.processes.machine import remedy_of
+from ecgan.runtime.processes.table import exists
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
-    """Write a file under a temporary name, then rename it.
+    """Write a file under a temporary name, then rename it; a power loss leaves it whole, too.
 
     Raises:
         UserError: the disk is full, or the folder cannot be written.
     """
-    with writing(path), whole_file(path) as file:
-        file.write(content.encode() if isinstance(content, str) else content)
+    with writing(path):
+        with whole_file(path) as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+        sync_folder(path.parent)
 
 
 @contextmanager
@@ -63,9 +61,33 @@ def whole_folder(path: Path) -> Generator[Path, None, None]:
     try:
         partial.mkdir(parents=True)
         yield partial
+        for inner in [*partial.rglob("*"), partial]:
+            _sync(inner)
         partial.rename(path)
+        for folder in (path.parent, path.parent.parent):  # the parent may be new
+            sync_folder(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    if path.is_dir():
+        sync_folder(path)
+    else:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def sync_folder(path: Path) -> None:
+    """Bring the names in a folder to the disk, where its file system can."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with suppress(OSError):  # not known to network file systems
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def check_out(out: Path, what: str, *own: str) -> None:
@@ -93,9 +115,10 @@ def writing(path: Path) -> Generator[None, None, None]:
     try:
         yield
     except OSError as error:
+        remedy = remedy_of(error)
         raise UserError(
             f"{path}: cannot write: {error.strerror or error}; what was there is untouched. "
-            "Make room, then run the same command again"
+            f"{remedy[0].upper()}{remedy[1:]}"
         ) from error
 
 
@@ -105,38 +128,14 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_safetensors(path: Path) -> tuple[dict[str, "Tensor"], dict[str, str]]:
-    """Tensors and metadata of a safetensors file.
-
-    Raises:
-        UserError: no such file, a truncated one, or a pickle.
-    """
-    try:
-        with path.open("rb") as file:
-            start = file.read(2)
-    except OSError as error:
-        raise UserError(f"{path}: cannot read: {error.strerror}") from error
-    if start in _PICKLES:
-        raise UserError(
-            f"{path}: a pickle (.pth, .pt), which can run code when it is read; "
-            "ecgan reads safetensors only, as generator.safetensors of a run"
-        )
-    try:
-        opened: Any = safetensors.safe_open(path, framework="pt")
-        with opened as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return tensors, file.metadata() or {}
-    except safetensors.SafetensorError as error:
-        raise UserError(
-            f"{path}: not a whole safetensors file ({error}); it may be truncated: copy it again"
-        ) from error
-
-
 def _partial(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.partial")
 
 
 # Locks: one writer for a folder
+
+
+_MOST_LOCK, _MOST_PID = 4096, 2**31 - 1  # bytes of a lock file; numbers that a system gives
 
 
 class _Holder(NamedTuple):
@@ -162,6 +161,8 @@ def held_lock(path: Path, what: str) -> Generator[None, None, None]:
         UserError: somebody else holds it.
     """
     guard = path.with_name(f"{path.name}.guard")
+    for own in (path, guard):
+        _refuse_link(own)
     lock = FileLock(guard)
     try:
         lock.acquire(timeout=0)
@@ -171,7 +172,7 @@ def held_lock(path: Path, what: str) -> Generator[None, None, None]:
         holder = _holder_in(path)
         if holder is not None and holder.host != socket.gethostname():
             raise _taken(what, holder, path)
-        path.write_text(lock_text(), encoding="utf-8")
+        _write_lock(path)
         try:
             yield
         finally:
@@ -205,13 +206,7 @@ def refuse_living_lock(text: str, place: str, what: str) -> None:
 
 
 def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return pid != os.getpid()  # a lock of ours is left from an earlier call
+    return exists(pid) and pid != os.getpid()  # a lock of ours is left from an earlier call
 
 
 def _taken(what: str, holder: _Holder | None, place: object) -> UserError:
@@ -224,13 +219,30 @@ def _taken(what: str, holder: _Holder | None, place: object) -> UserError:
     )
 
 
+def _refuse_link(path: Path) -> None:
+    """Refuse a lock file that leads elsewhere: what is there would be emptied."""
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise UserError(f"{path}: a link, or no file, and not a lock of ecgan; delete it")
+
+
+def _write_lock(path: Path) -> None:
+    # A link that came between does not lead out either
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)
+    with os.fdopen(os.open(path, flags, 0o644), "w", encoding="utf-8") as file:
+        file.write(lock_text())
+
+
 def _holder_in(path: Path) -> _Holder | None:
-    return _holder(path.read_text(encoding="utf-8")) if path.exists() else None
+    if not path.exists():
+        return None
+    with path.open("rb") as file:
+        return _holder(file.read(_MOST_LOCK))
 
 
-def _holder(text: str) -> _Holder | None:
+def _holder(text: str | bytes) -> _Holder | None:
     try:
         value = json.loads(text)
-        return _Holder(str(value["host"]), int(value["pid"]), str(value.get("since", "")))
-    except (ValueError, KeyError, TypeError):
+        holder = _Holder(str(value["host"]), int(value["pid"]), str(value.get("since", "")))
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError):
         return None  # new, or its holder died while it wrote its name
+    return holder if 0 < holder.pid <= _MOST_PID else None

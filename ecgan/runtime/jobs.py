@@ -10,11 +10,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from ecgan.errors import UsageError, UserError
+from ecgan.errors import UsageError, UserError, shown
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
+_MOST = 10_000  # workers, and GPUs of each
 _TIMEOUT = 3600.0  # seconds for a job on Ray
 
 
@@ -75,15 +76,16 @@ def resolve_workers(
             f"--gpus-per-worker {each:g}: this machine has no CUDA device; "
             "leave it out, or name a cluster that has GPUs with --ray-address"
         )
-    if each is not None and (each <= 0 or (each > 1 and each % 1)):
+    if each is not None and not (0 < each <= _MOST and (each <= 1 or each % 1 == 0)):
         raise UsageError(
             f"--gpus-per-worker {each:g}: must be a fraction of a GPU or a whole number of GPUs"
         )
     gpus_each, has_number = (each or 1.0) if on_cuda else 0.0, ":" in device
     if count is None:
         count = max(1, int(gpus / gpus_each)) if on_cuda and not has_number else 1
-    if count < 1:
-        raise UsageError(f"--workers {count}: must be at least 1")
+    if not 1 <= count <= _MOST:
+        limit = "at least 1" if count < 1 else f"at most {_MOST}"
+        raise UsageError(f"--workers {shown(count)}: must be {limit}")
     workers = Workers(count, gpus_each, str(chosen), ray_address, timeout=timeout)
     if workers.in_process:
         return workers

@@ -3,20 +3,28 @@
 Both keep one promise: a file appears under its name when it is complete, with all of its bytes. A
 folder does it by a temporary name, fsync and a rename; an object store by one upload. Names are
 relative, with ``/``, whatever the system.
+
+And another: nothing outside is read, written or deleted, whatever a name or a link in the folder
+says. A data set may come from anybody.
 """
 
+import io
 import os
+import re
 import shutil
+import stat
 import tempfile
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from ecgan.errors import UsageError, UserError
+from ecgan.errors import UsageError, UserError, first_line
+from ecgan.reading.documents import MOST_BYTES
+from ecgan.reading.places import Address, relative_name, without_password
 from ecgan.runtime import files
 
 HIDDEN = ".ecgan"  # readers skip hidden folders; ours holds what is not part of the data
@@ -27,9 +35,12 @@ _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 
 
 class Store(ABC):
-    """Storage of a data set: files by relative names."""
+    """Storage of a data set: files by relative names.
 
-    url: str  # as the user named it
+    Every method refuses a name that leads out of it with a UserError.
+    """
+
+    url: str  # for messages: as the user named it, without a password
     is_private = False  # whether other processes cannot see it
 
     def __str__(self) -> str:
@@ -44,8 +55,8 @@ class Store(ABC):
         """A file that appears under its name when the block ends without an error."""
 
     @abstractmethod
-    def write_many(self, files: Iterable[tuple[str, bytes]]) -> None:
-        """Write files, each whole or not at all; after an error in ``files`` none is there."""
+    def write_many(self, contents: Iterable[tuple[str, bytes]]) -> None:
+        """Write files, each whole or not at all; after an error in ``contents`` none is there."""
 
     @abstractmethod
     def size(self, name: str) -> int | None:
@@ -80,9 +91,19 @@ class Store(ABC):
         """Whether there is any file or folder; UserError for a file, no rights, no such bucket."""
 
     def read(self, name: str) -> bytes:
-        """Bytes of a file; FileNotFoundError where there is none."""
+        """Bytes of a file; FileNotFoundError where there is none.
+
+        Raises:
+            UserError: it has more than ``MOST_BYTES``.
+        """
         with self.open(name) as file:
-            return file.read()
+            found = file.read(MOST_BYTES + 1)
+        if len(found) > MOST_BYTES:
+            raise UserError(
+                f"{self}/{name}: more than {MOST_BYTES >> 20} MB; no such file of a data set is so "
+                "large, copy it again"
+            )
+        return found
 
     def read_many(self, names: Sequence[str]) -> Iterator[bytes | None]:
         """Bytes of files, in order; None where there is none."""
@@ -106,8 +127,10 @@ def open_store(where: "str | Path | Store") -> Store:
     """
     if isinstance(where, Store):
         return where
-    text = str(where)
+    text = where.whole if isinstance(where, Address) else str(where)
     protocol, separator, _ = text.partition("://")
+    if "\0" in text:
+        raise UsageError(f"{text!r}: no place has such a name")
     if not separator:
         return Folder(Path(text))
     if protocol == "file":
@@ -123,70 +146,95 @@ class Folder(Store):
         self.url = str(path)
 
     def open(self, name: str) -> BinaryIO:
-        return (self.path / name).open("rb")
+        path = self._inside(name)
+        try:
+            # Opening a pipe would wait for whoever writes into it
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except (FileNotFoundError, NotADirectoryError):
+            raise
+        except OSError as error:
+            raise UserError(f"{path}: cannot read: {error.strerror}") from error
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise UserError(f"{path}: not a file; copy the data set again")
+        return os.fdopen(descriptor, "rb")
 
     @contextmanager
     def writing(self, name: str) -> Generator[BinaryIO, None, None]:
-        target = self.path / name
+        target = self._inside(name)
         with files.whole_file(target, self._temporary(target.name)) as file:
             yield file
-        _sync_folder(target.parent)
+        files.sync_folder(target.parent)
 
-    def write_many(self, files: Iterable[tuple[str, bytes]]) -> None:
+    def write_many(self, contents: Iterable[tuple[str, bytes]]) -> None:
         partial = self._temporary("files")
         partial.mkdir()
         try:
             names: list[str] = []
-            for name, data in files:
+            for name, data in contents:
+                self._inside(name)
                 (partial / name).parent.mkdir(parents=True, exist_ok=True)
                 (partial / name).write_bytes(data)
                 names.append(name)
             os.sync()  # once for all of them
             for name in names:
-                target = self.path / name
+                target = self._inside(name)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 (partial / name).replace(target)
             for folder in sorted({(self.path / name).parent for name in names}):
-                _sync_folder(folder)
+                files.sync_folder(folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
     def size(self, name: str) -> int | None:
         try:
-            return (self.path / name).stat().st_size
+            return self._inside(name).stat().st_size
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            raise UserError(f"{self.path / name}: cannot read: {error.strerror}") from error
 
     def sizes(self, folder: str) -> dict[str, int]:
         try:
-            with os.scandir(self.path / folder) as entries:
+            with os.scandir(self._inside(folder) if folder else self.path) as entries:
                 return {e.name: e.stat().st_size for e in entries if e.is_file()}
         except (FileNotFoundError, NotADirectoryError):
             return {}
+        except OSError as error:
+            raise UserError(f"{self.path / folder}: cannot read: {error.strerror}") from error
 
     def names(self) -> list[str]:
-        return sorted(p.name for p in self.path.iterdir()) if self.path.is_dir() else []
+        try:
+            return sorted(p.name for p in self.path.iterdir()) if self.path.is_dir() else []
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot read: {error.strerror}") from error
 
     def remove(self, names: Iterable[str]) -> None:
         folders: set[Path] = set()
         for name in names:
-            path = self.path / name
-            path.unlink(missing_ok=True)
+            path = self._inside(name, follow=False)
+            with suppress(NotADirectoryError):
+                path.unlink(missing_ok=True)
             folders |= {p for p in path.parents if p != self.path and self.path in p.parents}
         for folder in sorted(folders, key=lambda p: len(p.parts), reverse=True):
             with suppress(OSError):  # not empty, or never there
                 folder.rmdir()
 
     def remove_folder(self, folder: str) -> None:
-        shutil.rmtree(self.path / folder, ignore_errors=True)
+        path = self._inside(folder, follow=False)
+        if path.is_symlink():
+            path.unlink()  # rmtree would open what it names, to see that it is none
+        else:
+            shutil.rmtree(path, ignore_errors=True)
 
     def sweep(self) -> None:
         self.remove_folder(_PARTIAL)
 
     @contextmanager
     def held(self) -> Generator[None, None, None]:
-        (self.path / HIDDEN).mkdir(parents=True, exist_ok=True)
-        with files.held_lock(self.path / _LOCK, self.url):
+        lock = self._inside(_LOCK)
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with files.held_lock(lock, self.url):
             yield
 
     def holds_anything(self) -> bool:
@@ -199,9 +247,33 @@ class Folder(Store):
 
     def _temporary(self, name: str) -> Path:
         """A name that nobody else takes, on the same file system."""
-        folder = self.path / _PARTIAL
+        folder = self._inside(_PARTIAL)
         folder.mkdir(parents=True, exist_ok=True)
         return folder / f"{name}.{uuid.uuid4().hex}"
+
+    def _inside(self, name: str, *, follow: bool = True) -> Path:
+        """Path of a name.
+
+        Args:
+            name: of a file or folder, which need not exist.
+            follow: whether the file itself will be followed where it is a link.
+
+        Raises:
+            UserError: the name, or a link on its way, leads out of the folder.
+        """
+        parts = _parts(self.url, name)
+        for depth in range(1, len(parts) + follow):
+            path = os.path.join(self.path, *parts[:depth])  # noqa: PTH118  once for every file read
+            if os.path.islink(path) and not self._holds(path):  # noqa: PTH114
+                raise UserError(
+                    f"{path}: a link that leads out of the data set, which is not followed; copy "
+                    "the data set with what its links name (cp -rL)"
+                )
+        return self.path.joinpath(*parts)
+
+    def _holds(self, path: str) -> bool:
+        """Whether what a link names lies in the folder; so do links in circles."""
+        return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self.path))
 
 
 class ObjectStore(Store):
@@ -213,27 +285,36 @@ class ObjectStore(Store):
 
     def __init__(self, url: str) -> None:
         core: Any = import_module("fsspec.core")  # it takes a while, and has no types
-        self.url = url.rstrip("/")
+        self.url = without_password(url.rstrip("/"))
+        found = re.findall(r"(?<=://)[^/\s]*(?=@)|(?<=\?)\S+", url)
+        self._secrets = [*found, *filter(None, (text.rpartition(":")[2] for text in found))]
         protocol = url.partition("://")[0]
         self.is_private = protocol == "memory"
         try:
-            self._fs, prefix = core.url_to_fs(self.url)
+            self._fs, prefix = core.url_to_fs(url.rstrip("/"))
         except ImportError as error:
             extra = _EXTRAS.get(protocol)
-            remedy = f"pip install 'ecgan[{extra}]'" if extra else str(error)
-            raise UserError(f"{url}: this protocol is not installed: {remedy}") from error
-        except ValueError as error:
+            remedy = f"pip install 'ecgan[{extra}]'" if extra else self._told(error)
+            raise UserError(f"{self.url}: this protocol is not installed: {remedy}") from error
+        except Exception as error:  # each protocol has its own
             raise UsageError(
-                f"{url}: no such protocol ({error}); give a folder, s3://BUCKET/PREFIX or "
-                "gs://BUCKET/PREFIX"
+                f"{self.url}: no such place ({self._told(error)}); give a folder, "
+                "s3://BUCKET/PREFIX or gs://BUCKET/PREFIX"
             ) from error
         self._prefix = str(prefix).rstrip("/")
+
+    def _told(self, error: Exception) -> str:
+        """What an error says, in a line and without the address's secrets."""
+        text = without_password(first_line(error))
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return text[:200]
 
     def open(self, name: str) -> BinaryIO:
         # No cache of listings: another process may have written the file a moment ago
         with self._reading():
             self._fs.invalidate_cache()
-            return self._fs.open(self._path(name), "rb")
+            return cast(BinaryIO, _ObjectFile(self._fs.open(self._path(name), "rb"), self._reading))
 
     def read(self, name: str) -> bytes:
         with self._reading():
@@ -247,8 +328,8 @@ class ObjectStore(Store):
             with self._translated():
                 self._fs.put_file(file.name, self._path(name))
 
-    def write_many(self, files: Iterable[tuple[str, bytes]]) -> None:
-        whole = [*files]  # an error while they are made leaves nothing behind
+    def write_many(self, contents: Iterable[tuple[str, bytes]]) -> None:
+        whole = [*contents]  # an error while they are made leaves nothing behind
         with self._translated():
             self._fs.pipe({self._path(name): data for name, data in whole})
 
@@ -256,13 +337,15 @@ class ObjectStore(Store):
         try:
             with self._reading():
                 self._fs.invalidate_cache()
-                return int(self._fs.info(self._path(name))["size"])
+                size = self._fs.info(self._path(name))["size"]
+                return None if size is None else int(size)
         except FileNotFoundError:
             return None
 
     def sizes(self, folder: str) -> dict[str, int]:
-        found = self._list(self._path(folder))
-        return {name: int(entry["size"]) for name, entry in found if entry["type"] == "file"}
+        found = self._list(self._path(folder) if folder else self._prefix)
+        # A web server does not say how large the files of a folder are
+        return {n: int(entry["size"] or 0) for n, entry in found if entry["type"] == "file"}
 
     def read_many(self, names: Sequence[str]) -> Iterator[bytes | None]:
         """Bytes of files, in order, by many requests at a time: one takes as long as a hundred."""
@@ -299,7 +382,7 @@ class ObjectStore(Store):
             text = self.read(_LOCK)
         except FileNotFoundError:
             text = b""
-        files.refuse_living_lock(text.decode(), f"{self.url}/{_LOCK}", self.url)
+        files.refuse_living_lock(text.decode(errors="replace"), f"{self.url}/{_LOCK}", self.url)
         self.write(_LOCK, files.lock_text())
         try:
             yield
@@ -311,7 +394,7 @@ class ObjectStore(Store):
             return bool(self.names())
 
     def _path(self, name: str) -> str:
-        return f"{self._prefix}/{name}"
+        return "/".join([self._prefix, *_parts(self.url, name)])
 
     def _list(self, path: str) -> list[tuple[str, dict[str, Any]]]:
         """Last part of the name and details of each entry."""
@@ -332,17 +415,46 @@ class ObjectStore(Store):
         """Errors of the store, raised as a UserError; those of ``passed`` stay as they are."""
         try:
             yield
-        except (UserError, *passed):
+        except (UserError, AssertionError, MemoryError, *passed):
             raise
-        except Exception as error:
-            # botocore's errors share no base with ours: NoCredentialsError, EndpointConnectionError
-            own = type(error).__module__.startswith(("botocore", "aiohttp", "gcsfs", "google"))
-            if not own and not isinstance(error, OSError | ValueError):
-                raise
+        except Exception as error:  # botocore, aiohttp, requests, zipfile: no base in common
             raise UserError(
-                f"{self.url}: {error or type(error).__name__}; check the bucket, the prefix, your "
-                "rights and your credentials"
+                f"{self.url}: {self._told(error)}; check the bucket, the prefix, your rights and "
+                "your credentials"
             ) from error
+
+
+class _ObjectFile(io.RawIOBase):
+    """An object that is read; errors of its store come under way, too, and get their sentence."""
+
+    def __init__(self, file: Any, reading: Callable[[], AbstractContextManager[None]]) -> None:  # noqa: ANN401
+        self._file, self._reading = file, reading
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        with self._reading():
+            return self._file.read(size)
+
+    def readinto(self, buffer: Any) -> int:  # noqa: ANN401  a view of bytes
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        with self._reading():
+            return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def cache_folder() -> Path:
@@ -358,9 +470,9 @@ def cache_folder() -> Path:
     return (Path(shared) if Path(shared).is_absolute() else Path.home() / ".cache") / "ecgan"
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _parts(place: str, name: str) -> list[str]:
+    """Parts of a name below a store's root; UserError where it leads out of it."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        return relative_name(name).split("/")
+    except ValueError as error:
+        raise UserError(f"{place}: {error}; get the data set anew") from None

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 from tqdm import tqdm
 
+from ecgan.errors import printable
+
 if TYPE_CHECKING:  # progress is told also where torch is not imported
     from torch.autograd.profiler_util import FunctionEvent
     from torch.profiler import record_function
@@ -231,7 +233,7 @@ class Progress:
 
 def say(text: str) -> None:
     """Print a line to stderr, above a bar where there is one."""
-    tqdm.write(text, file=sys.stderr)
+    tqdm.write(printable(text), file=sys.stderr)
     sys.stderr.flush()
 
 

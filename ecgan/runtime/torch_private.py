@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from torch import nn
 from torch.nn.utils import parametrizations
+from torch.utils import _python_dispatch
 
 # parametrizations.spectral_norm() registers its module, which has no public name: we subclass it to
 # run in the weight's own precision, and find it again to hold its vectors.
@@ -16,6 +17,9 @@ TorchSpectralNorm = parametrizations._SpectralNorm  # pyright: ignore[reportPriv
 
 # BatchNorm1d to 3d and SyncBatchNorm share no public base class.
 AnyBatchNorm = nn.modules.batchnorm._BatchNorm  # pyright: ignore[reportPrivateUsage]
+
+# Sees every operation, below autograd; FlopCounterMode is one and counts no bytes.
+DispatchMode = _python_dispatch.TorchDispatchMode
 
 
 def has_deterministic_inductor() -> bool:

@@ -28,12 +28,21 @@ from torch import Tensor
 from ecgan.checkpoint import load_generator
 from ecgan.data import datasets, transforms
 from ecgan.data.datasets import Item
+from ecgan.data.loader import to_images
 from ecgan.data.transforms import canny_edges
 from ecgan.errors import UsageError, UserError, first_line
 from ecgan.labels import Labels, LabelSpace
 from ecgan.models.inference import DirectGenerator, InferenceGenerator, LayoutFeatures
 from ecgan.recipe import Recipe
-from ecgan.runtime.device import Download, compile_failures, compiled, one_thread, uploaded
+from ecgan.runtime.device import (
+    Download,
+    compile_failures,
+    compiled,
+    is_out_of_memory,
+    one_thread,
+    refuse_beyond_memory,
+    uploaded,
+)
 from ecgan.sampling.cuda_graphs import Draw, RecordedPass, Share
 
 ARITHMETIC = 2
@@ -42,6 +51,8 @@ COMPILED_FROM = 50_000
 """Samples of a data set from which on ``sampling.compile: auto`` compiles: it takes a minute."""
 
 Pixels = npt.NDArray[np.uint8]
+
+_BROKEN = "take another generator, or train longer"
 
 
 class Layout(NamedTuple):
@@ -99,7 +110,15 @@ class Sampler:
         self.recipe, self.space = self.file.recipe, self.file.space
         self.device, self.compiled = device, compiled
         self.size = (self.recipe.data.height, self.recipe.data.width)
+        self._path = path
         on_cuda = device.type == "cuda"
+        features = (self.recipe.model.width + 3) * self.size[0] * self.size[1]
+        refuse_beyond_memory(
+            features * (2 if on_cuda else 4),
+            device,
+            f"{path}: a sample of {self.size[0]} x {self.size[1]}",
+            "take another generator",
+        )
         self.dtype = torch.bfloat16 if on_cuda else torch.float32
         # Fixed shapes are what a GPU's compiler and graphs need; a CPU is faster with less to do
         generator, boundary = self.file.generator, self.recipe.data.instances
@@ -108,6 +127,7 @@ class Sampler:
             if generator.trunk.style_map
             else InferenceGenerator(generator, boundary=boundary, lookups=not on_cuda)
         ).to(device, self.dtype)
+        self._is_finite: Tensor | None = None  # of the pass that was queued last
         self._copies = torch.cuda.Stream(device) if on_cuda else None
         self._recorded: dict[tuple[int, ...], RecordedPass] = {}
         self._pool: object = None  # memory of all recorded passes
@@ -133,12 +153,20 @@ class Sampler:
             return label, label.astype(np.int32)
         return label, datasets.read_instances(item)
 
-    def layout(self, key: str, label: Labels, instances: npt.NDArray[np.int32] | None) -> Layout:
-        """Maps as the generator wants them: nearest neighbour, at its size."""
+    def layout(
+        self,
+        key: str,
+        label: Labels,
+        instances: npt.NDArray[np.int32] | None,
+        fit: transforms.Fit = "stretch",
+    ) -> Layout:
+        """Maps as the generator wants them: nearest neighbour, at its size; borders unlabelled."""
         boundary = None
         if instances is not None:
-            boundary = transforms.instance_boundary(transforms.resize_nearest(instances, self.size))
-        return Layout(key, transforms.resize_nearest(label, self.size), boundary)
+            own = transforms.fit_nearest(instances, self.size, fit, border=-1)
+            boundary = transforms.instance_boundary(own)
+        border = self.space.ignore_index
+        return Layout(key, transforms.fit_nearest(label, self.size, fit, border), boundary)
 
     @torch.inference_mode()
     def start(self, layouts: Sequence[Layout], z: Tensor | None, batch: int) -> "Pending":
@@ -156,15 +184,18 @@ class Sampler:
         assert (z is not None) == self.has_style
         try:
             return self._start(layouts, z, batch)
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             raise UserError(
-                f"the GPU's memory does not suffice for {batch} samples at once "
+                f"the memory does not suffice for {batch} samples at once "
                 f"({first_line(error)}); add --batch {max(1, batch // 2)}, and --overwrite "
                 "where a part is made already: bytes depend on it"
             ) from error
 
     def _start(self, layouts: Sequence[Layout], z: Tensor | None, batch: int) -> "Pending":
-        pending = Pending(len(layouts))
+        pending = Pending(self._path, layouts)
+        self._is_finite = None
         with self.same_sums():
             labels, boundary = self.maps(layouts)
             step = max(1, batch // len(layouts))
@@ -173,8 +204,13 @@ class Sampler:
             shared = share(labels, boundary)
             for part in parts:
                 images, edges = draw(shared, part)
-                with self._copying(images, edges):
-                    pending.add(Download(images), None if edges is None else Download(edges))
+                finite = self._is_finite
+                with self._copying(images, edges, finite):
+                    pending.add(
+                        Download(images),
+                        None if edges is None else Download(edges),
+                        None if finite is None else Download(finite),
+                    )
         return pending
 
     def maps(self, layouts: Sequence[Layout]) -> tuple[Tensor, Tensor | None]:
@@ -193,6 +229,8 @@ class Sampler:
         """Bytes of images, (L, K, H, W, 3), and of edges, (L, K, H, W), on the device."""
         images, edges = self.generator.sample(shared, z)
         maps = None if edges is None else to_bytes(edges.mean(dim=2))
+        if not self.compiled:  # a recorded graph gives pictures alone; NaN makes them flat
+            self._is_finite = torch.isfinite(images).all()
         return to_bytes(images.permute(0, 1, 3, 4, 2)), maps
 
     def _network(
@@ -246,20 +284,21 @@ class Sampler:
         Raises:
             UserError: the generator has no style encoder, or a photo cannot be read.
         """
-        encoder = self.file.style_encoder
-        if encoder is None:
+        if self.file.style_encoder is None:
             raise UsageError(
                 "--style-images: this run has no style encoder; train one with model.style=true"
             )
-        encoder = encoder.to(self.device)
-        styles: list[Tensor] = []
-        for path in photos:
-            pixels = datasets.read_image(Item(path.stem, path, image=path))
-            pixels = transforms.resize_image(pixels, self.size)
-            image = torch.tensor(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
-            with torch.inference_mode(), one_thread():
-                styles.append(encoder(image.to(self.device))[0][0].float().cpu())
-        return torch.stack(styles).clone()
+        read = (datasets.read_image(Item(path.stem, path, image=path)) for path in photos)
+        return torch.stack([self.encode_style(transforms.resize_image(x, self.size)) for x in read])
+
+    def encode_style(self, photo: Pixels) -> Tensor:
+        """Style of a photo of the generator's size, (H, W, 3): (256,). There is an encoder."""
+        assert self.file.style_encoder is not None
+        encoder = self.file.style_encoder.to(self.device)
+        image = to_images(torch.tensor(photo).permute(2, 0, 1)[None])
+        with torch.inference_mode(), one_thread():
+            style = encoder(image.to(self.device))[0][0].float().cpu()
+        return style.clone()
 
     def same_sums(self) -> AbstractContextManager[object]:
         """Where what is computed is the same to the byte in every run."""
@@ -274,25 +313,45 @@ def is_full(num_layouts: int, num_styles: int, batch: int) -> bool:
 class Pending:
     """Pairs that are being made; those of one pass behind those of another."""
 
-    def __init__(self, num_layouts: int) -> None:
-        self._num_layouts = num_layouts
-        self._parts: list[tuple[Download, Download | None]] = []
+    def __init__(self, path: Path, layouts: Sequence[Layout]) -> None:
+        self._path, self._layouts = path, layouts
+        self._parts: list[tuple[Download, Download | None, Download | None]] = []
 
-    def add(self, images: Download, edges: Download | None) -> None:
-        """Bytes that are on their way: (L, k, H, W, 3) and (L, k, H, W)."""
-        self._parts.append((images, edges))
+    def add(self, images: Download, edges: Download | None, finite: Download | None) -> None:
+        """On their way: bytes, (L, k, H, W, 3) and (L, k, H, W); whether numbers were finite."""
+        self._parts.append((images, edges, finite))
 
     def result(self) -> list[list[GeneratedPair]]:
-        """Wait for them: K for each layout."""
-        made: list[list[GeneratedPair]] = [[] for _ in range(self._num_layouts)]
-        for images, edges in self._parts:
+        """Wait for them: K for each layout.
+
+        Raises:
+            UserError: the generator is broken: numbers that are not finite, or one flat colour.
+        """
+        made: list[list[GeneratedPair]] = [[] for _ in self._layouts]
+        for images, edges, finite in self._parts:
+            if finite is not None and not bool(finite.wait()):
+                raise UserError(f"{self._path}: made pictures of NaN or infinity; {_BROKEN}")
             pixels = images.wait().numpy()
             maps = None if edges is None else edges.wait().numpy()
             for layout, of_layout in enumerate(made):
                 for k, image in enumerate(pixels[layout]):
                     edge = canny_edges(image) if maps is None else maps[layout, k]
                     of_layout.append(GeneratedPair(image, edge))
+        self._refuse_one_color([pair.image for of_layout in made for pair in of_layout])
         return made
+
+    def _refuse_one_color(self, images: Sequence[Pixels]) -> None:
+        """Refuse pictures that are all of one colour though a label map has several classes."""
+        color = images[0][0, 0]
+        if not all(bool((image[-1, -1] == color).all()) for image in images):
+            return  # the usual case, seen at once
+        if all(bool((image == color).all()) for image in images) and any(
+            bool((layout.label != layout.label[0, 0]).any()) for layout in self._layouts
+        ):
+            raise UserError(
+                f"{self._path}: made nothing but the colour {color.tolist()}, of every label map; "
+                f"{_BROKEN}"
+            )
 
 
 @contextmanager

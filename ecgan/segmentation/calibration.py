@@ -9,9 +9,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
+from pydantic import BaseModel, Field
 
 from ecgan.data import checks, loader
 from ecgan.data.datasets import Item
@@ -19,10 +21,12 @@ from ecgan.data.label_cache import LabelCache
 from ecgan.data.loader import TripleDataset
 from ecgan.errors import UsageError
 from ecgan.labels import LabelSpace
-from ecgan.recipe import Recipe, data_folder
+from ecgan.reading.documents import read_cached
+from ecgan.reading.numbers import Count, Weight
+from ecgan.recipe import Recipe, data_folder, subset
 from ecgan.runtime.files import write_whole
 from ecgan.runtime.storage import Folder
-from ecgan.runtime.timing import Progress
+from ecgan.runtime.timing import Progress, counted
 from ecgan.segmentation.label_filter import (
     ClassLosses,
     FilterSpec,
@@ -43,6 +47,14 @@ from ecgan.segmentation.segmenter import Segmenter, Sources
 from ecgan.segmentation.training import file_stamps, train_segmenter
 
 _VERSION = 1  # of the measurement
+
+
+class _Kept(BaseModel):
+    """Measurement in a file, as of :meth:`ClassLosses.to_json`."""
+
+    mean: list[Weight | None]
+    pixels: list[Annotated[int, Field(ge=0, lt=1 << 63)]]
+    num_images: Count
 
 
 def calibrate(
@@ -67,10 +79,12 @@ def calibrate(
     """
     assert not segmenter.evaluation, "labels are in input ids"
     path = cache / f"losses-{_calibration_hash(segmenter, dataset, device)[:16]}.json"
-    if not path.is_file():
+    kept = read_cached(path, _Kept)
+    if kept is None or not len(kept.mean) == len(kept.pixels) == segmenter.num_classes:
         measured = _measure(segmenter, dataset, device, progress=progress)
         write_whole(path, (json.dumps(measured.to_json()) + "\n").encode())
-    return ClassLosses.from_json(json.loads(path.read_text(encoding="utf-8")))
+        return measured
+    return ClassLosses.from_json(kept.model_dump())
 
 
 def _measure(
@@ -125,8 +139,8 @@ def halves(pairs: Mapping[str, str]) -> dict[str, int]:
     if len(groups) < 2:
         raise UsageError(
             "--filter train: needs pairs with different label maps, to train on one half and judge "
-            f"the other, but the {len(pairs)} pairs have only {len(groups)}; give a segmenter by "
-            "path or name"
+            f"the other, but of {counted(len(pairs), 'pair')} there is only {len(groups)}; give a "
+            "segmenter by path or name"
         )
     middle = (len(groups) + 1) // 2
     return {key: int(place >= middle) for place, keys in enumerate(groups) for key in keys}
@@ -166,7 +180,7 @@ def prepare_filter(  # noqa: PLR0913  what the recipe does not say
     """
     data = recipe.data
     items = data_folder(data, root).items_for(
-        data.split, train_split=data.split, fraction=data.fraction
+        data.split, train_split=data.split, subset=subset(data)
     )
     known = LabelCache(Folder(cache))
     check = checks.check_labels(items, space, data.dataset, cache=known, progress=progress)
@@ -183,7 +197,7 @@ def prepare_filter(  # noqa: PLR0913  what the recipe does not say
         losses = _known_to_both(losses)
         independent: Independence = "yes"
     else:
-        segmenter = load_segmenter(name, space, device=device)
+        segmenter = load_segmenter(name, space, device=device, role="filter")
         names = (str(Path(name).absolute()) if Path(name).is_dir() else name,)
         segmenters, losses = (segmenter,), (pairs.losses(segmenter, items),)
         folds, independent = Folds(), _independence(segmenter.sources, layouts)

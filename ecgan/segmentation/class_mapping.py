@@ -56,7 +56,7 @@ def map_by_name(own_names: Sequence[str], names: Sequence[str], source: str) -> 
     ]
     if all(target == UNMAPPED for target in targets):
         raise UserError(
-            f"{source}: none of its {len(own_names)} classes ({_some(own_names)}) has the name of "
+            f"{source}: no class of its {len(own_names)} ({_some(own_names)}) has the name of "
             f"one of the recipe's {len(names)} ({_some(names)}); map a label generator by number "
             "with model.label_generator_map: {its class: class of the recipe}; for a judge, rename "
             "the classes in its config.json (id2label)"

@@ -38,6 +38,7 @@ Maps = npt.NDArray[np.floating[Any]]
 Pixels = npt.NDArray[np.uint8]
 Independence = Literal["yes", "no", "unknown"]
 
+KEPT = 0.7  # of the pixels of photos without labels that are read as a class: the surest
 _SMALLEST = 1e-6
 _BATCH = 8  # images in one pass on CUDA
 
@@ -88,6 +89,70 @@ class Thresholds:
     tolerance: float = 1.25
     min_kept: float = 0.5
     min_class_kept: float = 0.0
+
+
+_LEVELS = 65536  # that probabilities from 0 to 1 are rounded down to
+
+
+@dataclass(eq=False)
+class Confidence:
+    """How sure a segmenter is of the pixels that it reads as each class, over many photos.
+
+    One threshold for all classes would leave no pixel of rare ones, of which segmenters are least
+    sure; so each class has its own (class-balanced self-training, Zou et al., ECCV 2018).
+
+    Attributes:
+        pixels: pixels by the class that they are read as and by their confidence, (N, levels).
+    """
+
+    pixels: Counts
+
+    @classmethod
+    def of(cls, num_classes: int) -> "Confidence":
+        """Of no pixel yet."""
+        return cls(np.zeros((num_classes, _LEVELS), np.int64))
+
+    def add(self, classes: npt.NDArray[Any], confidence: Maps) -> None:
+        """Count pixels of a photo.
+
+        Args:
+            classes: the most probable class of each pixel, (H, W).
+            confidence: its probability, (H, W).
+        """
+        levels = _levels(confidence)
+        for c in np.unique(classes):
+            self.pixels[c] += np.bincount(levels[classes == c], minlength=_LEVELS)
+
+    def thresholds(self, kept: float) -> npt.NDArray[np.int64]:
+        """Level that the surest ``kept`` of the pixels of each class reach, (N,).
+
+        As many as reach the same level stay together; at least one pixel of each class does.
+        """
+        reached = self.pixels[:, ::-1].cumsum(axis=1)  # pixels of the highest level and down
+        wanted = np.maximum(1, np.ceil(kept * self.pixels.sum(axis=1) - 1e-9))
+        return _LEVELS - 1 - (reached >= wanted[:, None]).argmax(axis=1)
+
+
+def surest(
+    classes: npt.NDArray[Any],
+    confidence: Maps,
+    thresholds: npt.NDArray[np.int64],
+    space: LabelSpace,
+) -> Labels:
+    """Label map of the pixels that reach their class's threshold, the others unlabelled, (H, W).
+
+    Args:
+        classes: as of :meth:`Confidence.add`.
+        confidence: likewise.
+        thresholds: of :meth:`Confidence.thresholds`.
+        space: class list.
+    """
+    is_sure = _levels(confidence) >= thresholds[classes]
+    return cast(Labels, np.where(is_sure, classes, space.ignore_index).astype(space.dtype))
+
+
+def _levels(confidence: Maps) -> npt.NDArray[np.int64]:
+    return (confidence.astype(np.float64) * (_LEVELS - 1)).astype(np.int64)
 
 
 class Judgement(NamedTuple):
@@ -319,7 +384,9 @@ class Filter:
         self.spec = spec
         self.ignore_index = space.ignore_index
         self.device = device
-        self.segmenters = [load_segmenter(name, space, device=device) for name in spec.segmenters]
+        self.segmenters = [
+            load_segmenter(name, space, device=device, role="filter") for name in spec.segmenters
+        ]
         if filter_hash(self.segmenters, spec.losses) != spec.hash:
             raise UserError(
                 f"--filter: {' or '.join(spec.segmenters)} holds other weights than when the run "

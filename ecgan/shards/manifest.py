@@ -9,35 +9,46 @@ map, and 16 more for an instance map beside it.
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ecgan import labels
 from ecgan.errors import UserError
 from ecgan.labels import LabelSpace
+from ecgan.reading.documents import checked, parse_json
+from ecgan.reading.numbers import Seed
 from ecgan.runtime.storage import HIDDEN, Store, open_store
-from ecgan.shards.codecs import ImageFormat
+from ecgan.shards.files.names import Format, ImageFormat, Key, ShardName, Split, shard_parts
 
 MANIFEST = "manifest.json"
 SCHEMA = 3  # of manifest.json; 1 and 2 are read too
 
-Format = Literal["webdataset", "parquet", "folder"]
 _DIGITS = 16  # of each file's SHA-256 in a layout's digest
+
+
+Count = Annotated[int, Field(ge=0, le=1 << 53)]  # also of the pixels of a whole data set
+Text = Annotated[str, Field(max_length=2000)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class Document(BaseModel):
     """Base of all documents: values do not change, and unknown keys are passed over."""
 
-    model_config = ConfigDict(frozen=True, populate_by_name=True)
+    model_config = ConfigDict(frozen=True, populate_by_name=True, allow_inf_nan=False)
 
 
 def layout_digest(label: str, instances: str | None = None) -> str:
     """Digest of a layout's files, from their SHA-256 in hexadecimal."""
     return label[:_DIGITS] + ("" if instances is None else instances[:_DIGITS])
+
+
+def photo_digest(sha256: str) -> str:
+    """Digest of a photo, from its SHA-256 in hexadecimal."""
+    return sha256[:_DIGITS]
 
 
 def label_digest(layout: str) -> str:
@@ -54,16 +65,28 @@ def layouts_digest(layouts: Iterable[tuple[str, str]]) -> str:
 class StageRecord(Document):
     """Rows of one call's samples, ``.ecgan/stages/NNN.json``: columns of equal length."""
 
-    first_shard: int
-    samples_per_shard: int
-    plan: str  # hash of everything that decides its samples' bytes
-    keys: list[str]  # of its layouts, (layouts,)
-    digests: list[str]  # of their files, (layouts,)
-    folds: list[int] | None  # segmenters that judge them, (layouts,); None without a label filter
-    layouts: list[int]  # number of each row's layout, (rows,)
-    variants: list[int]  # 0 for the layout itself, N for its N-th variant, (rows,)
-    firsts: list[int]  # number of the first style, (rows,)
-    counts: list[int]  # number of styles, (rows,)
+    first_shard: Count
+    samples_per_shard: Annotated[Count, Field(ge=1)]
+    plan: Text  # hash of everything that decides its samples' bytes
+    keys: list[Key]  # of its layouts, (layouts,)
+    digests: list[Annotated[str, Field(pattern="^([0-9a-f]{16}){1,2}$")]]  # of their files
+    # Segmenters that judge the layouts, (layouts,); None without a label filter
+    folds: list[Annotated[int, Field(ge=0, le=127)]] | None
+    layouts: list[Count]  # number of each row's layout, (rows,)
+    variants: list[Count]  # 0 for the layout itself, N for its N-th variant, (rows,)
+    firsts: list[Count]  # number of the first style, (rows,)
+    counts: list[Annotated[Count, Field(ge=1, le=1 << 40)]]  # number of styles, (rows,)
+
+    @model_validator(mode="after")
+    def _fits(self) -> "StageRecord":
+        columns = (self.layouts, self.variants, self.firsts, self.counts)
+        if len({*map(len, columns)}) > 1 or not self.counts:
+            raise ValueError("layouts, variants, firsts and counts: not of one length above 0")
+        if len(self.digests) != len(self.keys) or len(self.folds or self.keys) != len(self.keys):
+            raise ValueError("digests and folds: not one for each of the keys")
+        if max(self.layouts) >= len(self.keys) or len({*self.keys}) < len(self.keys):
+            raise ValueError("layouts: more than there are different keys")
+        return self
 
 
 def stage_names(store: Store) -> list[str]:
@@ -80,9 +103,9 @@ class FilterTotals(Document):
 
     consistency: float = 0.0  # of the samples' scores
     kept: float = 0.0  # of the samples' kept fractions
-    inconsistent: int = 0  # samples that were kept although too little of them was
-    dropped: int = 0  # samples left out
-    retried: int = 0  # samples made again from another seed, each attempt counted
+    inconsistent: Count = 0  # samples that were kept although too little of them was
+    dropped: Count = 0  # samples left out
+    retried: Count = 0  # samples made again from another seed, each attempt counted
 
     def __add__(self, other: "FilterTotals") -> "FilterTotals":
         return FilterTotals(**{name: value + getattr(other, name) for name, value in self})
@@ -91,19 +114,19 @@ class FilterTotals(Document):
 class ShardEntry(Document):
     """Entry of a shard in a manifest: enough to check the shard."""
 
-    name: str  # path below the data set's root; of the folder format, the number's name alone
-    samples: int
-    bytes: int  # of all its files
-    sha256: str  # of the file; of the folder format, of the list of its files' hashes
-    md5: str  # likewise; wids asks for it
+    name: ShardName  # path below the data set's root; of the folder format, a name alone
+    samples: Count
+    bytes: Count  # of all its files
+    sha256: Sha256  # of the file; of the folder format, of the list of its files' hashes
+    md5: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]  # likewise; wids asks for it
 
 
 class CommitRecord(ShardEntry):
     """Record that commits a shard, ``.ecgan/shards/NNNNNN.json``."""
 
-    class_pixels: tuple[int, ...]
+    class_pixels: tuple[Count, ...]
     filter: FilterTotals = FilterTotals()
-    plan: str = ""  # hash of the stage that it belongs to
+    plan: Text = ""  # hash of the stage that it belongs to
 
     def entry(self) -> ShardEntry:
         return ShardEntry(**{name: getattr(self, name) for name in ShardEntry.model_fields})
@@ -132,15 +155,17 @@ class Fingerprint(Document):
     targets: Annotated[tuple[str, ...] | None, "--target"] = None
     vary: Annotated[str | None, "--vary"] = None
     n_variants: Annotated[int | None, "--n-variants"] = None
+    onto: Annotated[str | None, "--onto"] = None  # digest of the photos
     device: str | None = None
     arithmetic: Annotated[int | None, "order of sums"] = None
-    versions: dict[str, str] = {}
+    versions: dict[str, str] = Field(default={})
     filter_tolerance: Annotated[float | None, "sampling.filter_tolerance"] = None
     filter_min_kept: Annotated[float | None, "sampling.filter_min_kept"] = None
     filter_min_class_kept: Annotated[float | None, "sampling.filter_min_class_kept"] = None
     filter_retries: Annotated[int | None, "sampling.filter_retries"] = None
     balance_max_styles: Annotated[int | None, "sampling.balance_max_styles"] = None
     things: Annotated[tuple[str, ...] | None, "sampling.things"] = None
+    layout_fit: Annotated[str | None, "sampling.layout_fit"] = None  # where it is not stretch
     style_images: Annotated[str | None, "--style-images"] = None
     style_prior: Annotated[str | None, "sampling.style_prior"] = None
     style_temperature: Annotated[float | None, "sampling.style_temperature"] = None
@@ -187,10 +212,12 @@ _KEYS_2 = {wording: key for key, wording in WORDING.items()} | {
 }
 
 
-def fingerprint_of_2(value: Mapping[str, Any]) -> dict[str, Any]:
+def fingerprint_of_2(value: object) -> object:
     """Fingerprint of schema 2, whose keys were the words of refusals, with today's keys."""
+    if not isinstance(value, Mapping):
+        return value
     translated: dict[str, Any] = {"versions": {}}
-    for name, own in value.items():
+    for name, own in cast("Mapping[str, Any]", value).items():
         if name.startswith("version of "):
             translated["versions"][name.removeprefix("version of ")] = own
         else:
@@ -210,6 +237,7 @@ class StyleSource(StrEnum):
     PHOTOS = "photos"
     BANK = "a style bank"  # of earlier versions, as the next
     INTERPOLATION = "between styles"
+    OWN_PHOTOS = "those of the layouts' own photos"
 
     @property
     def may_show_photos(self) -> bool:
@@ -243,33 +271,39 @@ class FilterSummary(Document):
     """Label filter of a data set, and what it did."""
 
     kind: str = "none"
-    segmenter: str | None = None  # train, or the segmenter by path or name
-    weights: tuple[str, ...] = ()  # hashes of the segmenters' weights
+    segmenter: Text | None = None  # train, or the segmenter by path or name
+    weights: tuple[Text, ...] = ()  # hashes of the segmenters' weights
     # Whether no segmenter judged what was made from a pair that it learnt from
     independent: Literal["yes", "no", "unknown"] = "unknown"
     on_inconsistent: str = "ignore"
-    thresholds: dict[str, float] = {}
+    thresholds: dict[str, float] = Field(default={})
     consistency: float | None = None  # mean score of the samples
     kept_fraction: float | None = None  # mean share of the labelled pixels that was kept
-    inconsistent: int = 0
-    dropped: int = 0
-    retried: int = 0
+    inconsistent: Count = 0
+    dropped: Count = 0
+    retried: Count = 0
+
+    @model_validator(mode="after")
+    def _has_thresholds(self) -> "FilterSummary":
+        if self.kept_fraction is not None and not {"tolerance", "min_kept"} <= {*self.thresholds}:
+            raise ValueError("thresholds: expected tolerance and min_kept")
+        return self
 
 
 class CheckpointRecord(Document):
     """Generator that made the samples."""
 
-    sha256: str = ""
-    images_seen: int | None = None
+    sha256: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""
+    images_seen: Count | None = None
 
 
 class Provenance(Document):
     """Marks of synthetic media, and the generator that made them."""
 
-    digital_source_type: str = ""
+    digital_source_type: Text = ""
     checkpoint: CheckpointRecord = CheckpointRecord()
-    recipe_hash: str = ""
-    seen: tuple[str, ...] = ()  # layouts that the generator's training saw, where that is recorded
+    recipe_hash: Text = ""
+    seen: tuple[Text, ...] = ()  # layouts that the generator's training saw, where that is recorded
 
 
 class LabelGeneratorRecord(Document):
@@ -277,9 +311,12 @@ class LabelGeneratorRecord(Document):
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
-    hash: str = ""
-    data: str = ""
-    weights: str = ""
+    hash: Text = ""
+    data: Text = ""
+    weights: Text = ""
+
+
+_Side = Annotated[int, Field(ge=0, le=65535)]
 
 
 class Manifest(Document):
@@ -290,34 +327,37 @@ class Manifest(Document):
     """
 
     schema_version: int = Field(default=SCHEMA, alias="schema")
-    versions: dict[str, str] = {}
+    versions: dict[str, Text] = Field(default={})
     format: Format = "webdataset"
-    split: str = "train"
-    samples: int = 0
-    layouts: int | None = None
-    seen_layouts: int | None = None  # that training saw, by key
-    varied_layouts: int = 0  # variants of layouts
-    size: tuple[int, int] = (0, 0)  # height and width
+    split: Split = "train"
+    samples: Count = 0
+    layouts: Count | None = None
+    seen_layouts: Count | None = None  # that training saw, by key
+    varied_layouts: Count = 0  # variants of layouts
+    size: tuple[_Side, _Side] = (0, 0)  # height and width
     image_format: ImageFormat | None = None
-    quality: int | None = None
-    jpeg_subsampling: str = "4:4:4"
+    quality: Annotated[int | None, Field(ge=1, le=100)] = None
+    jpeg_subsampling: Text = "4:4:4"
     label_space: Literal["input", "evaluation"]  # ids of the labels that are written
-    ignore_index: int = 255
+    ignore_index: Annotated[int, Field(ge=255, le=65535)] = 255
     edge_source: EdgeSource = EdgeSource.GENERATOR
     boundary_source: BoundarySource = BoundarySource.NONE
     style_source: StyleSource = StyleSource.NONE
-    seed: int = 0
-    style_seed: int | None = None
-    balance: str = "none"
-    vary: tuple[str, ...] = ()
-    license: str = ""
+    seed: Seed = 0
+    style_seed: Seed | None = None
+    balance: Text = "none"
+    vary: tuple[Text, ...] = ()
+    onto: Literal["", "photos"] = ""  # what holds the pixels that were not generated
+    license: Text = ""
     filter: FilterSummary = FilterSummary()
     label_generator: LabelGeneratorRecord | None = None
+    # Photos without label maps that the generator's training saw
+    unlabelled: tuple[Annotated[str, Field(pattern="^[0-9a-f]{16}$")], ...] = ()
     recipe: dict[str, Any]  # of the generator, with the call's overrides
     fingerprint: Fingerprint = Fingerprint()
     classes: Any  # class list, as ecgan.labels.from_json() reads it
-    names: tuple[str, ...] = ()  # of the ids that are written
-    class_pixels: tuple[int, ...] = ()  # of each of them
+    names: tuple[Text, ...] = ()  # of the ids that are written
+    class_pixels: tuple[Count, ...] = ()  # of each of them
     shards: list[ShardEntry]  # in order
     converted_from: Format | None = None  # that the samples were made in
     provenance: Provenance | None = None
@@ -336,10 +376,40 @@ class Manifest(Document):
         if not isinstance(value, dict) or value.get("schema") not in (1, 2):
             return value
         changed: dict[str, Any] = {"fingerprint": fingerprint_of_2(value.get("fingerprint", {}))}
-        if "style_source" in value:
+        if isinstance(value.get("style_source"), str):
             changed["style_source"] = StyleSource.of_2(value["style_source"])
-        changed["style_seed"] = changed["fingerprint"].get("style_seed")
+        if isinstance(changed["fingerprint"], dict):
+            changed["style_seed"] = changed["fingerprint"].get("style_seed")
         return value | changed
+
+    @field_validator("recipe")
+    @classmethod
+    def _has_sections(cls, value: dict[str, Any]) -> dict[str, Any]:
+        """Check what is read of a recipe without its schema, which may be of an earlier version."""
+        for name, section in value.items():
+            if name != "name" and not isinstance(section, dict):
+                raise ValueError(f"{name[:40]}: expected a section")
+        texts = {"name": value.get("name", "")}
+        for section, key in (("data", "dataset"), ("sampling", "license")):
+            texts[f"{section}.{key}"] = value.get(section, {}).get(key, "")
+        for key, text in texts.items():
+            if not isinstance(text, str) or len(text) > 200:
+                raise ValueError(f"{key}: expected a short text")
+        return value
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Manifest":
+        for entry in self.shards:
+            parts = shard_parts(entry.name)
+            if (parts.data_format, parts.split) != (self.format, self.split):
+                raise ValueError(
+                    f"shards: {entry.name} is none of format {self.format}, split {self.split}"
+                )
+        if len({entry.name for entry in self.shards}) < len(self.shards):
+            raise ValueError("shards: a name occurs twice")
+        if self.is_complete and not len(self.names) == len(self.class_pixels) > 0:
+            raise ValueError("class_pixels: not one number for each of the names")
+        return self
 
     @property
     def is_complete(self) -> bool:
@@ -347,8 +417,24 @@ class Manifest(Document):
         return self.schema_version > 1
 
     def class_list(self, place: str | Path | Store) -> LabelSpace:
-        """Classes of the labels; ``place`` is for messages."""
-        return labels.from_json(self.classes, f"{place}/{MANIFEST}: classes")
+        """Classes of the labels; ``place`` is for messages.
+
+        Raises:
+            UserError: faults in the list, or other names than those of the ids that are written.
+        """
+        space = labels.from_json(self.classes, f"{place}/{MANIFEST}: classes")
+        names = space.names_for_evaluation if self.label_space == "evaluation" else space.names
+        if self.names and (names, space.ignore_index) != (self.names, self.ignore_index):
+            raise UserError(
+                f"{place}/{MANIFEST}: names and ignore_index are not those of its classes; make "
+                "the data set again"
+            )
+        return space
+
+    @property
+    def name(self) -> str:
+        """Name of the recipe."""
+        return str(self.recipe.get("name", ""))
 
     @property
     def styles(self) -> str:
@@ -368,8 +454,8 @@ class Manifest(Document):
         value = self.model_dump(mode="json", by_alias=True) | {"schema": SCHEMA}
         if self.filter.kind == "none":
             value["filter"] = {"kind": "none"}
-        for name in ("converted_from", "provenance"):
-            if value[name] is None:
+        for name in ("converted_from", "provenance", "unlabelled", "onto"):
+            if not value[name]:
                 del value[name]
         return json.dumps(value, indent=2) + "\n"
 
@@ -390,27 +476,6 @@ def read_manifest(place: str | Path | Store) -> Manifest | None:
                 "again; it continues"
             ) from None
         return None
-    try:
-        return Manifest.model_validate(json.loads(text))
-    except ValidationError as error:
-        raise UserError(
-            f"{store}/{MANIFEST}: not a manifest that this version of ecgan reads: "
-            f"{', '.join(_faults(error))}; make the data set again"
-        ) from None
-    except ValueError as error:
-        raise UserError(f"{store}/{MANIFEST}: not a JSON file: {error}") from error
-
-
-def _faults(error: ValidationError) -> Iterator[str]:
-    """Faults of a document by their place in it, as ``shards.0.bytes``."""
-    missing: list[str] = []
-    for fault in error.errors():
-        place = ".".join(map(str, fault["loc"]))
-        if fault["type"] == "missing":
-            missing.append(place)
-        elif fault["type"] == "value_error":
-            yield fault["msg"].removeprefix("Value error, ")
-        else:
-            yield f"{place or 'it'}: {fault['msg'][:1].lower()}{fault['msg'][1:]}"
-    if missing:
-        yield f"it lacks {', '.join(missing)}"
+    place, remedy = f"{store}/{MANIFEST}", "make the data set again"
+    value = parse_json(text, place, "a JSON file", remedy)
+    return checked(Manifest, value, f"{place}: not a manifest that ecgan reads", remedy)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from ecgan.errors import UserError
 from ecgan.shards import readers
-from ecgan.shards.readers import TAR_FIELDS
+from ecgan.shards.files.tars import Member, read_member
+from ecgan.shards.readers import TAR_FIELDS, column_of
 
 Kind = Literal["image", "label", "instances", "edge"]
 _KINDS: tuple[Kind, ...] = ("image", "label", "instances", "edge")
@@ -47,11 +47,7 @@ class ShardFile:
         if self.size < 0:
             return readers.picture(_columns_of(self.shard).value(self.start, self.name), str(self))
         with self.shard.open("rb") as file:
-            file.seek(self.start)
-            content = file.read(self.size)
-        if len(content) < self.size:
-            raise UserError(f"{self}: the tar ends within it; copy it again")
-        return content
+            return read_member(file, Member(self.name, self.start, self.size), str(self.shard))
 
     def stat(self) -> os.stat_result:
         """State of the shard, which changes whenever the picture does."""
@@ -81,7 +77,7 @@ class Listing:
 
     def has(self, kind: Kind) -> bool:
         """Whether samples can have such a picture at all."""
-        return self.columns is None or kind in self.columns
+        return self.columns is None or column_of(kind, self.columns) is not None
 
     def expected(self, kind: Kind, noun: str) -> str:
         """Sentence about a Parquet file without such a column."""
@@ -102,16 +98,20 @@ def list_shard(path: Path) -> Listing:
     """
     if path.suffix.lower() == ".tar":
         return Listing([_of_members(path, *sample) for sample in readers.list_tar(path)])
-    table = readers.ParquetColumns(path)
-    kinds: list[Kind] = [kind for kind in _KINDS if kind in table.names]
+    table = readers.Columns(path)
+    columns: dict[Kind, str] = {
+        kind: name for kind in _KINDS if (name := column_of(kind, table.names)) is not None
+    }
     samples: list[ListedSample] = []
     for row, key in enumerate(table.keys()):
-        files: dict[Kind, ShardFile] = {kind: ShardFile(path, kind, row) for kind in kinds}
+        files: dict[Kind, ShardFile] = {
+            kind: ShardFile(path, name, row) for kind, name in columns.items()
+        }
         samples.append(ListedSample(key, files))
     return Listing(samples, table.names, table.largest_group)
 
 
-def _of_members(path: Path, key: str, members: Mapping[str, readers.Member]) -> ListedSample:
+def _of_members(path: Path, key: str, members: Mapping[str, Member]) -> ListedSample:
     files: dict[Kind, ShardFile] = {}
     for kind in _KINDS:
         field = next((field for field in TAR_FIELDS[kind] if field in members), None)
@@ -124,13 +124,13 @@ def _of_members(path: Path, key: str, members: Mapping[str, readers.Member]) -> 
 _opened = threading.local()
 
 
-def _columns_of(path: Path) -> readers.ParquetColumns:
+def _columns_of(path: Path) -> readers.Columns:
     """An open Parquet file of this thread; readers of one file are not for two threads."""
-    known: dict[object, readers.ParquetColumns] = _opened.__dict__.setdefault("files", {})
+    known: dict[object, readers.Columns] = _opened.__dict__.setdefault("files", {})
     stat = path.stat()
     state = path, stat.st_mtime_ns, stat.st_size, os.getpid()
     if state not in known:
         if len(known) >= 8:
             known.pop(next(iter(known)))
-        known[state] = readers.ParquetColumns(path, _KEPT_BYTES)
+        known[state] = readers.Columns(path, _KEPT_BYTES)
     return known[state]

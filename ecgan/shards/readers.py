@@ -4,22 +4,19 @@ The docs, "Formats", are the contract with other programs' readers.
 """
 
 import itertools
-import json
-import tarfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, cast
-
-import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import Any, BinaryIO, cast
 
 from ecgan.errors import UserError
-from ecgan.runtime.storage import Store, open_store
-from ecgan.shards.formats import FILE_FIELDS, IMAGE_COLUMNS, listing_name
-from ecgan.shards.records import Raw
+from ecgan.reading.documents import parse_json
+from ecgan.runtime.storage import Store
+from ecgan.shards.files import tars
+from ecgan.shards.files.names import listing_name, shard_parts
+from ecgan.shards.files.tables import Table, open_table
+from ecgan.shards.files.tars import REMEDY, Member
+from ecgan.shards.formats import IMAGE_COLUMNS, listed_sample
+from ecgan.shards.records import RECORD_FIELDS, Raw
 
 # Fields of a tar's samples that hold a picture, the first that is there
 TAR_FIELDS = {
@@ -28,9 +25,15 @@ TAR_FIELDS = {
     "instances": ("instances.png",),
     "edge": ("edge.png",),
 }
+# Columns of a Parquet file that hold a picture, the first that is there
+_COLUMNS_OF = {
+    "image": ("image", "pixel_values"),
+    "label": ("label", "mask", "annotation", "segmentation"),
+    "instances": ("instances",),
+    "edge": ("edge",),
+}
 _PICTURES = ("image", "label")
-_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
-_REMEDY = "`ecgan data verify` lists all such shards; make the set again, or remove them"
+_NOTHING = object()
 
 
 def read_raw(store: Store, name: str) -> Iterator[Raw]:
@@ -44,26 +47,20 @@ def read_raw(store: Store, name: str) -> Iterator[Raw]:
         UserError: it is missing or damaged.
     """
     place = f"{store}/{name}"
-    if not name.endswith((".tar", ".parquet")):
-        place = f"{store}/{listing_name(name)}"
     try:
         if name.endswith(".parquet"):
-            yield from _read_parquet(store, name, place)
+            with store.open(name) as file:
+                table = _opened(file, place)
+                for number, row in enumerate(table.rows(_columns(table))):
+                    yield raw_from_row(_in_our_names(row), place, number)
         elif name.endswith(".tar"):
             yield from _read_tar(store, name, place)
         else:
+            place = f"{store}/{listing_name(name)}"
             for line in store.read(listing_name(name)).splitlines():
-                yield raw_from_line(store, line, place)
+                yield raw_from_line(store, line, name)
     except FileNotFoundError:
         raise UserError(_missing(place)) from None
-
-
-class Member(NamedTuple):
-    """A file in a tar."""
-
-    name: str
-    offset: int
-    size: int
 
 
 class OpenShard:
@@ -82,46 +79,47 @@ class OpenShard:
         self._store, self._name = store, name
         self._members: list[list[Member]] = []  # of a tar
         self._lines: list[bytes] = []  # of the folder format
-        self._starts = np.zeros(1, np.int64)  # of a Parquet file's row groups
-        self._parquet: pq.ParquetFile | None = None
+        self._table: Table | None = None  # of a Parquet file
+        self._rows = 0
         try:
             if name.endswith(".tar"):
-                self._members = _grouped_members(store, name, self.place)
+                with store.open(name) as file:
+                    self._members = _grouped_members(file, self.place)
             elif name.endswith(".parquet"):
-                self._starts = _group_starts(store, name, self.place)
+                with store.open(name) as file:
+                    self._rows = int(_opened(file, self.place).starts[-1])
             else:
                 self._lines = store.read(listing_name(name)).splitlines()
         except FileNotFoundError:
             raise UserError(_missing(self.place)) from None
 
     def __len__(self) -> int:
-        return len(self._members) or len(self._lines) or int(self._starts[-1])
+        return len(self._members) or len(self._lines) or self._rows
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_parquet": None}  # an open file stays in its process
+        return self.__dict__ | {"_table": None}  # an open file stays in its process
 
     def raw(self, place: int) -> Raw:
         """The sample at a place, from 0."""
+        try:
+            return self._raw(place)
+        except FileNotFoundError:
+            raise UserError(_missing(self.place)) from None
+
+    def _raw(self, place: int) -> Raw:
         if self._lines:
-            return raw_from_line(self._store, self._lines[place], self.place)
+            return raw_from_line(self._store, self._lines[place], self._name)
         if self._members:
-            fields: dict[str, bytes] = {}
             with self._store.open(self._name) as file:
-                for member in self._members[place]:
-                    file.seek(member.offset)
-                    fields[_field(member.name)] = file.read(member.size)
-            return raw_from_fields(self.place, _stem(self._members[place][0].name), fields)
-        group = int(np.searchsorted(self._starts, place, side="right")) - 1
-        with _reading_parquet(self.place):
-            if self._parquet is None:
-                self._parquet = pq.ParquetFile(self._store.open(self._name))
-            rows = self._parquet.read_row_group(group).slice(place - int(self._starts[group]), 1)
-            (row,) = rows.to_pylist()
-        return raw_from_row(row, self.place, place)
+                return _raw_of(file, self._members[place], self.place)
+        if self._table is None:
+            self._table = _opened(self._store.open(self._name), self.place)
+        row = self._table.row(place, _columns(self._table))
+        return raw_from_row(_in_our_names(row), self.place, place)
 
 
-class ParquetColumns:
-    """A Parquet file on disk whose columns are read one by one.
+class Columns:
+    """A Parquet or Arrow file on disk whose columns are read one by one.
 
     Args:
         path: the file.
@@ -134,36 +132,40 @@ class ParquetColumns:
     def __init__(self, path: Path, kept_bytes: int = 0) -> None:
         self._path, self._kept_bytes = path, kept_bytes
         self._kept: dict[str, tuple[int, list[Any]]] = {}
-        with _reading_parquet(str(path)):
-            self._file = pq.ParquetFile(path)
-            about = self._file.metadata
-            self.names: list[str] = self._file.schema_arrow.names
-        groups = [about.row_group(i) for i in range(about.num_row_groups)]
-        self._starts = np.concatenate([[0], np.cumsum([g.num_rows for g in groups], dtype=int)])
-        self.largest_group = max((g.total_byte_size for g in groups), default=0)
+        self._table = open_table(path, str(path))
+        self.names, self.largest_group = self._table.names, self._table.largest_group
 
     def keys(self) -> list[str]:
         """Key of each row."""
         column = next((name for name in ("key", "__key__") if name in self.names), None)
-        own: list[Any] = [None] * int(self._starts[-1])
+        own: list[Any] = [None] * int(self._table.starts[-1])
         if column is not None:
-            with _reading_parquet(str(self._path)):
-                own = self._file.read([column])[column].to_pylist()
+            own = self._table.column(column)
         return [row_key(key, str(self._path), row) for row, key in enumerate(own)]
 
     def value(self, row: int, column: str) -> Any:  # noqa: ANN401  whatever others write
         """A value by its row, from 0; the row group around it is read."""
-        group = int(np.searchsorted(self._starts, row, side="right")) - 1
-        at = row - int(self._starts[group])
+        group, at = self._table.find(row)
         known = self._kept.get(column)
         if known is not None and known[0] == group:
             return known[1][at]
-        with _reading_parquet(str(self._path)):
-            values = self._file.read_row_group(group, [column])[column]
-            if values.nbytes > self._kept_bytes:
-                return values[at].as_py()
-            self._kept[column] = group, values.to_pylist()
-        return self._kept[column][1][at]
+        kept: list[Any] = []
+        size, found = 0, _NOTHING
+        for batch in self._table.batches(group, [column]):
+            values = batch.column(0)
+            if 0 <= at < len(values):
+                found = values[at].as_py()
+            at -= len(values)
+            size += values.nbytes
+            if size <= self._kept_bytes:
+                kept += values.to_pylist()
+            elif found is not _NOTHING:
+                return found
+        if found is _NOTHING:
+            raise UserError(f"{self._path}: damaged: no row {row}; {REMEDY}")
+        if size <= self._kept_bytes:
+            self._kept[column] = group, kept
+        return found
 
 
 def list_tar(path: Path) -> Iterator[tuple[str, dict[str, Member]]]:
@@ -172,85 +174,60 @@ def list_tar(path: Path) -> Iterator[tuple[str, dict[str, Member]]]:
     Raises:
         UserError: it is missing, damaged or compressed, or holds other than ordinary files.
     """
-    store = open_store(path.parent)
-    for members in _grouped_members(store, path.name, str(path)):
-        yield _stem(members[0].name), {_field(member.name): member for member in members}
+    with path.open("rb") as file:
+        for members in _grouped_members(file, str(path)):
+            fields = {tars.field(member.name): member for member in members}
+            yield tars.stem(members[0].name), fields
 
 
-def _grouped_members(store: Store, name: str, place: str) -> list[list[Member]]:
+def _grouped_members(file: BinaryIO, place: str) -> list[list[Member]]:
     """Members of each sample."""
-    with _open_tar(store, name, place) as tar:
-        found = [Member(i.name, i.offset_data, i.size) for i in _members(tar, place)]
-    grouped = itertools.groupby(found, key=lambda member: _stem(member.name))
-    return [list(members) for _, members in grouped]
+    members = tars.list_members(file, place)
+    return [list(own) for _, own in itertools.groupby(members, lambda m: tars.stem(m.name))]
 
 
 def _missing(place: str) -> str:
     return f"{place}: the manifest lists this shard, but it is not there; make the set again"
 
 
-@contextmanager
-def _open_tar(store: Store, name: str, place: str) -> Iterator[tarfile.TarFile]:
-    """A tar that is read; UserError where it is damaged."""
-    start = b""
-    try:
-        with store.open(name) as file:
-            start = file.read(512)
-            file.seek(0)
-            if start.startswith(_COMPRESSED):
-                raise UserError(
-                    f"{place}: a compressed tar, which cannot be read at random; unpack it"
-                )
-            with tarfile.open(fileobj=file, mode="r:") as tar:
-                yield tar
-    except (tarfile.TarError, EOFError) as error:
-        is_tar = start[257:262] == b"ustar"
-        fault = f"a damaged tar: {error}" if is_tar else "not a tar file"
-        raise UserError(f"{place}: {fault}; {_REMEDY}") from error
+def _opened(file: BinaryIO, place: str) -> Table:
+    """A Parquet file with the columns of samples."""
+    table = Table(file, place)
+    if missing := [kind for kind in _PICTURES if column_of(kind, table.names) is None]:
+        raise UserError(f"{place}: no column {' and '.join(missing)}")
+    return table
 
 
-def _members(tar: tarfile.TarFile, place: str) -> Iterator[tarfile.TarInfo]:
-    """Files of a tar that belong to samples; folders and hidden files are passed over.
-
-    Raises:
-        UserError: a link, a sparse file, a device, or a name that leads out of the folder.
-    """
-    for info in tar:
-        if info.isdir():
-            continue
-        if info.issparse() or not info.isfile():
-            kind = "a sparse file" if info.issparse() else "a link or device"
-            raise UserError(f"{place}: {info.name} is {kind}; pack ordinary files only")
-        if info.name.startswith("/") or ".." in info.name.split("/"):
-            raise UserError(f"{place}: {info.name} leads out of the folder; pack it anew")
-        if _stem(info.name).rpartition("/")[2]:
-            yield info
+def column_of(kind: str, there: Collection[str]) -> str | None:
+    """Column of a Parquet file that holds a kind of picture; None where none does."""
+    return next((name for name in _COLUMNS_OF[kind] if name in there), None)
 
 
-def _stem(name: str) -> str:
-    """Key of a tar's member as webdataset has it: up to the first dot of the name, with folders."""
-    folder, slash, file = name.rpartition("/")
-    return f"{folder}{slash}{file.partition('.')[0]}"
+def _columns(table: Table) -> list[str]:
+    """Columns of a sample that a file may have, whatever the names of its pictures."""
+    found = [column_of(kind, table.names) for kind in IMAGE_COLUMNS]
+    return [*filter(None, found), *RECORD_FIELDS]
 
 
-def _field(name: str) -> str:
-    return name.rpartition("/")[2].partition(".")[2].lower()
-
-
-def _group_starts(store: Store, name: str, place: str) -> npt.NDArray[np.int64]:
-    with _reading_parquet(place), store.open(name) as file:
-        metadata = pq.read_metadata(file)
-    rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
-    return np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])
+def _in_our_names(row: dict[str, Any]) -> dict[str, Any]:
+    columns = {column_of(kind, row): kind for kind in IMAGE_COLUMNS}
+    return {columns.get(name, name): value for name, value in row.items()}
 
 
 def _read_tar(store: Store, name: str, place: str) -> Iterator[Raw]:
-    with _open_tar(store, name, place) as tar:
-        found = ((info.name, tar.extractfile(info)) for info in _members(tar, place))
-        files = ((name, file) for name, file in found if file is not None)
-        for key, members in itertools.groupby(files, key=lambda member: _stem(member[0])):
-            fields = {_field(member): file.read() for member, file in members}
-            yield raw_from_fields(place, key, fields)
+    with store.open(name) as file:
+        members = tars.list_members(file, place)
+        for _, own in itertools.groupby(members, lambda member: tars.stem(member.name)):
+            yield _raw_of(file, own, place)
+
+
+def _raw_of(file: BinaryIO, members: Iterable[Member], place: str) -> Raw:
+    """A sample from its members."""
+    key, fields = "", dict[str, bytes]()
+    for member in members:
+        key = tars.stem(member.name)
+        fields[tars.field(member.name)] = tars.read_member(file, member, place)
+    return raw_from_fields(place, key, fields)
 
 
 def raw_from_fields(place: str, key: str, members: dict[str, bytes]) -> Raw:
@@ -271,41 +248,6 @@ def raw_from_fields(place: str, key: str, members: dict[str, bytes]) -> Raw:
     return Raw(key, record, members[image_format], members[label], edge, image_format)
 
 
-def _read_parquet(store: Store, name: str, place: str) -> Iterator[Raw]:
-    with store.open(name) as opened:
-        with _reading_parquet(place):
-            file = pq.ParquetFile(opened)
-            names = file.schema_arrow.names
-            batches = file.iter_batches(batch_size=16)
-        if missing := sorted({"image", "label"} - set(names)):
-            raise UserError(f"{place}: no column {' and '.join(missing)}")
-        number = 0
-        while True:
-            with _reading_parquet(place):  # not around what the caller does with a row
-                batch = next(batches, None)
-                rows = cast("list[dict[str, Any]]", [] if batch is None else batch.to_pylist())
-            if batch is None:
-                return
-            for row in rows:
-                yield raw_from_row(row, place, number)
-                number += 1
-
-
-@contextmanager
-def _reading_parquet(place: str) -> Iterator[None]:
-    """Turn what a damaged Parquet file makes of its readers into a sentence.
-
-    Damage in pages is an OSError, in names and in text a ValueError.
-    """
-    try:
-        yield
-    except FileNotFoundError:
-        raise
-    except (pa.ArrowException, OSError, ValueError) as error:
-        line = str(error).partition("\n")[0].rstrip(".")
-        raise UserError(f"{place}: a damaged Parquet file: {line}; {_REMEDY}") from error
-
-
 def raw_from_row(row: dict[str, Any], place: str, number: int) -> Raw:
     """A sample from a row of a Parquet file; its key is made of file and row where it has none.
 
@@ -324,13 +266,17 @@ def raw_from_row(row: dict[str, Any], place: str, number: int) -> Raw:
     edge = None if row.get("edge") is None else picture(row["edge"], f"{where}, column edge")
     record = {k: v for k, v in row.items() if k not in IMAGE_COLUMNS}
     path = row["image"].get("path") if isinstance(row["image"], dict) else None
-    image_format = (path or "image.jpg").rpartition(".")[2]
+    image_format = (path if isinstance(path, str) else "image.jpg").rpartition(".")[2]
     return Raw(row_key(row.get("key"), place, number), record, image, label, edge, image_format)
 
 
 def row_key(key: object, place: str, number: int) -> str:
-    """Key of a row: its own, or of file and row."""
-    return str(key) if key not in (None, "") else f"{PurePosixPath(place).stem}-{number}"
+    """Key of a row: its own, or of file and row; Arrow files of all splits have one name."""
+    if key not in (None, ""):
+        return str(key)
+    path = PurePosixPath(place)
+    folder = f"{path.parent.name}-" if path.suffix == ".arrow" else ""
+    return f"{folder}{path.stem}-{number}"
 
 
 def picture(value: object, where: str) -> bytes:
@@ -359,30 +305,29 @@ def picture(value: object, where: str) -> bytes:
     )
 
 
-def raw_from_line(store: Store, line: bytes, place: str) -> Raw:
-    """A sample of the folder format from the line that lists it.
+def raw_from_line(store: Store, line: bytes, name: str) -> Raw:
+    """A sample of a shard of the folder format, from the line that lists it.
 
     Raises:
         UserError: the line is damaged, or a file that it names is not there.
     """
-    entry = _parsed(place, line)
-    image, label, edge = (_file_bytes(store, entry[f]) for f in FILE_FIELDS)
-    record = {k: v for k, v in entry.items() if k not in FILE_FIELDS}
-    image_format = entry["file_name"].rpartition(".")[2]
-    return Raw(entry["key"], record, image, label, edge, image_format)
+    place = f"{store}/{listing_name(name)}"
+    listed = listed_sample(line, shard_parts(name).split, place)
+    image, label, edge = (_file_bytes(store, file) for file in listed.files)
+    return Raw(listed.key, listed.record, image, label, edge, listed.image_format)
 
 
 def _file_bytes(store: Store, name: str) -> bytes:
     try:
         return store.read(name)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(
-            f"{store}/{name}: the data set lists this file, but it is not there"
+            f"{store}/{name}: the data set lists this file, but it is not there; make the set again"
         ) from None
 
 
-def _parsed(place: str, text: bytes | str) -> dict[str, Any]:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{place}: a damaged record: {error}") from error
+def _parsed(place: str, text: bytes) -> dict[str, Any]:
+    value = parse_json(text, place, "a record of a sample", REMEDY)
+    if not isinstance(value, dict):
+        raise UserError(f"{place}: a damaged record: no JSON object; {REMEDY}")
+    return cast("dict[str, Any]", value)

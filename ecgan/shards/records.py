@@ -3,25 +3,24 @@
 One **sample** is an image, its label map, its edge map and a :class:`Record`.
 """
 
-import hashlib
-import io
-import re
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
+from pydantic import Field, TypeAdapter, ValidationError
 
-from ecgan.errors import UserError
+from ecgan.errors import UserError, first_line
 from ecgan.labels import Labels
-from ecgan.shards.codecs import DIGITAL_SOURCE_TYPE, Pixels
+from ecgan.reading.documents import schema_error
+from ecgan.reading.pictures import PICTURE_ERRORS, open_image
+from ecgan.shards.codecs import Pixels
+from ecgan.shards.files.names import SampleKey
+from ecgan.shards.manifest import Count, Text
 
-_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _MAP_MODES = ("L", "P", "I;16", "I")
-_MAX_KEY = 80  # a name in a USTAR archive has at most 100 characters
-DIGITAL_SOURCE = DIGITAL_SOURCE_TYPE.rpartition("/")[2]  # IPTC's word for what a network made
+_Share = Annotated[float, Field(ge=-1, le=1)]
 
 
 @dataclass(frozen=True)
@@ -31,27 +30,36 @@ class Record:
     Every value is always there and of one type: readers infer a schema from the first samples.
     """
 
-    key: str  # of the sample, unique in the data set
-    source: str  # key of the layout
-    style: int  # number of the style, from 0
-    seed: int  # that the style was drawn from
-    width: int
-    height: int
-    class_pixels: tuple[int, ...]  # of each class in the label, in order of the ids
-    consistency: float = -1.0  # score of the label filter; -1 without one
-    kept_fraction: float = 1.0  # share of the labelled pixels that the label filter kept
-    variation: str = ""  # what was done to the layout before synthesis; empty for the layout itself
-    digital_source_type: str = ""  # IPTC's word for synthetic media; empty without provenance
+    key: SampleKey  # of the sample, unique in the data set
+    source: Text  # key of the layout
+    style: Count  # number of the style, from 0
+    seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]  # that the style was drawn from
+    width: Count
+    height: Count
+    class_pixels: tuple[Count, ...]  # of each class in the label, in order of the ids
+    consistency: _Share = -1.0  # score of the label filter; -1 without one
+    kept_fraction: _Share = 1.0  # share of the labelled pixels that the label filter kept
+    variation: Text = ""  # what was done to the layout before synthesis; empty for the layout
+    digital_source_type: Text = ""  # IPTC's word for synthetic media; empty without provenance
 
     def to_json(self) -> dict[str, Any]:
         value = {name: getattr(self, name) for name in RECORD_FIELDS}
         return {**value, "class_pixels": list(self.class_pixels)}
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "Record":
-        """Read one back; KeyError where a field is missing, others are passed over."""
-        known = {name: value[name] for name in RECORD_FIELDS}
-        return cls(**{**known, "class_pixels": tuple(value["class_pixels"])})
+    def from_json(cls, value: Mapping[str, Any]) -> "Record":
+        """Read one back; other fields are passed over.
+
+        Raises:
+            UserError: fields are missing, or of other values; "its record" stands for the place.
+        """
+        known = {name: value[name] for name in RECORD_FIELDS if value.get(name) is not None}
+        if missing := [name for name in RECORD_FIELDS if name not in known]:
+            raise UserError(f"its record lacks {', '.join(missing)}; make the data set again")
+        try:
+            return _ADAPTER.validate_python(known)
+        except ValidationError as error:
+            raise schema_error(error, "its record", "make the data set again") from None
 
 
 RECORD_FIELDS = (
@@ -59,6 +67,7 @@ RECORD_FIELDS = (
     *("variation", "digital_source_type", "class_pixels"),
 )
 assert set(RECORD_FIELDS) == {f.name for f in fields(Record)}
+_ADAPTER = TypeAdapter(Record)
 
 
 class Encoded(NamedTuple):
@@ -80,6 +89,18 @@ class Raw(NamedTuple):
     edge: bytes | None
     image_format: str  # ending of the image's name
 
+    def with_pixels(self, image: Pixels, label: Labels, edge: Pixels | None) -> "ShardSample":
+        """The sample with its files decoded; shapes as of :class:`ShardSample`."""
+        source, style = self.record.get("source"), self.record.get("style")  # or columns of others
+        return ShardSample(
+            key=self.key,
+            source=source if isinstance(source, str) else self.key,
+            style=style if isinstance(style, int) else 0,
+            image=image,
+            label=label,
+            edge=edge,
+        )
+
 
 class ShardSample(NamedTuple):
     """A sample read back."""
@@ -90,24 +111,6 @@ class ShardSample(NamedTuple):
     image: Pixels  # (H, W, 3)
     label: Labels  # (H, W)
     edge: Pixels | None  # (H, W); None in a plain folder
-
-
-# Keys
-
-
-def is_key(text: str) -> bool:
-    """Whether readers take it for one key: a dot, for example, would merge samples."""
-    return _KEY.fullmatch(text) is not None
-
-
-def sample_key(source: str, style: int) -> str:
-    """Key of a sample; injective for sources of at most 80 characters, hashed beyond."""
-    assert is_key(source), f"not a key: {source!r}"
-    suffix = f"-s{style:03d}"
-    if len(source) + len(suffix) > _MAX_KEY:
-        digest = hashlib.sha256(source.encode()).hexdigest()[:12]
-        source = f"{source[: _MAX_KEY - len(suffix) - 13]}-{digest}"
-    return source + suffix
 
 
 def count_classes(label: Labels, num_classes: int) -> tuple[int, ...]:
@@ -128,46 +131,65 @@ def decoded(raw: Raw, place: str) -> ShardSample:
     Raises:
         UserError: a part of it is damaged, or no map of class ids.
     """
-
-    def decode(
-        member: str, data: bytes, read: Callable[[Image.Image], npt.NDArray[Any]]
-    ) -> npt.NDArray[Any]:
-        where = f"{place}: sample {raw.key}: its {member}"
-        try:
-            with Image.open(io.BytesIO(data)) as opened:
-                return read(opened)
-        except UnidentifiedImageError as error:
-            found = "is empty" if not data else f"({len(data)} bytes) is no picture"
-            raise UserError(f"{where} {found}; replace it, or remove the sample") from error
-        except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-            raise UserError(f"{where}: {error}") from error
-
-    source, style = raw.record.get("source"), raw.record.get("style")  # or columns of others
-    return ShardSample(
-        key=raw.key,
-        source=source if isinstance(source, str) else raw.key,
-        style=style if isinstance(style, int) else 0,
-        image=decode("image", raw.image, _as_image),
-        label=decode("label", raw.label, _as_map),
-        edge=None if raw.edge is None else decode("edge", raw.edge, _as_edge),
+    image = _part(raw, place, "image", raw.image, is_map=False).convert("RGB")
+    label = np.asarray(_part(raw, place, "label", raw.label))
+    return raw.with_pixels(
+        np.asarray(image),
+        label if label.dtype.itemsize == 1 else label.astype(np.uint16),
+        edge_of(raw, place),
     )
 
 
-def _as_image(image: Image.Image) -> Pixels:
-    return np.asarray(image.convert("RGB"))
+def edge_of(raw: Raw, place: str) -> Pixels | None:
+    """The edge map of a sample, (H, W), None where it has none; arguments and errors as above."""
+    if raw.edge is None:
+        return None
+    return np.asarray(_part(raw, place, "edge", raw.edge)).astype(np.uint8)
 
 
-def _as_edge(image: Image.Image) -> Pixels:
-    if image.mode not in _MAP_MODES:
-        raise ValueError(f"an edge map must be greyscale, this one has mode {image.mode}")
-    return np.asarray(image).astype(np.uint8)
+def _part(raw: Raw, place: str, member: str, data: bytes, *, is_map: bool = True) -> Image.Image:
+    try:
+        return opened(data, is_map=is_map)
+    except ValueError as error:
+        where = f"{place}: sample {raw.key}: its {member}"
+        raise UserError(f"{where} {error}; replace it, or remove the sample") from error
 
 
-def _as_map(image: Image.Image) -> Labels:
-    if image.mode not in _MAP_MODES:
-        raise ValueError(
-            f"a map of class ids must be greyscale, this one has mode {image.mode}; convert it, "
-            "pixel = class id (training reads masks of colours, samples carry ids)"
+def opened(
+    data: bytes, *, size: tuple[int, int] | None = None, is_map: bool = False
+) -> Image.Image:
+    """A picture, decoded.
+
+    Args:
+        data: content of its file.
+        size: width and height that it must have, before it is decoded; None: any.
+        is_map: whether it must be one of numbers, without colours.
+
+    Raises:
+        ValueError: words that continue "its image": of another format, damaged or too large.
+    """
+    try:
+        image = open_image(data)
+        misfit = _misfit(image, size, is_map=is_map)
+        if not misfit:
+            image.load()
+    except UnidentifiedImageError:
+        found = f"({len(data)} bytes) is no picture" if data else "is empty"
+        raise ValueError(found) from None
+    except PICTURE_ERRORS as error:
+        raise ValueError(f"cannot be read: {first_line(error)}") from error
+    if misfit:
+        raise ValueError(misfit)
+    return image
+
+
+def _misfit(image: Image.Image, size: tuple[int, int] | None, *, is_map: bool) -> str:
+    if size is not None and image.size != size:
+        width, height = image.size
+        return f"is of {width} x {height}, expected {size[0]} x {size[1]}"
+    if is_map and image.mode not in _MAP_MODES:
+        return (
+            f"must be greyscale, this one has mode {image.mode}; convert it, pixel = class id "
+            "(training reads masks of colours, samples carry ids)"
         )
-    values = np.asarray(image)
-    return values.astype(np.uint16) if image.mode.startswith("I") else values
+    return ""

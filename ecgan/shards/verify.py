@@ -1,22 +1,21 @@
 """Check a finished data set: is every shard what was written, and every sample what it says?"""
 
-import io
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from pydantic_core import from_json
 
 from ecgan.errors import UserError
 from ecgan.runtime.storage import Store, open_store
-from ecgan.runtime.timing import Progress
+from ecgan.runtime.timing import Progress, counted
+from ecgan.shards.files.names import is_key
 from ecgan.shards.formats import is_intact, measured_size
 from ecgan.shards.manifest import Manifest, ShardEntry, read_manifest
 from ecgan.shards.readers import read_raw
-from ecgan.shards.records import RECORD_FIELDS, Raw, is_key
+from ecgan.shards.records import Raw, Record, opened
 
 MAX_FAULTS = 20
 
@@ -58,6 +57,7 @@ def verify(place: str | Path, *, quiet: bool = False) -> Findings:
         raise UserError(
             f"{store}: not a finished data set of this version of ecgan (no manifest.json of it)"
         )
+    about.class_list(store)
     check = _Check(store, about)
     with Progress(len(about.shards), f"verifying {store}", "shard", show=not quiet) as bar:
         for shard in about.shards:
@@ -100,22 +100,31 @@ class _Check:
             findings.add(str(error))
         findings.samples += count
         if count != shard.samples:
-            findings.add(f"{shard.name}: {count} samples, the manifest says {shard.samples}")
+            findings.add(
+                f"{shard.name}: {counted(count, 'sample')}, the manifest says {shard.samples}"
+            )
 
     def sums(self) -> None:
         """What the manifest says of the whole."""
         about, findings = self.about, self.findings
         if findings.samples != about.samples:
-            findings.add(f"{findings.samples} samples, the manifest says {about.samples}")
+            findings.add(
+                f"{counted(findings.samples, 'sample')}, the manifest says {about.samples}"
+            )
         if not findings.faults and tuple(self.class_pixels.tolist()) != about.class_pixels:
             findings.add("the labels' pixels of each class are not those of the manifest")
+        if missing := [key for key in ("name", "data", "sampling") if key not in about.recipe]:
+            findings.add(f"manifest.json: recipe: it lacks {', '.join(missing)}")
         listed = {shard.name for shard in about.shards}
         there = {f"data/{name}" for name in self.store.sizes("data")}
         for name in sorted(there - listed):
             findings.add(f"{name}: not in the manifest; readers of data/* would take it for data")
-        names = json.loads(self.store.read("id2label.json"))
-        if tuple(names.values()) != about.names:
-            findings.add("id2label.json: other names than the manifest's")
+        try:
+            names: object = from_json(self.store.read("id2label.json"))
+        except (OSError, ValueError):
+            names = None
+        if names != {str(index): name for index, name in enumerate(about.names)}:
+            findings.add("id2label.json: not there, or other names than the manifest's")
 
     def _faults(self, raw: Raw) -> Iterator[str]:
         if not is_key(raw.key):
@@ -123,29 +132,37 @@ class _Check:
         if raw.key in self.keys:
             yield "its key occurs twice"
         self.keys.add(raw.key)
-        missing = [name for name in RECORD_FIELDS if raw.record.get(name) is None]
-        if missing:
-            yield f"its record lacks {', '.join(missing)}"
-        elif raw.record["key"] != raw.key:
-            yield f"its record is that of {raw.record['key']}"
+        record = None
+        try:
+            record = Record.from_json(raw.record)
+            if record.key != raw.key:
+                yield f"its record is that of {record.key}"
+        except UserError as error:
+            yield str(error)
         if raw.image_format != self.about.image_format:
             yield f"its image is {raw.image_format}, the manifest says {self.about.image_format}"
-        yield from self._image_faults(raw)
+        _, faults = self._opened("image", raw.image, "RGB")
+        yield from faults
         if raw.edge is None:
             yield "no edge map"
         else:
-            yield from _map_faults("edge map", raw.edge, "L", self.size)[1]
-        values, faults = _map_faults("label", raw.label, self.mode, self.size)
+            yield from self._opened("edge map", raw.edge, "L")[1]
+        values, faults = self._opened("label", raw.label, self.mode)
         yield from faults
-        if values is not None and not missing:
-            yield from self._label_faults(values, raw.record["class_pixels"])
+        if values is not None and record is not None:
+            yield from self._label_faults(values.astype(np.int64), record.class_pixels)
 
-    def _image_faults(self, raw: Raw) -> Iterator[str]:
-        image = _opened(raw.image)
-        if isinstance(image, str):
-            yield f"image: {image}"
-        elif (image.mode, image.size) != ("RGB", self.size):
-            yield f"image of mode {image.mode}, {image.size[0]} x {image.size[1]}"
+    def _opened(
+        self, what: str, data: bytes, mode: str
+    ) -> tuple[npt.NDArray[np.integer] | None, list[str]]:
+        """Pixels of a picture, and what is wrong with its file."""
+        try:
+            image = opened(data, size=self.size)
+        except ValueError as error:
+            return None, [f"{what} {error}"]
+        if image.mode != mode:
+            return None, [f"{what} of mode {image.mode}, expected {mode}"]
+        return np.asarray(image), []
 
     def _label_faults(
         self, values: npt.NDArray[np.integer], recorded: Sequence[int]
@@ -158,31 +175,3 @@ class _Check:
         self.class_pixels += counted
         if counted.tolist() != list(recorded):
             yield "its record's class_pixels are not those of its label"
-
-
-def _opened(data: bytes) -> Image.Image | str:
-    """A picture, or why the bytes are none; Pillow's own words would name an object in memory."""
-    try:
-        image = Image.open(io.BytesIO(data))
-        image.load()
-    except UnidentifiedImageError:
-        return f"its {len(data)} bytes are no picture" if data else "is empty"
-    except (OSError, ValueError, SyntaxError) as error:
-        return str(error)
-    return image
-
-
-def _map_faults(
-    what: str, data: bytes, mode: str, size: tuple[int, int]
-) -> tuple[npt.NDArray[np.integer] | None, list[str]]:
-    """The values of a map, and what is wrong with its file."""
-    image = _opened(data)
-    if isinstance(image, str):
-        return None, [f"{what}: {image}"]
-    faults: list[str] = []
-    if image.mode != mode:
-        faults.append(f"{what} of mode {image.mode}, expected {mode}")
-    if image.size != size:
-        found = f"{image.size[0]} x {image.size[1]}"
-        faults.append(f"{what} of {found}, expected {size[0]} x {size[1]}")
-    return (None if faults else np.asarray(image).astype(np.int64)), faults

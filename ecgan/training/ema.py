@@ -10,7 +10,6 @@ order, before the average is shown, scored or written; and so is the prior of th
 photos. Nothing here changes the training itself.
 """
 
-import copy
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,19 +50,29 @@ def decay(batch: int, images_seen: int, half_life: int, ramp: float = RAMP) -> f
     return 0.5 ** (batch / effective) if effective > 0 else 0.0
 
 
-class EMA:
-    """Exponential moving average of a network's weights, as a copy in evaluation mode.
+def even_batch(items: int, batch: int) -> int:
+    """The size nearest to ``batch`` that leaves no last batch of one, which has no variance."""
+    sizes = [size for size in range(2, LAYOUTS_AT_ONCE + 1) if items % size != 1]
+    if batch == 1 or items % batch != 1 or not sizes:
+        return batch
+    return min(sizes, key=lambda size: abs(size - batch))
 
-    Create it before the network is converted for several ranks or compiled: the copy runs on one
-    rank at a time, where a synchronised batch norm would wait for ever.
+
+class EMA:
+    """Exponential moving average of a network's weights, in a second network in evaluation mode.
+
+    Args:
+        module: the second network, neither converted for several ranks nor compiled: it runs on one
+            rank at a time, where a synchronised batch norm would wait for ever.
+        half_life: images after which an old weight counts half; 0: it has the newest weights.
 
     Attributes:
-        module: the copy.
-        half_life: images after which an old weight counts half; 0: the copy has the newest weights.
+        module: the second network.
+        half_life: as given.
     """
 
     def __init__(self, module: nn.Module, half_life: int) -> None:
-        self.module = copy.deepcopy(module).eval().requires_grad_(requires_grad=False)
+        self.module = module.eval().requires_grad_(requires_grad=False)
         channels_last(self.module)  # as the trained one: else each weight is followed by itself
         self.half_life = half_life
 
@@ -140,6 +149,11 @@ class AveragedGenerator:
         train_set: layouts for the statistics.
         device: device of the networks.
         label_generator: label generator, named in the generator file.
+
+    Attributes:
+        earlier_keys: keys of pairs that the run learnt from before they were taken out.
+        photos_alone: photos without label maps that the run learns from too.
+        unlabelled: SHA-256 of these, and of those that were taken out.
     """
 
     def __init__(
@@ -152,6 +166,8 @@ class AveragedGenerator:
     ) -> None:
         self.recipe, self.space, self.device = recipe, space, device
         self.earlier_keys: frozenset[str] = frozenset()
+        self.photos_alone: TripleDataset | None = None
+        self.unlabelled: frozenset[str] = frozenset()
         self._label_generator = None if label_generator is None else label_generator.describe()
         self.train_set = train_set
         networks: dict[str, nn.Module] = {"generator": build_generator(recipe, space)}
@@ -183,7 +199,7 @@ class AveragedGenerator:
 
     @property
     def style_prior(self) -> StylePrior | None:
-        """Prior fitted to the styles of the first training photos; None without a style."""
+        """Prior fitted to the styles of the first :meth:`photos`; None without a style."""
         encoder = self._style_encoder
         if self._style_prior is None and encoder is not None:
             with torch.no_grad():
@@ -216,6 +232,7 @@ class AveragedGenerator:
             seen_keys={*self.train_set.keys, *self.earlier_keys},
             inherited=inherited,
             label_generator=self._label_generator,
+            unlabelled=self.unlabelled,
             images_seen=images_seen,
         )
 
@@ -251,17 +268,24 @@ class AveragedGenerator:
             yield condition(moved.labels, moved.boundary, self.space), z
 
     def photos(self, limit: int) -> Iterator[Tensor]:
-        """Batches of the first training photos in key order, (b, 3, H, W) in [-1, 1]."""
-        for batch in self._ordered(limit):
-            moved = to_device(batch, self.device)
-            assert moved.images is not None
-            yield to_images(moved.images)
+        """Batches of the first training photos in key order, (b, 3, H, W) in [-1, 1].
 
-    def _ordered(self, limit: int = NUM_LAYOUTS) -> Iterator[Batch]:
+        First those of pairs, then as many of those without label maps.
+        """
+        for dataset in filter(None, (self.train_set, self.photos_alone)):
+            for batch in self._ordered(limit, dataset):
+                moved = to_device(batch, self.device)
+                assert moved.images is not None
+                yield to_images(moved.images)
+
+    def _ordered(
+        self, limit: int = NUM_LAYOUTS, dataset: TripleDataset | None = None
+    ) -> Iterator[Batch]:
         """Pairs of the first training layouts in key order."""
+        dataset = dataset or self.train_set
         return ordered_batches(
-            self.train_set,
-            min(self.recipe.train.batch, LAYOUTS_AT_ONCE),
+            dataset,
+            even_batch(min(limit, len(dataset)), min(self.recipe.train.batch, LAYOUTS_AT_ONCE)),
             workers=self.recipe.data.workers,
             limit=limit,
         )

@@ -12,19 +12,28 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity
 
 from ecgan import checkpoint
+from ecgan.checkpoint.tensors import shapes_alone
 from ecgan.data.files.photo_sets import Reading
 from ecgan.data.loader import Batch
 from ecgan.labels import LabelSpace
 from ecgan.models.generator import STYLE_DIM
 from ecgan.recipe import Recipe, class_list_file
-from ecgan.runtime.device import choose_device
-from ecgan.runtime.timing import span, span_seconds, table
+from ecgan.runtime.device import choose_device, memory_of
+from ecgan.runtime.timing import counted, duration, span, span_seconds, table
 from ecgan.training import run
+from ecgan.training.loop import speed
 from ecgan.training.loop.banner import epochs
 from ecgan.training.loop.data_files import reading_text
 from ecgan.training.loop.fit import batches_of, train_step
 from ecgan.training.loop.state import TrainingState
-from ecgan.training.networks import build_networks, untrained_label_generator, warm_start
+from ecgan.training.networks import (
+    Frozen,
+    build_networks,
+    named_label_generator,
+    read_named,
+    untrained_label_generator,
+    warm_start,
+)
 from ecgan.training.objective import (
     GeneratorSide,
     Objective,
@@ -33,16 +42,19 @@ from ecgan.training.objective import (
 )
 from ecgan.training.segmentation_terms import build_segmentation_discriminator
 
+ALONE = "without label maps"
 ADAM_COPIES = 4  # the weight, its gradient, Adam's two moments; float32
 
 
 def parameters(recipe: Recipe, space: LabelSpace) -> dict[str, int]:
     """Parameters of each network that is trained."""
-    side, discriminator = GeneratorSide(recipe, space), build_discriminator(recipe, space)
+    with shapes_alone("the recipe"):
+        side, discriminator = GeneratorSide(recipe, space), build_discriminator(recipe, space)
+        segmenting = build_segmentation_discriminator(recipe, space)
     networks: dict[str, nn.Module | None] = {
         "G": side.generator,
         "D": discriminator,
-        "D_seg": build_segmentation_discriminator(recipe, space),
+        "D_seg": segmenting,
         "style encoder": side.style_encoder,
         "Gc": side.heads,
     }
@@ -71,11 +83,8 @@ def memory(recipe: Recipe, space: LabelSpace, images: int, trained: int) -> int:
     recipe = recipe.model_copy(update={"model": model})
     size = recipe.data.height, recipe.data.width
     kept = _Kept()
-    # Drawn on the CPU and then moved: weights are drawn twenty times as slowly on meta
-    side, discriminator = (
-        GeneratorSide(recipe, space).to("meta"),
-        build_discriminator(recipe, space),
-    )
+    with shapes_alone("the recipe"):
+        side, discriminator = GeneratorSide(recipe, space), build_discriminator(recipe, space)
     with torch.device("meta"):
         S = torch.empty(images, space.num_conditions(boundary=recipe.data.instances), *size)
         image = torch.empty(images, 3, *size)
@@ -86,7 +95,7 @@ def memory(recipe: Recipe, space: LabelSpace, images: int, trained: int) -> int:
         if discriminator is not None:
             # Of D's two passes, one at a time: real and generated pictures, then these alone
             fakes = [getattr(made.generated, name) for name in recipe.parts().pictures]
-            discriminator.to("meta")(S, torch.cat([*fakes, image, image]))
+            discriminator(S, torch.cat([*fakes, image, image]))
     activations = kept.bytes // 2 if recipe.train.precision == "bfloat16" else kept.bytes
     return trained * 4 * (ADAM_COPIES + 1) + activations  # and once more for the average
 
@@ -125,12 +134,15 @@ def dry_run(
         quiet=quiet,
     )
     recipe, space = job.recipe, job.space
+    frozen = read_named(recipe, space, job.train_set, own_device)
     text = describe(
         recipe,
         space,
+        frozen,
         device=own_device,
         world=num_processes,
-        sizes={"train": len(job.train_set), "validation": len(job.validation_set)},
+        sizes={"train": len(job.train_set), "validation": len(job.validation_set)}
+        | ({ALONE: len(job.unlabelled)} if job.unlabelled else {}),
         reading=job.train_set.items[0].reading,
     )
     if init is None:
@@ -144,6 +156,7 @@ def dry_run(
 def describe(
     recipe: Recipe,
     space: LabelSpace,
+    frozen: Frozen,
     *,
     device: torch.device,
     world: int,
@@ -155,6 +168,7 @@ def describe(
     Args:
         recipe: what would be trained.
         space: its class list.
+        frozen: networks that it does not train.
         device: where.
         world: number of ranks.
         sizes: items of each split.
@@ -163,12 +177,22 @@ def describe(
     train, parts, counts = recipe.train, recipe.parts(), parameters(recipe, space)
     path = class_list_file(recipe.data)
     part = train.batch // (world * train.accumulate)
-    gib = memory(recipe, space, part, sum(counts.values())) / 2**30
+    weights = sum(counts.values())
+    gib = memory(recipe, space, part, weights) / 2**30
+    time_told = speed.told(
+        recipe,
+        space,
+        frozen,
+        images=train.images,
+        weights=weights,
+        device=device,
+        world=world,
+    )
     steps = -(-train.images // train.batch)
     lines = {
         "recipe": recipe.name,
         "device": f"{device}, {world} rank{'s' * (world > 1)}",
-        "data": ", ".join(f"{name} {count}" for name, count in sizes.items()) + " images",
+        "data": ", ".join(f"{name} {counted(size, 'image')}" for name, size in sizes.items()),
         "read as": reading_text(reading),
         "classes": f"{space.num_classes}{f' of {path}' if path else ''}, "
         f"{space.num_conditions(boundary=recipe.data.instances)} channels of condition",
@@ -181,10 +205,10 @@ def describe(
             else ""
         ),
         "parameters": ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in counts.items()),
-        "steps": f"{steps} of {train.batch} images ({part} at a time on a rank), "
-        f"{epochs(steps * train.batch, sizes.get('train', 1))}",
-        "time": f"not known; --profile 3 --batch {train.batch // world} instead of --dry-run "
-        "measures images/s here, and a training says it after its first steps",
+        "steps": f"{steps:,} of {counted(train.batch, 'image')} ({part} at a time on a rank), "
+        f"{epochs(steps * train.batch, sizes.get('train', 1), sizes.get(ALONE, 0))}",
+        "time": f"{time_told}; --profile 3{f' --batch {train.batch // world}' * (world > 1)} "
+        "instead of --dry-run measures it, and so do the first steps of a training",
         "memory": f"about {gib:.1f} GiB on each rank, frozen networks not counted"
         f"{_too_little(gib, device)}",
     }
@@ -193,10 +217,7 @@ def describe(
 
 def _too_little(gib: float, device: torch.device) -> str:
     """A remark where a device has less memory than that."""
-    if device.type == "cuda":
-        has = torch.cuda.get_device_properties(device).total_memory / 2**30
-    else:
-        has = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    has = memory_of(device) / 2**30
     if gib <= has:
         return ""
     return (
@@ -243,7 +264,9 @@ def profile(recipe: Recipe, *, steps: int, device: str = "auto", init: Path | No
         job = run.check(recipe, out, device=own_device, init=init, quiet=True, read_files=False)
     recipe, space = job.recipe, job.space
     networks = build_networks(recipe, space, own_device, init)
-    segmenter = untrained_label_generator(recipe, space, own_device)
+    segmenter = named_label_generator(
+        recipe, space, job.train_set, own_device
+    ) or untrained_label_generator(recipe, space, own_device)
     bank = build_bank(recipe, space, own_device)
     perceptual, features = networks.perceptual_network, networks.feature_network
     objective = Objective(recipe, space, own_device, segmenter, perceptual, bank, features)
@@ -270,10 +293,16 @@ def _profiled(state: TrainingState, steps: int) -> str:
     seconds["other"] = max(0.0, elapsed - sum(seconds.values()))
     seconds = dict(sorted(seconds.items(), key=lambda pair: -pair[1]))
     slowest, most = next(iter(seconds.items()))
-    title = f"{steps} steps of {batch} images on {device}, {batch * steps / elapsed:.2f} images/s"
+    title = f"{counted(steps, 'step')} of {counted(batch, 'image')} on {device}, "
+    title += f"{batch * steps / elapsed:.2f} images/s"
+    length = -(-state.job.recipe.train.images // batch)
+    whole = (
+        f"{duration(length * elapsed / steps)} for the {counted(length, 'step')} of the training"
+    )
     return (
         f"{table(title, 'step', steps, seconds, elapsed)}\n"
-        f"bottleneck: {slowest} ({most / elapsed:.0%} of a step)"
+        f"bottleneck: {slowest} ({most / elapsed:.0%} of a step)\n"
+        f"time: about {whole}, as measured"
     )
 
 

@@ -1,8 +1,11 @@
 """Training logs: metrics.jsonl, TensorBoard, preview files and the progress bar."""
 
 import json
+import os
+import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -11,13 +14,17 @@ from typing import Any, Self
 
 import numpy as np
 from PIL import Image
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.compat.proto import event_pb2
+from tensorboard.summary.writer.record_writer import RecordWriter
+from torch.utils.tensorboard import summary
 
 from ecgan.checkpoint import InheritedTraining
 from ecgan.errors import UserError
+from ecgan.reading.documents import read_bytes
 from ecgan.runtime import distributed, timing
-from ecgan.runtime.files import write_whole
+from ecgan.runtime.files import write_whole, writing
 
+_proto: Any = event_pb2
 RATE_STEPS, RATE_SECONDS = 20, 60.0  # after which a training says how long it will take
 
 
@@ -79,12 +86,11 @@ class Progress:
     def from_json(cls, state: dict[str, Any]) -> "Progress":
         """Read the ``state`` of a training checkpoint."""
         init = state["init"]
-        # A checkpoint of an earlier version does not name the layouts of the other training
-        unknown = [{"sha256": init, "classes": [], "keys": []}] if init else []
-        means = Means(**state["means"])
-        inherited = [InheritedTraining(**one) for one in state.get("inherited", unknown)]
-        owes_score = state.get("owes_score", False)
-        return cls(state["images_seen"], means, state["best"], init, inherited, owes_score)
+        named = state["inherited"]
+        if named is None:  # a checkpoint of an earlier version does not name those layouts
+            named = [{"sha256": init, "classes": [], "keys": []}] if init else []
+        means, inherited = Means(**state["means"]), [InheritedTraining(**one) for one in named]
+        return cls(state["images_seen"], means, state["best"], init, inherited, state["owes_score"])
 
 
 class RunLogger:
@@ -104,10 +110,12 @@ class RunLogger:
         self._run = run
         self._last = time.monotonic()
         self._last_images = images_seen
-        self._board: SummaryWriter | None = None
+        self._board: _Board | None = None
         if self._writes:
             self._drop_later_lines(images_seen)
-            self._board = SummaryWriter(str(run / "tensorboard"), purge_step=images_seen + 1)
+            board = run / "tensorboard"
+            with writing(board):
+                self._board = _Board(board, images_seen + 1, self.message)
         show = self._writes and not quiet
         self._steps, self._started = 0, (0.0, images_seen)
         self._seen, self._measured = images_seen, False
@@ -168,9 +176,9 @@ class RunLogger:
                 file.write(json.dumps(record) + "\n")
         except OSError as error:
             raise UserError(f"{self._path}: cannot write: {error.strerror}") from error
-        for name, value in record.items():
-            if name != "images":
-                self._board.add_scalar(name, value, images_seen)
+        self._board.write(
+            images_seen, *(summary.scalar(name, value) for name, value in values.items())
+        )
 
     def preview(self, images_seen: int, picture: Image.Image) -> None:
         """Write a preview grid, ``samples-<images seen>.png``."""
@@ -179,19 +187,82 @@ class RunLogger:
         buffer = BytesIO()
         picture.save(buffer, "PNG")
         write_whole(self._run / f"samples-{images_seen:09d}.png", buffer.getvalue())
-        self._board.add_image("samples", np.asarray(picture), images_seen, dataformats="HWC")
+        shown = summary.image("samples", np.asarray(picture), dataformats="HWC")
+        self._board.write(images_seen, shown)
 
     def _drop_later_lines(self, images_seen: int) -> None:
+        """Drop lines of later images and, with a note, those that are damaged."""
         if not self._path.is_file():
             return
-        lines = self._path.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if _images_of(line) <= images_seen]
-        if len(kept) < len(lines):
-            write_whole(self._path, "".join(line + "\n" for line in kept).encode())
+        lines = read_bytes(self._path).split(b"\n")
+        found = [(_images_of(line), line) for line in lines if line.strip()]
+        damaged = sum(images is None for images, _ in found)
+        kept = [line for images, line in found if images is not None and images <= images_seen]
+        if damaged:
+            name = "a damaged line" if damaged == 1 else f"{damaged} damaged lines"
+            self.message(f"{self._path}: {name} left out")
+        if len(kept) < len(found):
+            write_whole(self._path, b"".join(line + b"\n" for line in kept))
 
 
-def _images_of(line: str) -> float:
+class _Board:
+    """TensorBoard's log of a run.
+
+    What is needed of torch's ``SummaryWriter``, without its thread, which prints a traceback where
+    the disk is full.
+
+    Args:
+        folder: of the log; created if necessary.
+        first_step: step from which an interrupted run's entries are dropped.
+        note: told once if the file cannot be written; nothing is written from then on.
+
+    Raises:
+        OSError: the file cannot be made.
+    """
+
+    def __init__(self, folder: Path, first_step: int, note: Callable[[str], None]) -> None:
+        self._note = note
+        folder.mkdir(exist_ok=True)
+        name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}.0"
+        self._path = folder / name
+        self._file = self._path.open("xb")
+        self._writes = True
+        self._add(_proto.Event(file_version="brain.Event:2"))
+        self._add(
+            _proto.Event(
+                step=first_step, session_log=_proto.SessionLog(status=_proto.SessionLog.START)
+            )
+        )
+
+    def write(self, step: int, *summaries: Any) -> None:  # noqa: ANN401  protocol buffers
+        """Write values of a step, if all before could be."""
+        for one in summaries:
+            self._add(_proto.Event(step=step, summary=one))
+
+    def _add(self, event: Any) -> None:  # noqa: ANN401
+        if not self._writes:
+            return
+        event.wall_time = time.time()
+        try:
+            RecordWriter(self._file).write(event.SerializeToString())
+            self._file.flush()
+        except OSError as error:
+            self._writes = False
+            self._note(
+                f"{self._path}: cannot write: {error.strerror}; TensorBoard's log ends here, "
+                "metrics.jsonl goes on"
+            )
+
+    def close(self) -> None:
+        """Close the file; what could not be written before is left out."""
+        with suppress(OSError):
+            self._file.close()
+
+
+def _images_of(line: bytes) -> float | None:
+    """Position of a line of metrics.jsonl; None for one that was cut off or otherwise damaged."""
     try:
-        return json.loads(line)["images"]
-    except (ValueError, KeyError, TypeError):
-        return float("inf")  # a line that was cut off
+        images = json.loads(line)["images"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return images if type(images) in {int, float} else None

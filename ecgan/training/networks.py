@@ -4,12 +4,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ecgan.checkpoint import GeneratorFile, build_generator, load_generator
-from ecgan.data.loader import TripleDataset
+from ecgan.checkpoint.tensors import shapes_alone
+from ecgan.data.loader import TripleDataset, ordered_batches, to_images
 from ecgan.errors import UserError
 from ecgan.labels import LabelClass, LabelSpace
 from ecgan.models.pretrained import perceptual_features
@@ -17,14 +19,18 @@ from ecgan.models.pretrained.efficientnet_lite import EfficientNetLite0
 from ecgan.models.pretrained.frozen import PerceptualFeatures
 from ecgan.models.pretrained.hed import Hed
 from ecgan.models.pretrained.weights import find_hed_weights, find_vgg19_weights
-from ecgan.recipe import Recipe
+from ecgan.recipe import Recipe, num_upsamplings
 from ecgan.runtime import distributed
+from ecgan.runtime.device import refuse_beyond_memory
 from ecgan.runtime.timing import counted
 from ecgan.segmentation.loading import check_place, load_segmenter
 from ecgan.segmentation.segmenter import Normalisation, Provenance, Segmenter
 from ecgan.segmentation.training import new_network, train_segmenter
 from ecgan.training import step
+from ecgan.training.objective import GeneratorSide, build_discriminator
 from ecgan.training.step import TrainedNetworks
+
+_COPIES = 5  # of each weight: its gradient, Adam's two moments, the average
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,15 @@ class Networks:
     hed: Hed | None
     warm_start: "WarmStart | None" = None
     init_sha256: str = ""
+
+
+class Frozen(NamedTuple):
+    """Networks that a training does not train; None where it has none."""
+
+    perceptual: PerceptualFeatures | None = None
+    features: EfficientNetLite0 | None = None  # below the segmentation discriminator
+    segmenter: Segmenter | None = None  # label generator
+    hed: Hed | None = None
 
 
 def check_weights(recipe: Recipe) -> None:
@@ -78,6 +93,44 @@ def check_weights(recipe: Recipe) -> None:
             faults.append(str(error))
     if faults:
         raise UserError("weights that the recipe needs are missing", faults)
+
+
+def refuse_too_large(
+    recipe: Recipe, space: LabelSpace, images: int, world: int, device: torch.device
+) -> None:
+    """Refuse sizes that no machine, or not this one, can train, before anything is allocated.
+
+    Args:
+        recipe: what would be trained.
+        space: its class list.
+        images: number of images at a time on a rank.
+        world: number of ranks.
+        device: device of a rank.
+
+    Raises:
+        UserError: weights or pictures do not fit; or each channel would be normalised over one
+            number.
+    """
+    data, model, train = recipe.data, recipe.model, recipe.train
+    start = 2 ** num_upsamplings(data.height, data.width, model.upsamplings)
+    if data.height == data.width == start and images * world == 1:
+        raise UserError(
+            f"train.batch ({train.batch}): batch normalisation needs two numbers of each channel, "
+            f"and at {data.height} x {data.width} the first layers have one of each image; take "
+            "two images at a time, or a larger size"
+        )
+    with shapes_alone("the recipe"):
+        side, discriminator = GeneratorSide(recipe, space), build_discriminator(recipe, space)
+    networks = [side] if discriminator is None else [side, discriminator]
+    weights = sum(p.numel() for network in networks for p in network.parameters())
+    pixels = images * data.height * data.width
+    refuse_beyond_memory(
+        4 * (_COPIES * weights + (model.width + 3) * pixels),
+        device,
+        f"a training of {weights / 1e6:,.0f} M weights on {images:,} images of {data.height} x "
+        f"{data.width} at once",
+        "lower model.width, data.height, data.width or train.batch",
+    )
 
 
 def build_networks(
@@ -117,34 +170,109 @@ def label_generator(
     """Label generator Gl: loaded, or trained on the real pairs and kept in ``cache``.
 
     Rank 0 trains it, the other ranks read it from the cache.
+
+    Raises:
+        UserError: as of :func:`named_label_generator`, or its training diverged.
     """
-    model = recipe.model
-    if not recipe.parts().label_generator:
-        return None
-    if model.label_generator != "train":
-        return load_segmenter(model.label_generator, space, model.label_generator_map, device)
+    if not _trains_label_generator(recipe):
+        return named_label_generator(recipe, space, train_set, device)
+    role = None if quiet else "label generator"
     return _first_rank_first(
-        lambda: train_segmenter(
-            train_set,
-            space,
-            model.label_generator_training,
-            cache,
-            device,
-            role=None if quiet else "label generator",
-            workers=recipe.data.workers,
-        )
+        lambda: segmenter_of_pairs(recipe, space, train_set, cache, device, role)
     )
+
+
+def _trains_label_generator(recipe: Recipe) -> bool:
+    """Whether a label generator is trained on the pairs; else it is named, or there is none."""
+    return recipe.parts().label_generator and recipe.model.label_generator == "train"
+
+
+def segmenter_of_pairs(
+    recipe: Recipe,
+    space: LabelSpace,
+    train_set: TripleDataset,
+    cache: Path,
+    device: torch.device,
+    role: str | None,
+) -> Segmenter:
+    """A segmenter trained as ``model.label_generator_training`` says, or the one in ``cache``."""
+    return train_segmenter(
+        train_set,
+        space,
+        recipe.model.label_generator_training,
+        cache,
+        device,
+        role=role,
+        workers=recipe.data.workers,
+    )
+
+
+def named_label_generator(
+    recipe: Recipe, space: LabelSpace, pairs: TripleDataset, device: torch.device
+) -> Segmenter | None:
+    """Label generator that the recipe names; None where it names none.
+
+    Raises:
+        UserError: not found, damaged, of other classes, or what it reads in a photo is not finite.
+    """
+    if not recipe.parts().label_generator or _trains_label_generator(recipe):
+        return None
+    model = recipe.model
+    segmenter = load_segmenter(
+        model.label_generator, space, model.label_generator_map, device, role="label generator"
+    )
+    return _tried(segmenter, pairs)
+
+
+def named_judge(
+    recipe: Recipe, space: LabelSpace, pairs: TripleDataset, device: torch.device
+) -> Segmenter | None:
+    """Judge of the scores during training that the recipe names; None where it names none.
+
+    Raises:
+        UserError: as of :func:`named_label_generator`.
+    """
+    place = recipe.evaluate.judge
+    if recipe.train.evaluate_every <= 0 or place == "train":
+        return None
+    judge = load_segmenter(place, space, device=device, evaluation=True, role="judge")
+    return _tried(judge, pairs)
+
+
+def _tried(segmenter: Segmenter, pairs: TripleDataset) -> Segmenter:
+    """Refuse one that overflows before hours of work: it reads the first photo."""
+    first = replace(pairs, items=pairs.items[:1], train=False, edges="none", boundary=False)
+    for batch in ordered_batches(first, 1):
+        assert batch.images is not None
+        segmenter.predict(to_images(batch.images.to(segmenter.known.device)))
+    return segmenter
+
+
+def read_named(
+    recipe: Recipe, space: LabelSpace, pairs: TripleDataset, device: torch.device
+) -> Frozen:
+    """Read every frozen network of a training once, for a dry run.
+
+    A label generator that would be trained first has random weights.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    perceptual = perceptual_network(recipe, device)
+    features, edges = feature_network(recipe, perceptual, device), hed(recipe, device)
+    segmenter = named_label_generator(recipe, space, pairs, device)
+    named_judge(recipe, space, pairs, device)
+    segmenter = segmenter or untrained_label_generator(recipe, space, torch.device("cpu"))
+    return Frozen(perceptual, features, segmenter, edges)
 
 
 def untrained_label_generator(
     recipe: Recipe, space: LabelSpace, device: torch.device
 ) -> Segmenter | None:
-    """Label generator for a profile; one that would be trained has random weights."""
-    model = recipe.model
-    if not recipe.parts().label_generator:
+    """For a profile: random weights where a label generator would be trained, else None."""
+    if not _trains_label_generator(recipe):
         return None
-    if model.label_generator != "train":
-        return load_segmenter(model.label_generator, space, model.label_generator_map, device)
+    model = recipe.model
     network, _ = new_network(model.label_generator_training, space.names, recipe.train.seed)
     segmenter = Segmenter(
         network,

@@ -1,6 +1,6 @@
 """Training of ECGAN: ``run`` checks, builds and resumes; ``fit`` is the loop.
 
-    check --> build_networks --> build_objective --> resume --> fit:
+    check --> build_networks --> build_objective --> label photos --> resume --> fit:
         [batch --> step --> average --> log, preview, score, checkpoint] ... --> generator file
 
 Progress is counted in images, and draws are keyed by an image's position in the training, so the
@@ -11,6 +11,7 @@ never interrupted (on CPU).
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from ecgan.data.loader import TripleDataset
 from ecgan.data.transforms import Edges
 from ecgan.errors import UsageError, UserError
 from ecgan.labels import LabelSpace
-from ecgan.recipe import Recipe, class_list_file, data_folder, label_space
+from ecgan.recipe import Recipe, class_list_file, data_folder, label_space, subset
 from ecgan.runtime import distributed
 from ecgan.runtime.device import choose_device
 from ecgan.runtime.files import held_lock, write_whole, writing
@@ -31,11 +32,18 @@ from ecgan.runtime.storage import Folder
 from ecgan.runtime.timing import say
 from ecgan.training.ema import AveragedGenerator
 from ecgan.training.log import Progress
-from ecgan.training.loop import data_files
+from ecgan.training.loop import data_files, unlabelled
 from ecgan.training.loop.data_files import DataFiles
 from ecgan.training.loop.fit import Outcome, fit
 from ecgan.training.loop.state import Job, TrainingState
-from ecgan.training.networks import Networks, build_networks, check_weights, label_generator
+from ecgan.training.networks import (
+    Networks,
+    build_networks,
+    check_weights,
+    label_generator,
+    named_judge,
+    refuse_too_large,
+)
 from ecgan.training.objective import Objective, build_bank
 from ecgan.training.validation import Validation
 
@@ -82,6 +90,7 @@ def run(
             with _only_writer(job):
                 networks = build_networks(job.recipe, job.space, job.device, job.init)
                 objective = build_objective(job, networks)
+                job = replace(job, photos_alone=unlabelled.labelled(job))
                 state = resume(job, networks, objective)
                 return fit(state, signals)
         except KeyboardInterrupt:  # before the first step, or a second one after that
@@ -130,11 +139,17 @@ def check(  # noqa: PLR0913  each may be refused
         )
     space = label_space(recipe.data)
     _refuse_other_classes(out, space, recipe)
+    unlabelled.check_recipe(recipe.data, space)
+    at_once = recipe.train.batch // (world * recipe.train.accumulate)
+    refuse_too_large(recipe, space, at_once, world, device)
     train_set, validation_set = build_sets(recipe, space)
     cache = LabelCache(Folder(out)) if read_files else None
     files: DataFiles | None = None
+    alone: dict[str, Path] = {}
     if read_files and distributed.is_first():
         files = _check_files(recipe, space, (train_set, validation_set), cache, quiet=quiet)
+        alone = unlabelled.find(recipe.data, files, out, quiet=quiet)
+        files = replace(files, unlabelled=unlabelled.names(recipe.data, alone))
         length = recipe.train.images
         files = data_files.accepted(
             out, files, images=length, accept=accept_changed_data, quiet=quiet
@@ -142,7 +157,10 @@ def check(  # noqa: PLR0913  each may be refused
     for part in (train_set, validation_set):
         reading = distributed.from_first(part.items[0].reading)
         part.items = datasets.with_reading(part.items, reading)
-    return Job(recipe, space, train_set, validation_set, out, device, init, quiet, cache, files)
+    alone = distributed.from_first(alone)
+    return Job(
+        recipe, space, train_set, validation_set, out, device, init, quiet, cache, files, alone
+    )
 
 
 def _check_files(
@@ -183,7 +201,7 @@ def build_sets(recipe: Recipe, space: LabelSpace) -> tuple[TripleDataset, Triple
         items = folder.items_for(
             split,
             train_split=data.split,
-            fraction=data.fraction,
+            subset=subset(data),
             instances=data.instances,
             edges_folder=edges == "folder",
         )
@@ -210,6 +228,7 @@ def _check_folder(out: Path, recipe: Recipe) -> None:
         return
     if not out.is_dir():
         raise UsageError(f"--out {out}: a file; give a folder")
+    checkpoint.refuse_links(out)
     if (out / "recipe.yaml").is_file():
         listed = (out / data_files.NAME).is_file()
         checkpoint.refuse_another_recipe(out, recipe, data_files.RECIPE_KEYS if listed else ())
@@ -276,12 +295,20 @@ def start(job: Job, networks: Networks, objective: Objective) -> TrainingState:
     averaged = AveragedGenerator(
         job.recipe, job.space, job.train_set, job.device, objective.label_generator
     )
-    averaged.earlier_keys = job.files.earlier if job.files is not None else frozenset()
+    averaged.photos_alone = job.photos_alone
+    if job.files is not None:
+        averaged.earlier_keys = job.files.earlier
+        averaged.unlabelled = job.files.earlier_unlabelled.union(job.files.unlabelled)
     averaged.start(networks.trained.side)
     critic = networks.trained.segmentation_discriminator
     if critic is not None and objective.segmentation is not None:
         objective.segmentation.measure(critic.network, averaged.photos(NUM_PHOTOS))
-    validation = Validation(averaged, job.validation_set, job.segmenters, quiet=job.quiet)
+    judge = None
+    if distributed.is_first():  # it scores alone
+        judge = named_judge(job.recipe, job.space, job.validation_set, job.device)
+    validation = Validation(
+        averaged, job.validation_set, job.segmenters, judge=judge, quiet=job.quiet
+    )
     state = TrainingState(
         job, networks.trained, objective, averaged, validation, networks.hed, Progress()
     )
@@ -296,15 +323,15 @@ def resume(job: Job, networks: Networks, objective: Objective) -> TrainingState:
     """State of the newest checkpoint in the run folder, or of a new training without one.
 
     Raises:
-        UserError: the checkpoint is damaged, or did not start from ``--init``.
+        UserError: all checkpoints are damaged, or the run did not start from ``--init``.
     """
     state = start(job, networks, objective)
-    folders = checkpoint.training_checkpoints(job.out)
-    if not folders:
+    found = checkpoint.newest_training(job.out, state.refuse_other)
+    if found is None:
         if networks.warm_start is not None and distributed.is_first():
             write_whole(job.out / "init.txt", networks.warm_start.listing())
         return state
-    saved = checkpoint.load_training(folders[-1])
+    folder, saved, notes = found
     init = saved.state["init"]
     if state.progress.init not in {"", init}:
         raise UserError(
@@ -316,5 +343,5 @@ def resume(job: Job, networks: Networks, objective: Objective) -> TrainingState:
     for name, one in state.trained.by_name.items():
         one.load_optimizer(saved.optimizers[f"{name}_optimizer"])
     state.progress = Progress.from_json(saved.state)
-    state.notes = [f"resuming from {folders[-1]}"]
+    state.notes = [*notes, f"resuming from {folder}"]
     return state

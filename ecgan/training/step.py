@@ -25,9 +25,9 @@ from ecgan.models.encoder import BLOCK_WIDTHS
 from ecgan.models.layers import channels_last, condition
 from ecgan.models.pretrained.hed import Hed
 from ecgan.recipe import Recipe
-from ecgan.recipe_schema import Train
+from ecgan.recipe.schema import Train
 from ecgan.runtime import distributed
-from ecgan.runtime.device import Download
+from ecgan.runtime.device import Download, is_out_of_memory
 from ecgan.runtime.timing import span
 from ecgan.runtime.torch_private import compile_failures
 from ecgan.training.objective import (
@@ -88,10 +88,24 @@ class TrainedNetwork:
         return distributed.without_parallel(self.parallel)
 
     def load_optimizer(self, state: dict[str, Any]) -> None:
-        """Load a saved state, of a fused Adam or not."""
-        fused = self.optimizer.defaults["fused"]
-        groups = [group | {"fused": fused} for group in state["param_groups"]]
-        self.optimizer.load_state_dict(state | {"param_groups": groups})
+        """Load a saved state, of a fused Adam or not: moments alone, its settings are our own."""
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
+
+    def refuse_other_optimizer(self, state: Mapping[str, Any], name: str) -> None:
+        """Compare a saved state of Adam with the parameters.
+
+        Raises:
+            UserError: moments are missing, of other shapes, or not numbers.
+        """
+        (group,) = self.optimizer.param_groups
+        shapes = [parameter.shape for parameter in group["params"]]
+        moments = state.get("state")
+        if not isinstance(moments, dict) or not (
+            moments.keys() <= {*range(len(shapes))}
+            and all(_are_moments(m, shapes[i]) for i, m in moments.items())
+        ):
+            raise UserError(f"{name}_optimizer.pt does not hold the moments of the parameters")
 
     def move(self, rate_factor: float) -> None:
         """Take one step of the optimiser."""
@@ -119,6 +133,23 @@ class TrainedNetworks:
         """Those that there are, under the names of their attributes."""
         found = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: one for name, one in found.items() if one is not None}
+
+
+def _are_moments(moments: object, shape: torch.Size) -> bool:
+    """Whether these are Adam's moments of a parameter and its count of steps, all finite."""
+    names = ("step", "exp_avg", "exp_avg_sq")
+    if not isinstance(moments, dict) or moments.keys() != {*names}:
+        return False
+    tensors = [moments[name] for name in names]
+    if not all(isinstance(x, (Tensor, float, int)) for x in tensors):
+        return False
+    step, mean, square = map(torch.as_tensor, tensors)
+    return (
+        (step.shape, mean.shape, square.shape) == ((), shape, shape)
+        and not any(x.is_complex() for x in (step, mean, square))
+        and all(bool(torch.isfinite(x).all()) for x in (step, mean, square))
+        and bool((step >= 0).all() and (square >= 0).all())
+    )
 
 
 def build(recipe: Recipe, space: LabelSpace, device: torch.device) -> TrainedNetworks:
@@ -215,25 +246,29 @@ def explained_failures(train: Train, out: Path) -> Iterator[None]:
     """Say which settings help where a step runs out of memory or cannot be compiled."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        at_once = train.batch // distributed.world_size() // train.accumulate
-        blocks = min(len(BLOCK_WIDTHS), train.checkpointing + 3)
-        remedy = f"--set train.checkpointing={blocks}"
-        if train.compile:  # not together
-            remedy = f"--set train.compile=false {remedy}"
-        raise UserError(
-            f"{out}: the GPU's memory does not suffice for {at_once} images at "
-            f"once ({first_line(error)}). The checkpoint before is untouched. "
-            f"{remedy} takes less, here too; in a new run also a lower train.batch or a higher "
-            "train.accumulate"
-        ) from error
     except Exception as error:
-        if not train.compile or not isinstance(error, compile_failures()):
-            raise
-        raise UserError(
-            f"{out}: train.compile: the networks cannot be compiled here "
-            f"({first_line(error)}); add --set train.compile=false"
-        ) from error
+        if is_out_of_memory(error):
+            raise _too_large(train, out, error) from error
+        if train.compile and isinstance(error, compile_failures()):
+            raise UserError(
+                f"{out}: train.compile: the networks cannot be compiled here "
+                f"({first_line(error)}); add --set train.compile=false"
+            ) from error
+        raise
+
+
+def _too_large(train: Train, out: Path, error: Exception) -> UserError:
+    at_once = train.batch // distributed.world_size() // train.accumulate
+    blocks = min(len(BLOCK_WIDTHS), train.checkpointing + 3)
+    remedy = f"--set train.checkpointing={blocks}"
+    if train.compile:  # not together
+        remedy = f"--set train.compile=false {remedy}"
+    return UserError(
+        f"{out}: the memory does not suffice for {at_once} images at "
+        f"once ({first_line(error)}). The checkpoint before is untouched. "
+        f"{remedy} takes less, here too; in a new run also a lower train.batch or a higher "
+        "train.accumulate"
+    )
 
 
 def rate_factor(recipe: Recipe, images_seen: int) -> float:

@@ -19,11 +19,10 @@ from ecgan.models.layers import condition
 from ecgan.models.pretrained.efficientnet_lite import EfficientNetLite0
 from ecgan.models.pretrained.hed import Hed
 from ecgan.seeds import TorchStream, sample_seed
-from ecgan.segmentation.loading import load_segmenter
 from ecgan.segmentation.segmenter import Segmenter
 from ecgan.segmentation.training import train_segmenter
 from ecgan.training.ema import AveragedGenerator
-from ecgan.visualization import colorize, grid
+from ecgan.visualization import colorize, grid, legend_of
 
 PREVIEW_ROWS = 6
 
@@ -35,20 +34,27 @@ class Validation:
         averaged: the generator.
         dataset: layouts with their photos.
         cache: folder of trained segmenters, for a judge that is trained here.
+        judge: that the recipe names; None: one is trained when it is first needed.
         quiet: no progress bar.
     """
 
     def __init__(
-        self, averaged: AveragedGenerator, dataset: TripleDataset, cache: Path, *, quiet: bool
+        self,
+        averaged: AveragedGenerator,
+        dataset: TripleDataset,
+        cache: Path,
+        *,
+        judge: Segmenter | None,
+        quiet: bool,
     ) -> None:
         self.averaged, self.dataset, self.cache, self.quiet = averaged, dataset, cache, quiet
         self._previewed = _spread(dataset, PREVIEW_ROWS)
-        self._judge: Segmenter | None = None
+        self._judge = judge
 
     @torch.no_grad()
     def preview(self, hed: Hed | None) -> Image.Image:
         """Grid of validation layouts, always the same, each with its own style."""
-        space, rows = self.dataset.space, []
+        space, rows, labels = self.dataset.space, [], []
         generator = self.averaged.generator
         for index, batch in enumerate(ordered_batches(self._previewed, 1)):
             moved = to_device(batch, self.averaged.device)
@@ -63,6 +69,7 @@ class Validation:
             if hed is not None:
                 edges = (hed(to_images(moved.images)) * 255).round().to(torch.uint8)
             blank = np.full((*batch.labels.shape[1:], 3), 255, np.uint8)
+            labels.append(batch.labels[0].numpy())
             rows.append(
                 [
                     colorize(batch.labels[0].numpy(), space.palette),
@@ -73,12 +80,13 @@ class Validation:
                     moved.images[0].permute(1, 2, 0).cpu().numpy(),
                 ]
             )
-        return grid(rows, ("label", "edge", "real edge", "coarse", "image", "real"))
+        titles = ("label", "edge", "real edge", "coarse", "image", "real")
+        return grid(rows, titles, legend=legend_of(labels, space.names, space.palette))
 
     def score(self) -> dict[str, float]:
         """Agreement with a judge, and distance to the photos."""
         if self._judge is None:
-            self._judge = self._load_judge()
+            self._judge = self._trained_judge()
         evaluate = self.averaged.recipe.evaluate
         return validate(
             self.averaged.generator,
@@ -89,15 +97,12 @@ class Validation:
             styles_of=self.averaged.styles_of,
         )
 
-    def _load_judge(self) -> Segmenter:
-        averaged, space = self.averaged, self.dataset.space
-        evaluate = averaged.recipe.evaluate
-        if evaluate.judge != "train":
-            return load_segmenter(evaluate.judge, space, device=averaged.device, evaluation=True)
+    def _trained_judge(self) -> Segmenter:
+        averaged = self.averaged
         return train_segmenter(
             averaged.train_set,
-            space,
-            evaluate.judge_training,
+            self.dataset.space,
+            averaged.recipe.evaluate.judge_training,
             self.cache,
             averaged.device,
             role=None if self.quiet else "judge",

@@ -24,7 +24,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
@@ -33,13 +33,15 @@ import torch
 from PIL import Image
 
 from ecgan.generation import planner
-from ecgan.generation.plan import Plan, Stage, commit_name, passes, whole_rows
+from ecgan.generation.plan import Plan, Stage, passes, whole_rows
 from ecgan.generation.request import Request
 from ecgan.generation.state import DatasetState
 from ecgan.generation.worker import ShardWorker
 from ecgan.runtime.storage import open_store
+from ecgan.runtime.timing import StageSeconds
 from ecgan.sampling.sampler import GeneratedPair, Sampler
 from ecgan.shards import codecs
+from ecgan.shards.files.names import commit_name
 from ecgan.shards.manifest import CommitRecord
 from tests.helpers.tiny import make_generator
 
@@ -161,7 +163,7 @@ def measure_resume(folder, count):
         (base / commit_name(number)).write_text(shard.model_dump_json())
         (base / name).write_bytes(b"x")
     start = time.perf_counter()
-    found = DatasetState(store).committed(Plan((stage,)))
+    found = DatasetState(store).committed(Plan((stage,)), "webdataset", 35)
     seconds = time.perf_counter() - start
     assert len(found.shards) == count
     print(f"resume: {count:,} committed shards scanned in {seconds:.1f} s", flush=True)
@@ -247,29 +249,77 @@ def variants():
     yield from ({"threads": threads} for threads in (1, 2, 4))
 
 
-def measure_end_to_end(folder, repeats):
-    layouts = write_layouts(folder / "few", 12, SIZE)
-    path = make_generator(
-        folder / "real" / "generator.safetensors",
-        data={"height": SIZE[0], "width": SIZE[1], "classes": ["road", "sky", "car"]},
-        model={"width": 16},
+@dataclass(frozen=True)
+class EndToEnd:
+    """The whole pipeline beside its generator, on one worker."""
+
+    alone: float  # samples/s of the generator, with styles drawn and bytes brought to the host
+    whole: float  # samples/s of the pipeline
+    spent: StageSeconds  # where the time of the last shard went
+
+
+def end_to_end(folder, layouts, repeats, *, recipe, styles=5, **options):
+    """Measure a generator with random weights, and the pipeline with it.
+
+    Args:
+        folder: for the generator and the data set.
+        layouts: folder of label maps.
+        repeats: of each; medians are returned.
+        recipe: sections of the generator's recipe.
+        styles: of each layout.
+        options: of the request.
+    """
+    path = make_generator(folder / "real" / "generator.safetensors", **recipe)
+    num_samples = styles * sum(1 for _ in layouts.iterdir())
+    request = request_of(
+        path, layouts, folder / "whole", n_styles=styles, samples_per_shard=num_samples, **options
     )
-    prepared = planner.plan(request_of(path, layouts, folder / "whole", samples_per_shard=60))
+    prepared = planner.plan(request)
     maker = ShardWorker(prepared.settings)
     job = prepared.wanted.stage.job(0)
-    sampler = maker.sampler
-    read = [sampler.layout(group.key, *sampler.read_maps(group.item)) for group in job.groups]
+    sampler, batch = maker.sampler, prepared.settings.output.batch
+    parts = [
+        (part, [sampler.layout(group.key, *sampler.read_maps(group.item)) for group in part])
+        for part in passes(job.groups, batch)
+    ]
+
+    def drawn(part):
+        draw = maker.settings.styles.draw
+        z = [draw(g.key, k) for g in part for k in range(g.first, g.first + g.count)]
+        return torch.stack(z).view(len(part), -1, z[0].shape[-1])
 
     def alone():
-        for layout, group in zip(read, job.groups, strict=True):
-            z = torch.stack([maker.settings.styles.draw(group.key, k) for k in range(group.count)])
-            sampler.start([layout], z[None], 8).result()
+        begun = None  # as in the pipeline, a pass is begun before the one before it is waited for
+        for part, read in parts:
+            following = sampler.start(read, drawn(part), batch)
+            if begun is not None:
+                begun.result()
+            begun = following
+        begun.result()
 
-    generator_alone = median_rate(alone, job.samples, repeats)
-    whole = median_rate(lambda: maker(job), job.samples, repeats)
+    spent = StageSeconds(prepared.settings.encoders)
+
+    def whole():
+        nonlocal spent
+        made = maker(job)
+        spent = StageSeconds(prepared.settings.encoders)
+        spent.add(made.seconds, made.elapsed, job.samples)
+
+    rate_alone = median_rate(alone, job.samples, repeats)
+    return EndToEnd(rate_alone, median_rate(whole, job.samples, repeats), spent)
+
+
+def measure_end_to_end(folder, repeats):
+    recipe = {
+        "data": {"height": SIZE[0], "width": SIZE[1], "classes": ["road", "sky", "car"]},
+        "model": {"width": 16},
+    }
+    layouts = write_layouts(folder / "few", 12, SIZE)
+    found = end_to_end(folder, layouts, repeats, recipe=recipe)
     print(
-        f"end to end, generator of width 16 on one thread, 256 x 512, 5 styles: {whole:.2f} "
-        f"samples/s; generator alone {generator_alone:.2f}; ratio {whole / generator_alone:.1%}",
+        f"end to end, generator of width 16 on one thread, 256 x 512, 5 styles: {found.whole:.2f} "
+        f"samples/s; generator alone {found.alone:.2f}; ratio {found.whole / found.alone:.1%}; "
+        f"waits for {found.spent.bottleneck()}",
         flush=True,
     )
 

@@ -17,9 +17,10 @@ Without CUDA, sizes are those of training on a CPU; --large takes those of a GPU
 import argparse
 import os
 import statistics
-import time
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -28,12 +29,12 @@ from torch import Tensor
 from ecgan.ops.class_conv import class_specific_heads
 from ecgan.ops.pair_similarity import BOUND, pair_similarity
 from ecgan.ops.pixel_contrast import pixel_contrast
-from tests.benchmarks.common import machine, versions
+from tests.benchmarks.common import machine, peak_bytes, seconds, versions
 
 IGNORE = 255
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BYTES_OF_BASELINE = 30e9 if DEVICE.type == "cuda" else 1.5e9  # at most
-PAIRS_IN_FLOAT64 = 2**28  # at most, where the error is measured
+PAIRS_IN_FLOAT64 = 2**35 if DEVICE.type == "cuda" else 2**28  # at most, for the error
 
 
 @dataclass(frozen=True)
@@ -166,49 +167,69 @@ def gradients(f, inputs, dtype=torch.float32):
     return torch.autograd.grad(f(*inputs), inputs)
 
 
-def once(f, inputs):
-    """Milliseconds, and megabytes on CUDA."""
-    if DEVICE.type != "cuda":
-        start = time.thread_time()
-        gradients(f, inputs)
-        return 1e3 * (time.thread_time() - start), 0.0
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    gradients(f, inputs)
-    stop.record()
-    torch.cuda.synchronize()
-    return start.elapsed_time(stop), (torch.cuda.max_memory_allocated() - before) / 1e6
+@dataclass(frozen=True)
+class Measured:
+    """What one implementation takes, forward and backward."""
+
+    milliseconds: float  # median
+    megabytes: float  # of CUDA's memory at most, beyond what was in use; 0 on a CPU
+    error: float | None  # norm of the gradient's error; None: too large for float64
 
 
-def rows(case, repeats):
-    """One row for each implementation; they take turns."""
+def implementations(case):
+    """Name -> function; the kernels where there is CUDA."""
     found = {} if case.baseline is None else {"baseline": case.baseline}
     found["torch"] = case.ours
     if DEVICE.type == "cuda":
         found["triton"] = case.ours
+    return found
+
+
+@contextmanager
+def kernels_of(name):
+    """Where our operations run as this implementation."""
+    kernels = {"ECGAN_KERNELS": "triton" if name == "triton" else "torch"}
+    with mock.patch.dict(os.environ, kernels):
+        yield
+
+
+def measure(case, repeats):
+    """Name -> Measured; the implementations take turns."""
+    found = implementations(case)
     times: dict[str, list[float]] = {name: [] for name in found}
-    megabytes = dict.fromkeys(found, 0.0)
     for repeat in range(repeats + 1):
         for name, f in found.items():
-            os.environ["ECGAN_KERNELS"] = "triton" if name == "triton" else "torch"
-            milliseconds, megabytes[name] = once(f, case.inputs)
+            with kernels_of(name):
+                spent = seconds(lambda f=f: gradients(f, case.inputs), DEVICE)
             if repeat:  # the first one warms up, and compiles
-                times[name].append(milliseconds)
-    exact = gradients(case.ours, case.inputs, torch.float64)[0] if case.in_float64 else None
-    first = statistics.median(next(iter(times.values())))
+                times[name].append(1e3 * spent)
+    exact = None
+    if case.in_float64:
+        with kernels_of("torch"):
+            exact = gradients(case.ours, case.inputs, torch.float64)[0]
+    result = {}
     for name, f in found.items():
-        os.environ["ECGAN_KERNELS"] = "triton" if name == "triton" else "torch"
-        error = ""
-        if exact is not None:
-            gradient = gradients(f, case.inputs)[0].double()
-            error = f"{float((gradient - exact).norm() / exact.norm()):.0e}"
-        milliseconds = statistics.median(times[name])
-        memory = f"{megabytes[name]:.0f}" if DEVICE.type == "cuda" else ""
+        error, megabytes = None, 0.0
+        with kernels_of(name):
+            if DEVICE.type == "cuda":
+                megabytes = peak_bytes(lambda f=f: gradients(f, case.inputs), DEVICE) / 1e6
+            if exact is not None:
+                gradient = gradients(f, case.inputs)[0].double()
+                error = float((gradient - exact).norm() / exact.norm())
+        result[name] = Measured(statistics.median(times[name]), megabytes, error)
+    return result
+
+
+def rows(case, repeats):
+    """One row for each implementation."""
+    measured = measure(case, repeats)
+    first = next(iter(measured.values())).milliseconds
+    for name, one in measured.items():
+        error = "" if one.error is None else f"{one.error:.0e}"
+        memory = f"{one.megabytes:.0f}" if DEVICE.type == "cuda" else ""
         yield (
-            f"{case.operation:<13} {case.scale:<26} {name:<9} {milliseconds:9.2f} "
-            f"{first / milliseconds:6.2f} {error:>6} {memory:>6}"
+            f"{case.operation:<13} {case.scale:<26} {name:<9} {one.milliseconds:9.2f} "
+            f"{first / one.milliseconds:6.2f} {error:>6} {memory:>6}"
         )
 
 

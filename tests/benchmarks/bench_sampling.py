@@ -81,8 +81,8 @@ def read_labels(case):
     return labels.where(labels < case.classes, case.classes)
 
 
-def forms(case, device, *, compile):  # noqa: A002
-    """What there is to measure: name, type, and a function that makes the bytes of a pass."""
+def forms(case, device, names):
+    """What there is to measure: name, type, a function that makes the bytes of a pass, eager."""
     labels, z = read_labels(case).to(device), torch.randn(case.layouts, case.styles, 256).to(device)
     plain = generator(case).to(device)
     S = one_hot(labels, case.classes, case.classes, unknown=True)
@@ -94,49 +94,53 @@ def forms(case, device, *, compile):  # noqa: A002
             made = plain(S, labels, case.classes, z[:, k])
             bytes_of(made.image[:, None], made.edge[:, None])
 
-    yield "baseline", torch.float32, baseline
-    for name, lookups in (("inference", False), ("lookups", True)):
+    for name in names:
+        if name == "baseline":
+            yield name, torch.float32, baseline, baseline
+            continue
+        lookups = name == "lookups"
         own = InferenceGenerator(plain, boundary=False, lookups=lookups).to(device, dtype)
-        yield (
-            name,
-            dtype,
-            lambda own=own: bytes_of(*own.sample(own.prepare(labels, None), z)),
-        )
-    if compile and device.type == "cuda":
-        own = InferenceGenerator(plain, boundary=False, lookups=False).to(device, dtype)
 
-        def draw(what, styles):
-            return bytes_of(*own.sample(what, styles))
+        def eager(own=own):
+            return bytes_of(*own.sample(own.prepare(labels, None), z))
 
-        pool = torch.cuda.graph_pool_handle()
-        recorded = RecordedPass(compiled(own.prepare), compiled(draw), labels, None, z, pool)
+        yield name, dtype, recorded(own, labels, z) if name == "recorded" else eager, eager
 
-        def replay():
-            recorded.share(labels, None)
-            return recorded.draw(z)
 
-        yield "recorded", dtype, replay
+def recorded(own, labels, z):
+    """The pass of a generator, compiled and recorded."""
+
+    def draw(shared, styles):
+        return bytes_of(*own.sample(shared, styles))
+
+    pool = torch.cuda.graph_pool_handle()
+    graphs = RecordedPass(compiled(own.prepare), compiled(draw), labels, None, z, pool)
+
+    def replay():
+        graphs.share(labels, None)
+        return graphs.draw(z)
+
+    return replay
 
 
 def bytes_of(images, edges):
     return to_bytes(images.permute(0, 1, 3, 4, 2)), to_bytes(edges.mean(dim=2))
 
 
-def measure(case, device, repeats, *, compile=False):  # noqa: A002
+def measure(case, device, repeats, names=("baseline", "inference", "lookups")):
     """Name -> type, median seconds of a pass, its operations; all in turns."""
     with torch.no_grad():
-        found = list(forms(case, device, compile=compile))
-        counted = {name: flops(call) for name, _, call in found if name != "recorded"}
-        counted["recorded"] = counted["inference"]
-    taken = {name: [] for name, *_ in found}
+        found = list(forms(case, device, names))
+        counted = {name: flops(eager) for name, _, _, eager in found}
+    taken = {name: [] for name in names}
     with torch.inference_mode():
         for repeat in range(repeats + 1):
-            for name, _, call in found:
+            for name, _, call, _ in found:
                 spent = seconds(call, device)
                 if repeat:  # the first one warms up
                     taken[name].append(spent)
     return {
-        name: (dtype, statistics.median(taken[name]), counted[name]) for name, dtype, _ in found
+        name: (dtype, statistics.median(taken[name]), counted[name]) for name, dtype, *_ in found
     }
 
 
@@ -209,10 +213,12 @@ def main():
     limits, ceiling = ceilings(device)
     print(f"{machine()}, torch {torch.__version__}, on {device_name(device)}")
     print(f"{layouts}; median of {arguments.repeats}; {ceiling}")
+    names = ("baseline", "inference", "lookups")
+    names += ("recorded",) * (arguments.compile and device.type == "cuda")
     base = Case(arguments.width, tuple(arguments.size), arguments.classes, arguments.layouts, 1)
     for styles in arguments.styles:
         case = replace(base, styles=styles)
-        measured = measure(case, device, arguments.repeats, compile=arguments.compile)
+        measured = measure(case, device, arguments.repeats, names)
         print_table(case, measured, limits)
     if arguments.scaling:
         print_scaling(base, device, arguments.repeats)

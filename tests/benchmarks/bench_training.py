@@ -6,7 +6,8 @@
         --device cuda --similarity-stride 4 --compile --scaling
 
 The recipe is ``camvid`` with every term of Eq. 10: adversarial, feature matching, perceptual, Eqs.
-3, 5 and 6, KL. A step is both players' losses, gradients and optimisers; no loader, no average. The
+3, 5 and 6, KL; without its discriminator that segments, unless ``--small-data`` adds it, which has
+no baseline. A step is both players' losses, gradients and optimisers; no loader, no average. The
 baseline, in the same process and from the same weights, is the step as one would write it at first:
 
 * eager, float32, weights and layouts not channels last, Adam as torch makes it by default;
@@ -55,7 +56,15 @@ from ecgan.runtime.torch_private import TorchSpectralNorm
 from ecgan.training import networks
 from ecgan.training import step as steps
 from ecgan.training.objective import Inputs, Objective
-from tests.benchmarks.common import ceilings, device_name, flops, machine, seconds, versions
+from tests.benchmarks.common import (
+    ceilings,
+    device_name,
+    flops,
+    machine,
+    peak_bytes,
+    seconds,
+    versions,
+)
 from tests.benchmarks.naive_training import make_plain, naive_bytes, naive_step
 
 
@@ -70,6 +79,7 @@ class Case:
     similarity_stride: int | str
     label_generator: int  # width of its first stage; 0: none
     perceptual: str
+    small_data: bool = False  # with the recipe's second discriminator, which segments
 
     def recipe(self, device, precision, *, compile=False):  # noqa: A002
         height, width = self.size
@@ -79,6 +89,7 @@ class Case:
                 f"data.height={height}", f"data.width={width}",
                 f"data.classes={[str(n) for n in range(self.classes)]}",
                 f"model.width={self.width}", f"train.batch={self.batch}",
+                f"model.segmentation_discriminator={'features' if self.small_data else 'off'}",
                 f"model.label_generator={'train' if self.label_generator else 'off'}",
                 f"model.label_generator_training.channels={self.label_generator or 32}",
                 f"losses.perceptual_network={self.perceptual}",
@@ -106,12 +117,14 @@ class Form:
     def build(cls, case, device, pairs, precision, *, naive=False, compile=False):  # noqa: A002
         recipe = case.recipe(device, precision, compile=compile)
         space = label_space(recipe.data)
+        perceptual = networks.perceptual_network(recipe, device)
         objective = Objective(
             recipe,
             space,
             device,
             networks.untrained_label_generator(recipe, space, device),
-            networks.perceptual_network(recipe, device),
+            perceptual,
+            feature_network=networks.feature_network(recipe, perceptual, device),
         )
         both = steps.build(recipe, space, device)
         inputs = to_inputs(pairs, space, device)
@@ -127,16 +140,23 @@ class Form:
 
     @property
     def sides(self):
-        return self.trained.generator, self.trained.discriminator
+        return tuple(self.trained.by_name.values())
 
     def held(self):
         """Bytes of networks and of Adam's moments."""
         networks = [side.network for side in self.sides]
-        networks += [self.objective.label_generator, self.objective.perceptual_network]
-        found = [t for n in networks if n is not None for t in (*n.parameters(), *n.buffers())]
+        objective = self.objective
+        networks += [objective.label_generator, objective.perceptual_network]
+        networks += [objective.feature_network]
+        tensors = {id(t): t for n in networks if n is not None for t in tensors_of(n)}
+        found = list(tensors.values())  # the perceptual network may be the feature network
         for side in self.sides:
             found += [t for state in side.optimizer.state.values() for t in state.values()]
         return sum(t.nbytes for t in found)
+
+
+def tensors_of(network):
+    return (*network.parameters(), *network.buffers())
 
 
 def read_pairs(case):
@@ -186,18 +206,23 @@ def free_bytes(device):
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def forms(case, device, *, compile=False):  # noqa: A002
+def forms(case, device, names=("baseline", "ours", "bfloat16")):
     """Name -> form; the baseline is None where it does not fit."""
     pairs = read_pairs(case)
-    fits = naive_bytes(case, case.recipe(device, "float32")) < free_bytes(device) / 2
-    found = {
-        "baseline": Form.build(case, device, pairs, "float32", naive=True) if fits else None,
-        "ours": Form.build(case, device, pairs, "float32"),
-        "bfloat16": Form.build(case, device, pairs, "bfloat16"),
+    options = {
+        "baseline": {"precision": "float32", "naive": True},
+        "ours": {"precision": "float32"},
+        "bfloat16": {"precision": "bfloat16"},
+        "compiled": {"precision": "auto", "compile": True},
     }
-    if compile:
-        found["compiled"] = Form.build(case, device, pairs, "auto", compile=True)
-    return found
+    matrices = naive_bytes(case, case.recipe(device, "float32"))
+    fits = not case.small_data and matrices < free_bytes(device) / 2
+    return {
+        name: Form.build(case, device, pairs, **options[name])
+        if name != "baseline" or fits
+        else None
+        for name in names
+    }
 
 
 # Whether they compute the same
@@ -272,8 +297,8 @@ def measure(found, device, repeats):
     for form in there.values():
         form()  # warms up, compiles
     counted = {name: flops(form) for name, form in there.items() if name != "compiled"}
-    if "compiled" in there:  # the counter looks at single operations
-        counted["compiled"] = counted["bfloat16" if device.type == "cuda" else "ours"]
+    if "compiled" in there:  # the counter looks at single operations, which are those of ours
+        counted["compiled"] = counted.get("ours", 0)
     peaks = {name: form.held() + added(form, device) for name, form in there.items()}
     taken = {name: [] for name in there}
     for _ in range(repeats):
@@ -290,12 +315,7 @@ def added(form, device):
     for side in form.sides:
         side.optimizer.zero_grad(set_to_none=True)
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        form()
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
+        return peak_bytes(form, device)
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
     ) as profiler:
@@ -305,8 +325,8 @@ def added(form, device):
     return int(np.cumsum([change for _, change in changes]).max())
 
 
-def print_spans(form, device):
-    """Where the time of one step goes."""
+def spans(form, device):
+    """Where the time of one step goes, in words, largest first."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
@@ -314,9 +334,9 @@ def print_spans(form, device):
         form()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-    spans = sorted(span_seconds(profiler.events()).items(), key=lambda pair: -pair[1])
-    total = sum(spent for _, spent in spans)
-    print(f"  of ours: {', '.join(f'{name} {spent / total:.0%}' for name, spent in spans)}")
+    found = sorted(span_seconds(profiler.events()).items(), key=lambda pair: -pair[1])
+    total = sum(spent for _, spent in found)
+    return ", ".join(f"{name} {spent / total:.0%}" for name, spent in found)
 
 
 def print_table(case, found, measured, limits):
@@ -343,7 +363,7 @@ def print_table(case, found, measured, limits):
             flush=True,
         )
     if found["baseline"] is None:
-        print("  baseline: its matrices do not fit into half of the memory")
+        print("  baseline: none, or its matrices do not fit into half of the memory")
 
 
 def print_differences(differences):
@@ -408,6 +428,7 @@ def main():
         "--perceptual", choices=("efficientnet_lite0", "vgg19", "none"),
         default="efficientnet_lite0",
     )  # fmt: skip
+    parser.add_argument("--small-data", action="store_true", help="with all of the recipe")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--compile", action="store_true")
@@ -426,12 +447,14 @@ def main():
     case = Case(
         arguments.width, tuple(arguments.size), arguments.classes, arguments.batch,
         arguments.similarity_stride, arguments.label_generator, arguments.perceptual,
+        arguments.small_data,
     )  # fmt: skip
-    found = forms(case, device, compile=arguments.compile)
+    names = ("baseline", "ours", "bfloat16", *["compiled"] * arguments.compile)
+    found = forms(case, device, names)
     compared = differences(found)
     measured = measure(found, device, arguments.repeats)
     print_table(case, found, measured, limits)
-    print_spans(found["ours"], device)
+    print(f"  of ours: {spans(found['ours'], device)}")
     print_differences(compared)
     if arguments.scaling:
         del found

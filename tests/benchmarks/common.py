@@ -33,15 +33,28 @@ def versions():
 
 
 def seconds(call, device):
-    """Seconds of a call on the device, or of this thread's CPU time."""
-    clock = time.perf_counter if device.type == "cuda" else time.thread_time
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = clock()
+    """Seconds of a call on the device, between two events, or of this thread's CPU time."""
+    if device.type != "cuda":
+        start = time.thread_time()
+        call()
+        return time.thread_time() - start
+    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize(device)
+    start.record(torch.cuda.current_stream(device))
     call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return clock() - start
+    stop.record(torch.cuda.current_stream(device))
+    torch.cuda.synchronize(device)
+    return start.elapsed_time(stop) / 1e3
+
+
+def peak_bytes(call, device):
+    """Bytes of CUDA's memory that a call takes at most, beyond what is in use."""
+    torch.cuda.synchronize(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    call()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
 
 
 def flops(call):
@@ -56,6 +69,13 @@ def matrix_ceiling(device, dtype):
     side = 8192 if device.type == "cuda" else 1024
     a, b = torch.randn(2, side, side, device=device).to(dtype)
     return 2 * side**3 / min(seconds(lambda: torch.mm(a, b), device) for _ in range(6))
+
+
+def copy_bandwidth(device):
+    """Bytes/s of a large copy within the device's memory, read and written, the fastest of six."""
+    source = torch.randn(2**30 if device.type == "cuda" else 2**24, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / min(seconds(lambda: target.copy_(source), device) for _ in range(6))
 
 
 def ceilings(device):

@@ -1,6 +1,7 @@
 """The command line as a whole: start-up, help, refusals."""
 
 import logging
+import os
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ from click.testing import CliRunner
 
 from ecgan.errors import UserError
 from ecgan.evaluation import run as evaluate
+from ecgan.evaluation.downstream.arms import Arm
 from ecgan.recipe import recipe_names
 from ecgan_cli.main import cli
 from ecgan_cli.options import Command
@@ -30,6 +32,24 @@ def test_help_imports_neither_torch_nor_ray(arguments):
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert result.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "20000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, "0")],
+)
+def test_threads_of_torch_spin_briefly_unless_they_are_told_otherwise(given, expected):
+    ours = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}
+    inherited = {name: value for name, value in os.environ.items() if name not in ours}
+    result = subprocess.run(
+        [sys.executable, "-c", "import ecgan_cli.main, torch"],
+        env=inherited | {"OMP_DISPLAY_ENV": "verbose"} | given, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    if "GOMP_SPINCOUNT" not in result.stderr:
+        pytest.skip("torch comes with another OpenMP")
+    assert f"GOMP_SPINCOUNT = '{expected}'" in result.stderr
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -67,7 +87,7 @@ def test_the_list_of_recipes_has_two_columns():
     ("arguments", "message"),
     [
         (["train", "--recipe", "demoo"], "no recipe 'demoo' (did you mean demo?)"),
-        (["train", "--recipe", "no.yaml"], "no.yaml: cannot read the recipe"),
+        (["train", "--recipe", "no.yaml"], "no.yaml: no such file"),
         (["train", "--recipe", "demo", "--set", "train.batch=0"], "train.batch: "),
         (["train", "--recipe", "demo", "--set", "trian.batch=1"], "trian: no such key"),
         (["train", "--recipe", "demo", "--batch", "0"], "batch"),
@@ -200,7 +220,9 @@ def test_downstream_is_a_command_and_still_an_option_of_evaluate(command, monkey
     assert ("is now a command: ecgan downstream" in result.stderr) == (command[0] == "evaluate")
     (request,) = asked
     assert request.samples == (str(tmp_path),)
-    assert request.downstream == evaluate.DownstreamOptions((0, 2, "synthetic"), (1,), 1)
+    assert request.downstream == evaluate.DownstreamOptions(
+        tuple(Arm.of(word) for word in (0, 2, "synthetic")), seeds=1
+    )
     refused = CliRunner().invoke(cli, [*command, "--samples", str(tmp_path), "--mix", "0,many"])
     assert refused.exit_code == 2
-    assert "'0,many': expected numbers or synthetic, separated by commas" in refused.output
+    assert "'0,many': expected numbers, copy-paste" in refused.output

@@ -18,6 +18,7 @@ from ecgan.data import loader
 from ecgan.data.packed import sample_sets as sets
 from ecgan.errors import UserError
 from ecgan.evaluation import run as evaluate
+from ecgan.evaluation.downstream.arms import Arm
 from ecgan.generation import run as generate
 from ecgan.models.style import StylePrior
 from ecgan.recipe import data_folder, label_space, load_recipe, recipe_keys
@@ -71,6 +72,14 @@ def data(recipe, _):
 def read(recipe, folder):
     """How the files of the data are read."""
     return train.check(recipe, folder / "run", device=CPU, quiet=True).train_set.items[0].reading
+
+
+def alone(recipe, folder):
+    """Photos without label maps to learn from, or what is said of their folder."""
+    try:
+        return train.check(recipe, folder / "run", device=CPU, quiet=True).unlabelled
+    except UserError as error:
+        return str(error)
 
 
 def held_out(recipe, folder):
@@ -189,7 +198,7 @@ def evaluated(recipe, folder):
 def taught(recipe, folder):
     """Protocol and results of segmenters that were trained on real pairs."""
     document = report_of(
-        recipe, folder, downstream=evaluate.DownstreamOptions(mixes=(0.0,), seeds=1)
+        recipe, folder, downstream=evaluate.DownstreamOptions(arms=(Arm.of(0),), seeds=1)
     )
     return document["downstream"]["protocol"], document["downstream"]["rows"]
 
@@ -214,7 +223,10 @@ def report_of(recipe, folder, **options):
 # What every key is changed to: overrides, where the change shows, overrides of both sides.
 FULL = ("model.label_generator=train", "losses.similarity_stride=4")
 EVALUATED = ("evaluate.features=[]", "evaluate.judge_training={channels: 8, images: 8}")
-TAUGHT = (*EVALUATED, "evaluate.downstream_training={channels: 8, images: 4, batch: 2}")
+TAUGHT = (
+    *EVALUATED,
+    "evaluate.downstream_training={architecture: segformer, channels: 8, images: 4, batch: 2}",
+)
 FILTERED = (
     "sampling.filter_training={channels: 8, images: 8}",
     *("sampling.filter_min_kept=1.0", "sampling.filter_tolerance=1.0"),
@@ -224,6 +236,9 @@ CHANGES = {
     "data.root": ("data.root=nowhere", data),
     "data.split": ("data.split=val", data),
     "data.fraction": ("data.fraction=0.5", data),
+    "data.pairs": ("data.pairs=2", data),
+    "data.draw": ("data.draw=1", data, "data.pairs=2"),
+    "data.draw_by": ("data.draw_by=block", data, "data.pairs=2"),
     "data.height": ("data.height=64", built, "model.upsamplings=5"),
     "data.width": ("data.width=128", built, "model.upsamplings=5"),
     "data.resize_height": ("data.resize_height=48", data),
@@ -237,6 +252,7 @@ CHANGES = {
     "data.label_encoding": ("data.label_encoding=gray", read),
     "data.orientation": ("data.orientation=stored", read),
     "data.photo_levels": ("data.photo_levels=[0, 4095]", read),
+    "data.unlabelled": ("data.unlabelled=nowhere", alone),
     "data.val_by": ("data.val_by=[scene-00, scene-01]", held_out),
     "data.instances": ("data.instances=true", built),
     "data.edges": ("data.edges=folder", data),
@@ -317,6 +333,7 @@ CHANGES = {
     "sampling.batch": ("sampling.batch=3", sampled),
     "sampling.compile": ("sampling.compile=true", "not on cuda"),
     "sampling.samples_per_shard": ("sampling.samples_per_shard=3", sampled),
+    "sampling.layout_fit": ("sampling.layout_fit=crop", drawn, "data.height=64", "data.width=64"),
     "sampling.image_format": ("sampling.image_format=png", sampled),
     "sampling.quality": ("sampling.quality=50", sampled),
     "sampling.license": ("sampling.license=cc0-1.0", sampled),
@@ -342,6 +359,11 @@ CHANGES |= {
     f"{section}.{key}": (f"{section}.{key}={value}", *context)
     for section, context in TRAININGS.items()
     for key, value in SETTINGS.items()
+}
+CHANGES |= {
+    f"evaluate.downstream_training.{key}": (f"evaluate.downstream_training.{key}={value}", *context)
+    for context in [TRAININGS["evaluate.downstream_training"]]
+    for key, value in {"mix_until": 0.5, "sample_weight": 2, "border": 1}.items()
 }
 QUICK = {built, data, space, step, compiled, remembered}
 KEYS = [key for key in recipe_keys() if key != "name"]
@@ -401,4 +423,20 @@ def test_changing_a_key_changes_what_can_be_seen(key, root, request, tmp_path):
         return
     (tmp_path / "before").mkdir()
     (tmp_path / "after").mkdir()
-    assert where(before, tmp_path / "before") != where(after, tmp_path / "after")
+    torch.manual_seed(0)
+    unchanged = seen_before(where, before, tmp_path / "before")
+    torch.manual_seed(0)
+    assert unchanged != where(after, tmp_path / "after")
+
+
+_SEEN = {}  # of recipes that several keys start from, by the recipe
+
+
+def seen_before(where, recipe, folder):
+    """What shows without a change; of what leaves no files, once for each recipe."""
+    if where not in QUICK:
+        return where(recipe, folder)
+    key = where, recipe.model_dump_json()
+    if key not in _SEEN:
+        _SEEN[key] = where(recipe, folder)
+    return _SEEN[key]

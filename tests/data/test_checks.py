@@ -77,7 +77,8 @@ def test_the_check_reports_everything_at_once(tmp_path):
         "label 9 found in 1 file (…), the class list has 0-2 and 255; if it marks unlabelled "
         "pixels, set it as ignore of the class list",
         "1 label map of RGB colours (…) beside 4 label maps of numbers (…); save all in one form",
-        "1 label map not of the size of the photo or of other maps (…)",
+        "1 label map not of the size of the photo or of other maps (…); export them at the size of "
+        "the photos, or scale them with nearest neighbour",
     ]
     assert "labels/train/1.png: label 64 x 16, photo 64 x 32" in faults[2]
     assert [f.split(": ")[0].removeprefix(str(root)) for f in faults[3:]] == [

@@ -5,7 +5,7 @@ import pytest
 
 from ecgan import labels
 from ecgan.data import datasets
-from ecgan.data.datasets import DataFolder, Item, index_labels
+from ecgan.data.datasets import DataFolder, Item, Subset, index_labels
 from tests.helpers import folder_items, trees
 from tests.helpers.errors import message
 from tests.helpers.folder_items import index, items_for
@@ -161,7 +161,9 @@ def test_a_fraction_of_the_training_split_is_the_same_every_time(tmp_path):
     root = trees.write_folder(tmp_path, num=20)
 
     def keys(split, fraction):
-        return [i.key for i in folder_items.items_for("folder", root, split, fraction=fraction)]
+        return [
+            i.key for i in folder_items.items_for("folder", root, split, subset=Subset(fraction))
+        ]
 
     whole, half, tenth = (keys("train", f) for f in (1.0, 0.5, 0.1))
     assert (len(whole), len(half), len(tenth)) == (20, 10, 2)

@@ -1,8 +1,6 @@
 """Decoding of photos and label maps in every mode that people store them in."""
 
-import struct
 import warnings
-import zlib
 
 import cv2
 import numpy as np
@@ -16,6 +14,7 @@ from ecgan.data.files import images, label_maps
 from tests.helpers import trees
 from tests.helpers.errors import message
 from tests.helpers.trees import empty, in_palette, photo, save, stripes, truncate
+from tests.helpers.user_folders import png_of_bits, tiff_of_bands
 
 SPACE = labels.from_json(trees.CLASSES, "classes.json")
 FOLDER = "folder"
@@ -263,22 +262,6 @@ def test_numbers_of_few_bits_are_read_by_the_depth_of_the_file(tmp_path, bits):
     assert label_maps.read_raw(path).values.tolist() == numbers.tolist()
 
 
-def png_of_bits(numbers, bits):
-    """A grey PNG of one row, of fewer than 8 bits."""
-    row = sum(int(n) << (len(numbers[0]) - 1 - i) * bits for i, n in enumerate(numbers[0]))
-    size = -(-len(numbers[0]) * bits // 8)
-    row <<= size * 8 - len(numbers[0]) * bits
-    chunks = [
-        (b"IHDR", struct.pack(">IIBBBBB", numbers.shape[1], 1, bits, 0, 0, 0, 0)),
-        (b"IDAT", zlib.compress(b"\0" + row.to_bytes(size, "big"))),
-        (b"IEND", b""),
-    ]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-        for name, data in chunks
-    )
-
-
 def test_transparent_pixels_are_unlabelled_and_half_transparent_ones_a_fault(tmp_path):
     alpha = stripes([255, 0])
     path = save(tmp_path / "a.png", np.dstack([colored([0, 1]), alpha]))
@@ -288,7 +271,7 @@ def test_transparent_pixels_are_unlabelled_and_half_transparent_ones_a_fault(tmp
     path = save(tmp_path / "b.png", np.dstack([stripes([0, 1]), stripes([255, 0])]))
     assert np.unique(datasets.read_label(label_item(path), SPACE, FOLDER)).tolist() == [0, 255]
     path = save(tmp_path / "c.png", np.dstack([colored([0, 1]), stripes([255, 128])]))
-    assert ": 1024 half-transparent pixels" in message(label_maps.read_raw, path)
+    assert ": half-transparent pixels (1024);" in message(label_maps.read_raw, path)
 
 
 @pytest.mark.parametrize("name", ["a.webp", "a.jpg"])
@@ -307,20 +290,21 @@ def test_bands_of_a_tiff_are_counted(tmp_path):
     """Four bands of which Pillow makes RGB and drops one; five that it cannot read."""
     for bands in (4, 5):
         path = tmp_path / f"{bands}.tif"
-        path.write_bytes(tiff_of_bands(bands))
+        path.write_bytes(tiff_of_bands(np.arange(4 * bands, dtype=np.uint8).reshape(2, 2, bands)))
         for read in (images.read_photo, images.probe_photo, label_maps.read_raw):
             assert f": {bands} bands; save the three that are" in message(read, path)
 
 
-def tiff_of_bands(bands):
-    """An uncompressed TIFF of 2 x 2 pixels, of bands of which none is said to be alpha."""
-    pixels = bytes(range(4 * bands))
-    bits = struct.pack(f"<{bands}H", *[8] * bands)
-    entries = [
-        (256, 4, 1, 2), (257, 4, 1, 2), (258, 3, bands, 8 + len(pixels)), (259, 3, 1, 1),
-        (262, 3, 1, 2 if bands == 4 else 1), (273, 4, 1, 8), (277, 3, 1, bands), (278, 4, 1, 2),
-        (279, 4, 1, len(pixels)),
-    ]  # fmt: skip
-    directory = struct.pack("<H", len(entries))
-    directory += b"".join(struct.pack("<HHII", *entry) for entry in entries) + struct.pack("<I", 0)
-    return struct.pack("<2sHI", b"II", 42, 8 + len(pixels) + len(bits)) + pixels + bits + directory
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf, 3e38])
+def test_photos_of_numbers_that_are_none(tmp_path, odd):
+    values = np.linspace(0, 9, 32 * 64, dtype=np.float32).reshape(32, 64)
+    values[:4] = odd
+    values[4:8] = -odd
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    found = images.probe_photo(tmp_path / "a.tif")
+    assert np.isfinite([found.low, found.high]).all()
+    Image.fromarray(np.full((32, 64), odd, np.float32)).save(tmp_path / "b.tif")
+    assert np.isfinite(images.probe_photo(tmp_path / "b.tif").low)
+    assert "set data.photo_levels" in message(images.read_photo, tmp_path / "a.tif")
+    assert images.read_photo(tmp_path / "a.tif", levels=(0, 9)).shape == (32, 64, 3)

@@ -8,14 +8,19 @@ from xml.etree import ElementTree
 import cv2
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import Image
 
+from ecgan import checkpoint
 from ecgan.data.imports import import_annotations
 from ecgan.demo.street import SPACE
 from ecgan.demo.toy import draw_scene
 from ecgan.labels import load_label_space
+from ecgan.recipe import load_recipe
+from ecgan.training import run as train
 from ecgan_cli.main import cli
+from tests.training.test_run import LIGHT
 
 SCENES = 3
 
@@ -363,6 +368,48 @@ def brush(mask):
             begin += length
     bits += "0" * (-len(bits) % 8)
     return [int(bits[i : i + 8], 2) for i in range(0, len(bits), 8)]
+
+
+def write_cvat(folder, scenes):
+    ElementTree.ElementTree(cvat_tree(scenes)).write(folder / "annotations.xml")
+
+
+EXPORTS = {
+    "coco": lambda folder, scenes: write_coco(folder / "annotations.json", scenes, first_id=1),
+    "cvat": write_cvat,
+    "labelme": write_labelme,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXPORTS)
+def test_what_was_imported_trains_to_the_weights_of_the_label_maps(tmp_path, scenes, name):
+    """Those of a folder of the drawn label maps, with their classes in the order of the import."""
+    save_photos(tmp_path / "in", scenes)
+    EXPORTS[name](tmp_path / "in", scenes)
+    found = import_annotations(tmp_path / "in", tmp_path / "imported")
+    assert found.format == name
+    save_photos(tmp_path / "drawn" / "images", scenes)
+    (tmp_path / "drawn" / "labels").mkdir()
+    place = np.full(256, 255, np.uint8)
+    for number, c in enumerate(SPACE.classes):
+        if c.name in found.space.names:
+            place[number] = found.space.names.index(c.name)
+    for index, (_, label, _) in enumerate(scenes):
+        Image.fromarray(place[label]).save(tmp_path / f"drawn/labels/scene-{index}.png")
+    (tmp_path / "drawn/classes.json").write_text(json.dumps({"classes": found.space.names}))
+    weights = []
+    for folder in ("drawn", "imported"):
+        recipe = load_recipe("demo", (*LIGHT, "train.images=4", f"data.root={tmp_path / folder}"))
+        train.run(recipe, tmp_path / f"run-{folder}", device="cpu", quiet=True)
+        path = checkpoint.training_checkpoints(tmp_path / f"run-{folder}")[-1]
+        weights.append(checkpoint.load_training(path).networks)
+    drawn, imported = weights
+    assert drawn.keys() == imported.keys()
+    for network, tensors in drawn.items():
+        assert tensors
+        for key, tensor in tensors.items():
+            assert torch.equal(tensor, imported[network][key]), (network, key)
 
 
 def test_the_command_says_what_it_did(tmp_path, scenes):

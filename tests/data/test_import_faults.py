@@ -1,6 +1,7 @@
 """What an import refuses, counts and paints in doubtful cases."""
 
 import json
+import os
 from contextlib import suppress
 from fractions import Fraction
 
@@ -197,7 +198,7 @@ def test_regions_on_stored_pixels_are_turned_with_the_photo(tmp_path, coco, orie
         ("images", {"file_name": "..\\a.jpg"}, "leads out of the folder"),
         ("images", {"file_name": "C:\\a.jpg"}, "leads out of the folder"),
         ("images", {"file_name": 3}, "expected the name of a photo"),
-        ("images", {"file_name": "no.jpg"}, "none of its 1 photos has a file (first: no.jpg)"),
+        ("images", {"file_name": "no.jpg"}, "no file of 1 photo is there (first: no.jpg)"),
         ("images", {"height": 21}, "annotated at 30 x 21 pixels, but the photo a.jpg has 30 x 20"),
         ("images", {"id": None}, "images[0].id: expected an id"),
         ("categories", {"name": ""}, "categories[0]: expected a number as id and a name"),
@@ -275,6 +276,11 @@ def test_cvat_counts_what_is_no_region(tmp_path):
         ('<polygon label="cat" points=""/>', "image 'a.jpg': polygon: points: expected pairs"),
         ('<polygon label="cat" points="1,1" z_order="x"/>', "z_order 'x': expected a whole number"),
         ('<mask label="cat" rle="4" left="0" top="0" width="2" height="3"/>', "do not add up"),
+        ('<mask label="cat" rle="9e9" left="0" top="0" width="1" height="1"/>', "invalid literal"),
+        (
+            f'<mask label="cat" rle="{2**70}" left="0" top="0" width="{2**35}" height="{2**35}"/>',
+            "a mask of more than",
+        ),
         ('<mask label="cat" rle="1" left="-1" top="0" width="1" height="1"/>', "from 0"),
         ('<star label="cat"/>', "<star> is not known"),
     ],
@@ -352,3 +358,15 @@ def test_datumaro_is_asked_for_where_it_is_needed(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "datumaro", None)
     with pytest.raises(UserError, match=r"pip install 'ecgan\[import\]'"):
         import_annotations(tmp_path, tmp_path / "out", name="voc")
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.xml", "labels/a.txt"])
+def test_pipes_are_no_annotations(tmp_path, name):
+    path = tmp_path / "in" / name
+    path.parent.mkdir(parents=True)
+    os.mkfifo(path)
+    if name.endswith("txt"):
+        (tmp_path / "in/data.yaml").write_text("names: [cat]\ntrain: images\n")
+        photo(tmp_path / "in/images/a.jpg")
+    with pytest.raises(UserError):
+        import_annotations(tmp_path / "in", tmp_path / "out")

@@ -440,6 +440,17 @@ def make_scalars(path):
     path.write_text(json.dumps({**document, "entries": dict.fromkeys(document["entries"], 7)}))
 
 
+def make_endless(path):
+    path.write_text(path.read_text().replace("32", "1e400", 1))
+
+
+def make_huge(path):
+    document = json.loads(path.read_text())
+    for row in document["entries"].values():
+        row[2][4] = [10**30] * len(row[2][4])
+    path.write_text(json.dumps(document))
+
+
 def make_folder(path):
     path.unlink()
     path.mkdir()
@@ -449,7 +460,7 @@ def make_folder(path):
     "damage",
     [
         cut_short, make_garbage, make_empty, make_foreign, make_array, make_deep, make_scalars,
-        make_uneven, make_folder,
+        make_uneven, make_folder, make_endless, make_huge,
     ],
 )  # fmt: skip
 def test_a_damaged_or_foreign_cache_is_an_empty_one(tmp_path, run, damage):
@@ -521,3 +532,11 @@ def test_a_bar_is_shown_where_it_is_wanted(tmp_path, run, monkeypatch, capsys):
     assert capsys.readouterr().err == ""
     run.check(items, progress=True)
     assert "10/10" in capsys.readouterr().err
+
+
+def test_a_pipe_is_no_label_map(run, tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(UserError, match="a pipe, a device or a socket, not a file"):
+        run.check([Item("a", tmp_path / "a.png")])
+    with pytest.raises(UserError, match="not a file"):
+        images.sha256(tmp_path / "a.png")

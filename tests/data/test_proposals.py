@@ -9,10 +9,11 @@ import yaml
 from click.testing import CliRunner
 
 from ecgan.data.proposals import minutes_on_cpu
-from ecgan.recipe import label_space, load_recipe
+from ecgan.recipe import data_folder, label_space, load_recipe
 from ecgan.training.estimate import memory, parameters
 from ecgan_cli.main import cli
 from tests.helpers.trees import photo, save, stripes
+from tests.helpers.user_folders import draw
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 
@@ -87,8 +88,18 @@ def test_a_gpu_has_the_large_recipe(photos):
         "checkpoint_every": 2_000, "preview_every": 1_000,
     }  # fmt: skip
     assert recipe.model.label_generator_training.images == 4_000
+    assert recipe.evaluate.judge_training.images == 4_000
+    assert recipe.sampling.filter_training.images == 4_000
     assert recipe.model.width == 64
     assert "one core" not in text
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_recipe_trains_on_the_split_that_is_there(tmp_path, split):
+    draw(tmp_path, folders=(f"images/{split}", f"labels/{split}"))
+    text, recipe = propose(tmp_path, "--for", "cpu")
+    assert f"There is no split train: this trains on {split}" in text
+    assert len(data_folder(recipe.data).items_for(recipe.data.split)) == 6
 
 
 @pytest.mark.parametrize(("gpus", "width"), [(0, 16), (1, 64)])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from ecgan.data import resized_copy
 from ecgan.recipe import label_space, load_recipe
 from ecgan.training import run
 from ecgan_cli.main import cli
@@ -87,6 +88,22 @@ def test_it_goes_on_and_follows_its_source(tmp_path):
     trees.save(changed, trees.photo(9))
     assert "1 written now" in call(tmp_path / "real", tmp_path / "copy", *SIZE).output
     assert samples("demo", tmp_path / "copy", *SIZE) == samples("demo", tmp_path / "real", *SIZE)
+
+
+def test_damaged_notes_of_a_copy_are_made_anew_or_refused(tmp_path):
+    write_pairs(tmp_path / "real", num_train=2, num_val=2)
+    arguments = tmp_path / "real", tmp_path / "copy", *SIZE
+    assert "4 written now" in call(*arguments).output
+    whole = (tmp_path / "copy" / "contents.json").read_text()
+    for damage in ("", "[]", "[" * 100_000, '{"train/scene-00": 7}', whole[:-3]):
+        (tmp_path / "copy" / "contents.json").write_text(damage)
+        assert "4 written now" in call(*arguments).output
+        assert (tmp_path / "copy" / "contents.json").read_text() == whole
+    for damage in ("", "[]", "[" * 100_000, "{" + "NaN"):
+        (tmp_path / "copy" / resized_copy._ABOUT).write_text(damage)
+        result = call(*arguments)
+        assert result.exit_code == 2, result.output
+        assert "not a copy of ecgan data cache" in result.output
 
 
 def test_other_copies_and_foreign_folders_are_refused(tmp_path):

@@ -1,6 +1,7 @@
 """``ecgan data``: what it says of a folder, and whether its recipe can be used."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from ecgan.recipe import label_space, load_recipe
 from ecgan_cli.main import cli
 from tests.helpers import folder_items, trees
 from tests.helpers.trees import photo, save, stripes
+from tests.helpers.user_folders import draw
 
 
 def run(*arguments):
@@ -82,6 +84,33 @@ def test_faults_are_part_of_the_report(tmp_path):
     ):
         assert expected in faults
     assert "Proposed recipe" not in faults  # they are the last on the screen
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "fault"),
+    [
+        ("classes.txt", "road\nsky\ncar\ntree\n", "two class lists that differ, classes.json and"),
+        ("classes.json", "[", "classes.json: not a JSON file"),
+        ("classes.json", '["a", "b", "a"]', "classes: name 'a' occurs 2 times"),
+    ],
+)
+def test_names_are_not_made_up_in_place_of_a_faulty_class_list(tmp_path, name, content, fault):
+    root = draw(tmp_path / "data")
+    (root / name).write_text(content)
+    result = run("inspect", root)
+    assert result.exit_code == 1
+    assert fault in result.output.partition("Faults to fix before training:\n")[2]
+    assert "not yet read: the class list has a fault" in result.output
+    for made_up in ("class 0", "There is no class list", "Proposed recipe"):
+        assert made_up not in result.output
+    for option, what in (("--write-recipe", "recipe"), ("--write-classes", "class list")):
+        written = tmp_path / "written"
+        result = run("inspect", root, option, written)
+        assert result.exit_code == 1
+        assert f"no {what} can be proposed" in result.output
+        assert fault in result.output
+        assert not written.exists()
+    assert json.loads(run("inspect", root, "--json").output)["recipe"] is None
 
 
 def test_unknown_ids_are_marked(tmp_path):
@@ -219,3 +248,10 @@ def test_toy_scenes_are_a_folder_data_set(tmp_path):
     assert found.common_size == (32, 64)
     assert found.space == labels.load_label_space(out / "classes.json")
     assert "is not empty" in run("toy", "--out", out).output
+
+
+def test_one_pair_is_no_pairs(tmp_path):
+    draw(tmp_path, num=1)
+    text = survey_dataset(tmp_path).to_text()
+    assert "1 pair   (1 photo, 1 label map)" in text
+    assert not re.search(r"\b1 (pairs|photos|label maps|files)\b", text)

@@ -57,6 +57,43 @@ def test_halving_a_label_keeps_its_type_and_never_mixes_ids(dtype):
     np.testing.assert_array_equal(resized, [[0, 255]])
 
 
+SQUARE = np.repeat(np.repeat(np.arange(16, dtype=np.uint8).reshape(4, 4), 4, 0), 4, 1)
+
+
+@pytest.mark.parametrize(
+    ("size", "inside"),
+    [
+        ((8, 16), (slice(0, 8), slice(4, 12))),  # borders left and right
+        ((16, 8), (slice(4, 12), slice(0, 8))),  # above and below
+        ((8, 8), (slice(0, 8), slice(0, 8))),
+    ],
+)
+def test_a_letterbox_holds_all_of_a_map_in_its_ratio(size, inside):
+    boxed = transforms.fit_nearest(SQUARE, size, "letterbox", 255)
+    assert boxed.shape == size
+    assert boxed.dtype == SQUARE.dtype
+    np.testing.assert_array_equal(boxed[inside], SQUARE[1::2, 1::2])
+    assert (boxed == 255).sum() == boxed.size - 64
+
+
+@pytest.mark.parametrize(
+    ("size", "rows", "columns"),
+    [((4, 8), slice(4, 12), slice(None)), ((8, 4), slice(None), slice(4, 12))],
+)
+def test_a_crop_is_the_middle_of_a_map_in_the_new_ratio(size, rows, columns):
+    cropped = transforms.fit_nearest(SQUARE, size, "crop", 255)
+    np.testing.assert_array_equal(cropped, transforms.resize_nearest(SQUARE[rows, columns], size))
+
+
+@given(sides, sides, sides, sides, st.sampled_from(["stretch", "crop", "letterbox"]))
+def test_a_map_of_any_size_fits(height, width, new_height, new_width, fit):
+    ids = np.zeros((height, width), np.int32)
+    fitted = transforms.fit_nearest(ids, (new_height, new_width), fit, -1)
+    assert fitted.shape == (new_height, new_width)
+    assert (fitted == 0).any()
+    assert fit == "letterbox" or (fitted == 0).all()
+
+
 def test_images_are_antialiased():
     """Lines of one pixel become grey when the image shrinks to a quarter."""
     lines = np.zeros((64, 64, 3), np.uint8)

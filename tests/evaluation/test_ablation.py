@@ -10,6 +10,7 @@ from ecgan import checkpoint
 from ecgan.errors import UserError
 from ecgan.evaluation.report import ablation
 from ecgan.recipe import load_recipe, parse_recipe, recipe_names
+from ecgan.runtime.files import sha256
 from ecgan_cli.main import cli
 from tests.helpers.tiny import make_generator
 
@@ -49,7 +50,7 @@ def runs(tmp_path, monkeypatch):
         path = make_generator(
             run / checkpoint.GENERATOR, model=off, train={"images": 64 * (index + 1), "batch": 8}
         )
-        protocol = {"checkpoint": checkpoint.sha256(path)}
+        protocol = {"checkpoint": sha256(path)}
         write(tmp_path / "reports" / f"any-{index}", report(0.3 + index / 10, protocol=protocol))
     return [tmp_path / "runs" / f"row-{index}" for index in range(2)]
 
@@ -105,7 +106,7 @@ def test_reports_are_looked_for_where_one_says(runs, tmp_path, monkeypatch):
     result = CliRunner().invoke(cli, ["report", "ablation", *map(str, runs), *options, "--json"])
     assert result.exit_code == 0, result.output
     assert [r["miou"]["value"] for r in json.loads(result.stdout)["rows"]] == [0.3, 0.4]
-    hashes = [checkpoint.sha256(run / checkpoint.GENERATOR) for run in runs]
+    hashes = [sha256(run / checkpoint.GENERATOR) for run in runs]
     sets = [report(0.5 + i / 10, protocol={"checkpoint": h}) for i, h in enumerate(hashes)]
     write(tmp_path / "elsewhere" / "aa-newest", sets[0] | {"compared": [sets[1]]})
     os.utime(tmp_path / "elsewhere" / "aa-newest" / "report.json", (2e9, 2e9))
@@ -117,7 +118,9 @@ def test_samples_that_are_still_there_say_what_made_them(runs, tmp_path):
     recipe = checkpoint.read_metadata(runs[0] / checkpoint.GENERATOR).recipe
     about = {
         "schema": 2,
-        "classes": {"classes": []},
+        "classes": {"classes": [{"id": 0, "name": "sky", "color": [1, 2, 3]}]},
+        "names": ["sky"],
+        "class_pixels": [0],
         "label_space": "input",
         "shards": [],
         "recipe": recipe,

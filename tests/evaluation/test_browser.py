@@ -6,10 +6,12 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from ecgan.evaluation.report import page as report
 from ecgan.evaluation.report import study
 from ecgan.evaluation.report.document import Report
+from ecgan_cli.main import cli
 from tests.evaluation.test_report import MARKED, WORTH
 from tests.evaluation.test_report import illustrations as small
 from tests.evaluation.test_study import write_set
@@ -140,6 +142,56 @@ def test_report_fits_a_telephone_and_is_reached_by_keys(browser, page):
     assert {"IoU of each class", "Samples", "Confusion matrix"} <= set(reached)
 
 
+def test_study_is_begun_with_enter_and_its_keys_are_not_typed_into_the_name(
+    browser, tmp_path, monkeypatch
+):
+    from selenium.webdriver.common.keys import Keys
+
+    a, b = (write_set(tmp_path / name, ["x", "y", "z"], 90) for name in "ab")
+    monkeypatch.chdir(tmp_path)
+    command = ["report", "study", str(a), str(b), "--out", "study"]
+    made = CliRunner().invoke(cli, command)
+    assert made.exit_code == 0, made.output
+    assert {p.name for p in Path("study").iterdir()} == {"study.html", "assignment.json"}
+    browser.get((tmp_path / "study" / "study.html").as_uri())
+    name = browser.find_element("id", "participant")
+
+    def says():
+        return browser.find_element("id", "progress").text
+
+    def press(*keys):
+        browser.switch_to.active_element.send_keys(*keys)
+
+    press("1")  # no name was asked for: the keys answer at once
+    assert (says(), name.get_attribute("value")) == ("2 of 3", "")
+    name.click()
+    press("Zoë 2", Keys.ARROW_LEFT, "1")  # in the name they are letters and move the caret
+    assert (says(), name.get_attribute("value")) == ("2 of 3", "Zoë 12")
+    press(Keys.ENTER)
+    assert browser.switch_to.active_element.get_attribute("id") == "question"
+    assert says() == "2 of 3"  # no answer yet
+    press("2")
+    press(Keys.ENTER)
+    press("1")
+    assert (says(), name.get_attribute("value")) == ("All 3 answered", "Zoë 12")
+    browser.find_element("id", "export").click()
+    study_id = json.loads(Path("study/assignment.json").read_text())["study"]
+    file = Path(browser.downloads) / f"answers-{study_id}-Zo_12.json"
+    wait_for(file)
+    assert file in {*file.parent.glob("answers-*.json")}  # as docs/evaluating.md has it
+    read = CliRunner().invoke(cli, ["report", "study-results", str(file)])
+    assert read.exit_code == 0, read.output
+    assert "1 participant, 3 layouts" in read.output
+    assert errors(browser) == []
+
+
+def wait_for(file):
+    end = time.monotonic() + 10
+    while not file.is_file() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert file.is_file()
+
+
 def test_study_is_clicked_through(browser, tmp_path):
     from selenium.webdriver.common.keys import Keys
 
@@ -201,9 +253,7 @@ def test_study_is_clicked_through(browser, tmp_path):
     assert not browser.find_element("id", "trial").is_displayed()
     browser.find_element("id", "export").click()
     file = Path(browser.downloads) / f"answers-{known['study']}-Ann_1.json"
-    end = time.monotonic() + 10
-    while not file.is_file() and time.monotonic() < end:
-        time.sleep(0.05)
+    wait_for(file)
     results = study.read([file], tmp_path / "study" / "assignment.json")
     assert results.votes == {"Ann 1": (3, 1)}
     assert errors(browser) == []

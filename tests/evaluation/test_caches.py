@@ -19,6 +19,7 @@ from ecgan.metrics.segmentation import AGREEMENTS
 from ecgan.runtime.storage import HIDDEN, open_store
 from ecgan.segmentation.loading import load_segmenter
 from ecgan.shards import formats
+from ecgan.shards.files import names
 from tests.helpers import folder_items
 from tests.helpers.evaluation import (
     encoded_photos,
@@ -30,6 +31,7 @@ from tests.helpers.evaluation import (
 from tests.helpers.tiny import NAMES, SIZE, make_generator
 
 
+@pytest.mark.slow
 def test_the_generators_own_label_generator_is_refused_or_marked(world, tmp_path):
     space = labels.load_label_space(world / "real" / "classes.json")
     judge = load_segmenter(world / "judge", space, evaluation=True)
@@ -97,15 +99,24 @@ def test_what_was_looked_at_is_not_looked_at_again(world, tmp_path, monkeypatch)
         evaluated(request_of(world, tmp_path / "c", samples=(other,)))
 
 
-def test_a_damaged_cache_is_named(world, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_a_damaged_cache_is_made_anew(world, tmp_path, monkeypatch):
     monkeypatch.setenv("ECGAN_CACHE", str(tmp_path / "cache"))
-    evaluated(request_of(world, tmp_path / "a"))
-    for path in (tmp_path / "cache" / "looks").glob("*.npz"):
-        path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(UserError, match=r"\.npz: damaged .*remove it"):
-        evaluated(request_of(world, tmp_path / "a"))
+    first, _ = evaluated(request_of(world, tmp_path / "a"))
+    one, other, third = (tmp_path / "cache" / "looks").glob("*.npz")
+    one.write_bytes(one.read_bytes()[:100])
+    other.write_bytes(b"")
+    np.savez(third, matrix=np.zeros(3))
+    for path in (one, other, third):
+        with pytest.raises(UserError, match=r"\.npz: damaged .*remove it"):
+            measure.read_measurements(path)
+    again, _ = evaluated(request_of(world, tmp_path / "b"))
+    assert again == first
+    for path in (one, other, third):
+        assert measure.read_measurements(path)
 
 
+@pytest.mark.slow
 def test_parts_add_up(world, tmp_path, monkeypatch):
     whole, _ = evaluated(request_of(world, tmp_path / "a"))
     monkeypatch.setenv("ECGAN_CACHE", str(tmp_path / "cache"))
@@ -156,7 +167,7 @@ def test_two_styles_of_a_layout_are_compared_with_each_other_and_with_their_edge
     for style in range(2):
         write = formats.write_shard(
             open_store(samples),
-            formats.shard_name("webdataset", "train", style),
+            names.shard_name("webdataset", "train", style),
             (
                 one._replace(record=replace(one.record, key=f"{one.record.key}{style}"))
                 for one in encoded_photos(world, "val")
@@ -215,7 +226,8 @@ def test_a_varied_layout_is_no_style_of_the_one_that_it_was(world, tmp_path):
     assert found["styles"]["n"] == 3
     assert found["varied"] is None
     path = tmp_path / "styles" / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"filter": {"kept_fraction": 0.25}}))
+    kept = {"kept_fraction": 0.25, "thresholds": {"tolerance": 1.25, "min_kept": 0.5}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"filter": kept}))
     document, _ = evaluated(
         request_of(world, tmp_path / "filtered", samples=(tmp_path / "styles",))
     )

@@ -18,7 +18,7 @@ from ecgan.evaluation.report.tables import table
 from ecgan.evaluation.sources import Scene
 from ecgan.generation import run as generate
 from ecgan.metrics.segmentation import agreement
-from ecgan.recipe_schema import JudgeTraining
+from ecgan.recipe.schema import JudgeTraining
 from ecgan.segmentation.segmenter import (
     Normalisation,
     Provenance,

@@ -12,6 +12,7 @@ from ecgan.evaluation.report.document import Metric
 from ecgan.metrics.styles import LEAST_PIXELS
 from ecgan.runtime.storage import HIDDEN, open_store
 from ecgan.shards import codecs, formats
+from ecgan.shards.files import names
 from tests import naive
 from tests.helpers.evaluation import encoded_photos, evaluated, recipe_of, request_of, shards_of
 from tests.helpers.tiny import NAMES, write_pairs
@@ -39,7 +40,7 @@ def write_styles(world, out, changes):
                 image = codecs.encode_image(change(np.asarray(photo)), "png", 95)
             record = replace(one.record, key=f"{one.record.key}{style}")
             made.append(one._replace(record=record, image=image))
-        name = formats.shard_name("webdataset", "train", style)
+        name = names.shard_name("webdataset", "train", style)
         formats.write_shard(
             open_store(out), name, iter(made),
             data_format="webdataset", image_format="png", num_classes=len(NAMES),

@@ -37,6 +37,8 @@ def manifest(name="train", **taught):
         label_space="input",
         recipe={"model": {"label_generator": name}},
         classes=[],
+        names=("sky",),
+        class_pixels=[0],
         shards=[],
         label_generator=taught or None,
     )
@@ -127,6 +129,7 @@ def test_a_judge_that_saw_layouts_is_marked_by_label_maps_rather_than_keys(refer
     assert judges.seen_layouts_warning(judges.Judge(segmenter(), "judge"), layouts, reference) == []
 
 
+@pytest.mark.slow
 def test_a_judge_is_trained_once_and_of_the_network_that_is_asked_for(reference, tmp_path):
     recipe = parse_recipe({"evaluate": {"judge_training": {"channels": 8, "images": 8}}}, "test")
     options = {"cache": tmp_path / "judges", "device": CPU, "progress": False}

@@ -292,7 +292,7 @@ def test_page_shows_what_samples_are_worth():
     Page(text)
     assert "Real + 1x samples: +0.040 mIoU, larger than the spread" in text
     assert "+0.0400 (+0.0100 to +0.0700) <strong>*</strong>" in text
-    assert "* larger than the spread over seeds explains" in text
+    assert "* the 95&nbsp;% interval leaves out 0" in text
     assert "mIoU 0.4500, 95 % interval 0.3000 to 0.5000, seeds 0.4400 0.4600" in text
     assert "The generator is not known." in text
     assert "<td>0.9000 ± 0.0200</td>" in text  # road
@@ -301,6 +301,28 @@ def test_page_shows_what_samples_are_worth():
     without = copy.deepcopy(WORTH)
     without["rows"][1]["against_real"]["larger"] = False
     assert "<strong>*" not in html(REPORT | {"downstream": without}, [illustrations()])
+
+
+def test_what_samples_are_worth_in_photos_is_drawn():
+    def point(photos, miou, **changes):
+        spread = {"mean": miou, "std": 0.01, "low": miou - 0.02, "high": miou + 0.02}
+        one = WORTH["rows"][0] | {"name": f"{photos} pairs", "mix": 0.0, "real_images": photos}
+        return one | {"miou": spread} | changes
+
+    curve = [point(20, 0.3), point(40, 0.36), point(80, 0.4)]
+    assert report._exchange(section(curve[:1])) is None
+    worth = point(20, 0.36, name="20 pairs + 1x", mix=1.0, source="samples", photos_worth=40.0)
+    drawn = report._exchange(section([*curve, worth]))
+    assert [n for _, n in drawn.photos] == ["20", "40", "80"]
+    assert [x for x, _ in drawn.photos] == [0, 320, 640]  # logarithmic
+    heights = [one["mean"] for one in drawn.curve]
+    assert heights == sorted(heights, reverse=True)
+    (arm,) = drawn.arms
+    assert (arm["from"], arm["to"], arm["worth"]) == (0, 320, 40)
+    assert arm["y"] == heights[1]  # meets the curve there
+    text = html(REPORT | {"downstream": WORTH | {"rows": [*curve, worth]}}, [illustrations()])
+    Page(text)
+    assert "20 pairs + 1x: 40</text>" in text
 
 
 def section(rows):
@@ -322,7 +344,9 @@ def test_runs_of_all_conditions_share_one_axis():
     assert placed[0]["seeds"] == pytest.approx([50, 60])
     assert placed[1]["mean"] == pytest.approx(75)
     assert (placed[1]["low"], placed[1]["high"]) == (0, 100)
-    assert [at["real"] for at in placed] == pytest.approx([55, 55, 55, 25, 25])
+    assert [at["real"] for at in placed] == pytest.approx([55, 55, None, 25, None])
+    more = [*rows, row("80 pairs only", [0.5], mix=0.0) | {"real_images": 80}]
+    assert report._plot(section(more)).rows[1]["real"] == placed[1]["real"]  # its own pairs' only
     rows[0]["miou"] = rows[0]["miou"] | {"high": 1.7, "low": -0.2}  # of few seeds
     ticks, placed = report._plot(section(rows))
     assert [ticks[0][0], ticks[-1][0]] == [0, 1]
@@ -447,5 +471,5 @@ def test_reports_of_version_1_are_read(tmp_path):
     assert found.sets[1].samples == "second"
     assert "warning: forced" in tables.table(found)
     (tmp_path / "report.json").write_text(json.dumps(content | {"metrics": {"miou": {"n": 1}}}))
-    with pytest.raises(UserError, match=r"report\.json: not a report of ecgan: metrics\.miou"):
+    with pytest.raises(UserError, match=r"report\.json: 4 fields do not fit[\s\S]*metrics\.miou"):
         document.load(tmp_path)

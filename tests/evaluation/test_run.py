@@ -12,14 +12,19 @@ from ecgan.errors import UserError
 from ecgan.evaluation.report.document import load
 from ecgan.generation import run as generate
 from ecgan.metrics.segmentation import AGREEMENTS
+from ecgan.runtime.files import sha256
 from ecgan.runtime.storage import open_store
 from ecgan.shards import formats
+from ecgan.shards.files import names
+from ecgan.shards.manifest import photo_digest
+from tests.helpers.errors import message
 from tests.helpers.evaluation import (
     encoded_photos,
     evaluated,
     other_samples,
     recipe_of,
     request_of,
+    shards_of,
     write_samples,
 )
 from tests.helpers.segmenters import save_segmenter
@@ -50,6 +55,7 @@ def test_real_photos_as_samples_score_as_themselves(world, tmp_path):
 
 
 @pytest.mark.parametrize("data_format", ["webdataset", "parquet"])
+@pytest.mark.slow
 def test_format_changes_nothing(world, tmp_path, data_format):
     samples = write_samples(world, tmp_path / "shards", data_format)
     document, _ = evaluated(request_of(world, tmp_path / "a", samples=(samples,)))
@@ -59,6 +65,7 @@ def test_format_changes_nothing(world, tmp_path, data_format):
     assert document["per_class"] == plain["per_class"]
 
 
+@pytest.mark.slow
 def test_sets_side_by_side_have_the_numbers_of_each_alone(world, tmp_path):
     shards_of_train = write_samples(world, tmp_path / "train", "webdataset", "train")
     both, out = evaluated(
@@ -70,6 +77,7 @@ def test_sets_side_by_side_have_the_numbers_of_each_alone(world, tmp_path):
     assert 'id="set-2"' in (out / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_samples_of_train_layouts_are_marked(world, tmp_path):
     samples = write_samples(world, tmp_path / "train", "webdataset", "train")
     recipe = recipe_of(world, evaluate={"judge_training": {"images": 8, "channels": 8}})
@@ -194,11 +202,12 @@ def test_missing_inception_weights_are_named(world, tmp_path):
         evaluated(request_of(world, tmp_path / "out", recipe=recipe))
 
 
+@pytest.mark.slow
 def test_samples_in_an_object_store(world, tmp_path):
     place = "memory://evaluate/samples"
     formats.write_shard(
         open_store(place),
-        formats.shard_name("webdataset", "train", 0),
+        names.shard_name("webdataset", "train", 0),
         encoded_photos(world, "val"),
         data_format="webdataset",
         image_format="png",
@@ -240,3 +249,20 @@ def test_splits_that_share_names_are_told_apart_by_their_label_maps(tmp_path):
     assert "photos of the samples' own layouts" in found["val"]["protocol"]["real"]
     assert "all photos of split val" in found["train"]["protocol"]["real"]
     assert any("no layout of these samples" in note for note in found["train"]["notes"])
+
+
+def test_a_generator_that_learnt_from_the_reference_without_label_maps_is_refused(world, tmp_path):
+    photos = sorted((world / "real" / "images" / "val").iterdir())
+    saw = [photo_digest(sha256(photo)) for photo in photos[:2]]
+    samples = shards_of(world, tmp_path / "shards", unlabelled=saw)
+    text = message(lambda: evaluated(request_of(world, tmp_path / "out", samples=(samples,))))
+    assert "learnt from 2 photos of the split val without their label maps" in text
+    assert not (tmp_path / "out" / "report.json").exists()
+    others = shards_of(world, tmp_path / "others", unlabelled=["0" * 16])
+    evaluated(request_of(world, tmp_path / "out", samples=(others,)))
+
+
+def test_images_that_hold_photos_are_warned_of(world, tmp_path):
+    samples = shards_of(world, tmp_path / "shards", onto="photos")
+    document, _ = evaluated(request_of(world, tmp_path / "out", samples=(samples,)))
+    assert any("hold pixels of the photos" in warning for warning in document["warnings"])

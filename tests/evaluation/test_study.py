@@ -16,6 +16,7 @@ from ecgan.evaluation.report import study
 from ecgan.labels import default_color, from_json
 from ecgan.runtime.storage import HIDDEN, open_store
 from ecgan.shards import codecs, formats, manifest, records
+from ecgan.shards.files import names
 from ecgan_cli.main import cli
 from tests.helpers import trees
 
@@ -48,17 +49,29 @@ def write_set(
                     record, png, codecs.encode_map(labels), codecs.encode_map(labels * 0)
                 )
 
-    name = formats.shard_name("webdataset", "train", 0)
+    name = names.shard_name("webdataset", "train", 0)
     shard = formats.write_shard(
         open_store(out), name, samples(), data_format="webdataset", image_format="png",
         num_classes=2,
     )  # fmt: skip
-    listed = {"name": name, "samples": shard.samples, "bytes": 0, "sha256": "", "md5": ""}
+    listed = {
+        "name": name,
+        "samples": shard.samples,
+        "bytes": 0,
+        "sha256": "0" * 64,
+        "md5": "0" * 32,
+    }
+    space = from_json(classes, "x")
+    is_evaluation = about.get("label_space") == "evaluation"
+    written = space.names_for_evaluation if is_evaluation else space.names
     about = {
         "schema": manifest.SCHEMA,
         "label_space": "input",
         "recipe": {"data": {"root": None}},
-        "classes": from_json(classes, "x").to_json(),
+        "classes": space.to_json(),
+        "names": written,
+        "ignore_index": space.ignore_index,
+        "class_pixels": [0] * len(written),
         "shards": [listed],
     } | about
     shutil.rmtree(out / HIDDEN, ignore_errors=True)
@@ -227,7 +240,7 @@ def test_the_real_photo_is_shown_where_it_is_asked_for(tmp_path):
     assert 'id="photo"' not in (without / "study.html").read_text()
     (real / "images" / "test" / "bb.png").unlink()
     (real / "labels" / "test" / "bb.png").unlink()
-    with pytest.raises(UserError, match="1 layouts have no photo there, first: bb"):
+    with pytest.raises(UserError, match=r"1 layout without a photo \(first: bb\)"):
         study.write(a, b, tmp_path / "less", reference=real)
     with pytest.raises(UserError, match="give --reference"):
         study.write(b, write_set(tmp_path / "c", ["a"], 3), tmp_path / "no", show_reference=True)
@@ -405,7 +418,7 @@ def test_what_is_not_of_this_study_is_refused_all_at_once(asked, tmp_path):
     message = str(caught.value)
     for part in (
         "other.json: of study x", "wrong.json: {", "true.json: {", "schema.json: schema 2",
-        "list.json: not answers", "half.json: not JSON",
+        "list.json: the whole", "half.json: not answers",
         "nowhere.json: no such file",
     ):  # fmt: skip
         assert part in message

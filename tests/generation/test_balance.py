@@ -234,7 +234,7 @@ def test_more_than_every_style_of_every_layout_is_refused():
     pixels = layouts(0, 5)
     full = balance.target_counts(pixels, {0: 0.5}, 20, 4)
     assert full.tolist() == [4] * 5
-    with pytest.raises(UserError, match=r"21 samples of 5 layouts .* at most 20 samples"):
+    with pytest.raises(UserError, match=r"21 samples of 5 layouts .* at most 20,"):
         balance.target_counts(pixels, {0: 0.5}, 21, 4)
 
 

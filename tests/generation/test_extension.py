@@ -61,6 +61,7 @@ def test_an_extended_data_set_keeps_its_shards_and_gets_styles_and_layouts(
         generate.run(replace(first, output=replace(first.output, extend=True)))
 
 
+@pytest.mark.slow
 def test_an_interrupted_extension_goes_on(request_of, tmp_path):
     generate.run(request_of())
     more = request_of(n_styles=5, extend=True)
@@ -82,10 +83,10 @@ def test_changed_labels_and_other_settings_do_not_extend(request_of, world, tmp_
     with pytest.raises(UserError, match=r"differ in --seed \(0, now 4\)"):
         generate.run(request_of(labels=labels, n_styles=4, extend=True, seed=4))
     Image.fromarray(np.zeros(SIZE, np.uint8)).save(labels / "scene-01.png")
-    with pytest.raises(UserError, match=r"1 label maps have changed .*first: scene-01"):
+    with pytest.raises(UserError, match=r"1 label map changed since .*first: scene-01"):
         generate.run(request_of(labels=labels, n_styles=4, extend=True))
     (labels / "scene-01.png").unlink()
-    with pytest.raises(UserError, match=r"1 layouts of .* are missing \(first: scene-01\)"):
+    with pytest.raises(UserError, match=r"1 layout of .* missing \(first: scene-01\)"):
         generate.run(request_of(labels=labels, n_styles=4, extend=True))
 
 
@@ -103,6 +104,7 @@ def test_overwriting_removes_what_is_ours_and_nothing_else(request_of, tmp_path)
 # Verification of committed shards
 
 
+@pytest.mark.slow
 def test_a_changed_byte_is_noticed_with_verify(request_of, tmp_path):
     generate.run(request_of())
     undisturbed = contents(tmp_path / "out")
@@ -148,6 +150,7 @@ def as_schema_2(out):
     path.write_text(json.dumps(about | {"schema": 2, "style_source": "seed 0"}))
 
 
+@pytest.mark.slow
 def test_a_data_set_of_an_earlier_version_is_read_resumed_and_extended(request_of, tmp_path):
     generate.run(request_of())
     out = tmp_path / "out"

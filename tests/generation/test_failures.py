@@ -201,7 +201,7 @@ def test_bad_label_folders_are_refused_before_anything_is_written(
         (["--gpus-per-worker", "0.5"], 2, "this machine has no CUDA device; leave it out, or"),
         (["--shard-timeout", "0"], 2, "--shard-timeout 0: must be above 0"),
         (["--out", "memory://x", "--workers", "2"], 2, "other processes cannot see it; use one"),
-        (["--out", "ftp9://x/y"], 2, "ftp9://x/y: no such protocol"),
+        (["--out", "ftp9://x/y"], 2, "ftp9://x/y: no such place"),
         (["--overwrite", "--extend"], 2, "--overwrite and --extend: give one of them"),
         (["--on-inconsistent", "drop"], 2, "says what the filter does; add --filter"),
         (["--filter", "train", "--on-inconsistent", "retry", "--style-seed", "1"], 2, "the same;"),
@@ -281,3 +281,69 @@ def test_augment_says_what_it_makes_and_what_comes_next(generator, layouts, tmp_
     assert not result.stderr
     assert result.stdout.startswith("10 samples, ")
     assert len(result.stdout.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--n-styles", 10**30], "--n-styles 1000000000000000000000000000000: must be at most"),
+        (["--n-styles", 10**9, "--samples-per-shard", "1"], "5,000,000,000 samples of 5 layouts"),
+        (["--vary", "flip", "--n-variants", 10**30], "--n-variants 1000"),
+        (["--workers", 10**9], "--workers 1000000000: must be at most 10000"),
+        (["--batch", 10**30], "--batch 1000"),
+        (["--samples-per-shard", 10**30], "--samples-per-shard 1000"),
+        (["--seed", 10**30], "--seed 1000"),
+        (["--style-seed", 2**63], "--style-seed 9223372036854775808: must be at most 9223372036"),
+        (["--shard-timeout", "nan"], "--shard-timeout nan: must be a number"),
+        (["--shard-timeout", "inf"], "--shard-timeout inf: must be a number"),
+        (["--gpus-per-worker", "nan"], "--gpus-per-worker nan: must be a number"),
+        (
+            ["--ray-address", "x:1", "--gpus-per-worker", "1e300"],
+            "--gpus-per-worker 1e+300: must be",
+        ),
+        (
+            ["--balance", "target", "--target", "car=nan"],
+            "car=nan: expected a share of the labelled",
+        ),
+    ],
+)
+def test_absurd_numbers_are_refused_before_any_work(
+    tmp_path, generator, layouts, monkeypatch, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    result = run_cli("augment", "--checkpoint", generator, "--labels", layouts, *arguments)
+    assert (result.exit_code, not message or message in result.output) == (2, True), result.output
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_label_map_that_changes_under_way_fails_its_shard(
+    request_, generator, layouts, tmp_path, monkeypatch
+):
+    own = shutil.copytree(layouts, tmp_path / "layouts")
+    planned = generate.planner.plan
+
+    def change_afterwards(request):
+        plan = planned(request)
+        (own / "b/3.png").write_bytes((own / "b/1.png").read_bytes())
+        return plan
+
+    monkeypatch.setattr(generate.planner, "plan", change_afterwards)
+    outcome = generate.run(request_(labels=own))
+    assert len(outcome.failed) == 1
+    assert re.search(
+        "shard 3: .*b/3.png: it has changed since it was checked; put", outcome.failed[0]
+    )
+    monkeypatch.setattr(generate.planner, "plan", planned)
+    (own / "b/3.png").write_bytes((layouts / "b/3.png").read_bytes())
+    assert generate.run(request_(labels=own)).failed == ()
+
+
+def test_a_data_set_tells_nothing_of_the_places_that_it_was_made_from(request_, tmp_path):
+    generate.run(request_())
+    told = json.loads((tmp_path / "out/.ecgan/request.json").read_text())
+    assert told["generator"] == "generator.safetensors"
+    assert told["out"] == "out"
+    for path in (tmp_path / "out").rglob("*"):
+        if path.is_file():
+            assert str(tmp_path.parent).encode() not in path.read_bytes(), path
+    assert generate.run(request_()).made == 0

@@ -87,7 +87,7 @@ def test_dropped_samples_shorten_shards_and_are_counted(request_of, tmp_path):
         )
     )  # fmt: skip
     assert len(result.failed) == 5
-    assert "left none of the 4 samples of shard 0" in result.failed[0]
+    assert "left none of shard 0's samples (4)" in result.failed[0]
 
 
 @pytest.mark.slow
@@ -114,6 +114,7 @@ def test_retries_take_the_next_seeds_and_keep_the_best(request_of, tmp_path):
 # Balance
 
 
+@pytest.mark.slow
 def test_balance_changes_how_often_layouts_occur_and_the_dry_run_shows_it(
     request_of, world, tmp_path
 ):

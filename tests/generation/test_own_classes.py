@@ -13,6 +13,7 @@ from ecgan.generation import planner
 from ecgan.generation import run as generate
 from ecgan.generation.request import Request
 from ecgan.sampling.layouts import match_names
+from ecgan.shards.manifest import read_manifest
 from tests.helpers.tiny import make_generator
 
 NAMES = ["road", "sky", "car"]  # of the generator
@@ -71,12 +72,14 @@ LISTS = {
 }
 
 
-@pytest.mark.parametrize("listed", LISTS.values(), ids=LISTS)
-@pytest.mark.parametrize("place", ["maps", ".", "data"])
+@pytest.mark.parametrize(
+    ("place", "kind"),
+    [*(("maps", kind) for kind in LISTS), *((place, next(iter(LISTS))) for place in (".", "data"))],
+)
 def test_maps_are_read_by_the_names_of_their_list(
-    generator, expected, tmp_path, capsys, place, listed
+    generator, expected, tmp_path, capsys, place, kind
 ):
-    table, name, content = listed
+    table, name, content = LISTS[kind]
     folder = {"data": tmp_path / "data/labels/val"}.get(place, tmp_path / "maps")
     write_maps(folder, table)
     path = tmp_path / place / name
@@ -155,6 +158,81 @@ def test_layouts_of_another_aspect_ratio_are_named(generator, tmp_path, capsys):
     assert expected in capsys.readouterr().err
     plan(generator, folder, tmp_path / "out", quiet=True)
     assert not capsys.readouterr().err
+
+
+FITS = {
+    "crop": "cut to the middle part of the aspect ratio of the generator's 64 x 32 pixels (first: ",
+    "letterbox": "set between unlabelled borders in the generator's 64 x 32 pixels (first: ",
+}
+
+
+def with_fit(generator, folder, out, fit, **options):
+    overrides = (f"sampling.layout_fit={fit}", "sampling.image_format=png")
+    return Request.of(
+        generator, out, labels=folder, device="cpu", overrides=overrides, n_styles=1, **options
+    )
+
+
+@pytest.mark.parametrize(("fit", "said"), FITS.items())
+def test_square_layouts_are_cut_or_set_between_borders(generator, tmp_path, capsys, fit, said):
+    """The label map that is written is the one that the image was made of."""
+    label = np.random.default_rng(0).integers(0, 3, (8, 8), np.uint8).repeat(8, 0).repeat(8, 1)
+    (tmp_path / "maps").mkdir()
+    Image.fromarray(label).save(tmp_path / "maps/square.png")
+    expected = np.full((32, 64), IGNORED)
+    if fit == "crop":
+        expected = label[16:48]
+    else:
+        expected[:, 16:48] = label[1::2, 1::2]
+    generate.run(with_fit(generator, tmp_path / "maps", tmp_path / "out", fit))
+    assert f"1 label map of 1 {said}" in capsys.readouterr().err
+    (sample,) = dataset.read(tmp_path / "out")
+    assert np.array_equal(sample.label, expected)
+    # As it is written, it gives the same image
+    (tmp_path / "again").mkdir()
+    Image.fromarray(sample.label.astype(np.uint8)).save(tmp_path / "again/square.png")
+    generate.run(with_fit(generator, tmp_path / "again", tmp_path / "second", "stretch"))
+    (again,) = dataset.read(tmp_path / "second")
+    assert np.array_equal(again.image, sample.image)
+
+
+@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("listed", [False, True])
+def test_balance_counts_what_is_used_of_a_layout(generator, tmp_path, fit, listed):
+    """Cars of the first map are all above the middle part; those of the second are in it."""
+    folder = tmp_path / "maps"
+    folder.mkdir()
+    for index, rows in enumerate([slice(0, 16), slice(16, 48)]):
+        label = np.full((64, 64), listed, np.uint8)
+        label[rows] = 2
+        Image.fromarray(label).save(folder / f"{index}.png")
+    Image.fromarray(np.ones((32, 64), np.uint8)).save(folder / "fits.png")
+    if listed:
+        (folder / "id2label.json").write_text('{"0": "sky", "1": "road", "2": "car"}')
+    options = {"spread": "target", "targets": ("car=0.5",), "quiet": True}
+    request = with_fit(generator, folder, tmp_path / "out", fit, **options)
+    even, planned = planner.plan(request).shares
+    used = {"crop": [0, 64 * 32, 0], "letterbox": [8 * 32, 16 * 32, 0]}[fit]
+    labelled = [2048, 2048, 2048] if fit == "crop" else [1024, 1024, 2048]
+    assert even[2] == pytest.approx(sum(used) / sum(labelled))
+    outcome = generate.run(request)
+    pixels = np.array(read_manifest(tmp_path / "out").class_pixels)
+    assert outcome.num_samples == 3
+    assert planned == pytest.approx(pixels / pixels.sum())
+
+
+def test_a_data_set_is_not_resumed_with_another_fit(generator, tmp_path):
+    folder = write_maps(tmp_path / "maps", {0: 0, 1: 1, 2: 2, IGNORED: 255})
+    generate.run(with_fit(generator, folder, tmp_path / "out", "stretch", quiet=True))
+    with pytest.raises(UserError, match=r"sampling\.layout_fit"):
+        generate.run(with_fit(generator, folder, tmp_path / "out", "crop", quiet=True))
+
+
+def test_borders_need_a_value_of_unlabelled_pixels(tmp_path):
+    path = make_generator(tmp_path / "g.safetensors", data={"ignore": None})
+    folder = write_maps(tmp_path / "maps", {0: 0, 1: 1, 2: 2, IGNORED: 0})
+    with pytest.raises(UserError, match=r"layout_fit=letterbox: its borders are unlabelled"):
+        planner.plan(with_fit(path, folder, tmp_path / "out", "letterbox"))
 
 
 # Matching

@@ -57,6 +57,16 @@ def test_a_converted_data_set_holds_the_same_bytes(three, tmp_path, source, targ
     assert not (tmp_path / "out/.ecgan/convert.json").exists()
 
 
+@pytest.mark.parametrize("folder", ["data", "images/train", "edges/train", ".ecgan/records"])
+def test_a_conversion_that_was_interrupted_before_its_first_file_starts_over(
+    three, tmp_path, folder
+):
+    (tmp_path / "out" / folder).mkdir(parents=True)
+    (tmp_path / "out/.ecgan").mkdir(exist_ok=True)
+    (tmp_path / "out/.ecgan/convert.json").write_text("{}")
+    assert convert(three / "parquet", tmp_path / "out", "webdataset", quiet=True) == 12
+
+
 def test_conversion_can_cut_anew_and_starts_over(three, tmp_path):
     (tmp_path / "out/.ecgan").mkdir(parents=True)
     (tmp_path / "out/.ecgan/convert.json").write_text("{}")
@@ -131,12 +141,12 @@ def same_key(encoded):
         ),
         (
             lambda out: (out / "id2label.json").write_text('{"0": "cow"}'),
-            "id2label.json: other names",
+            "id2label.json: not there, or other names",
         ),
         (lambda out: rewrite(out, palette_label), "label of mode P, expected L"),
         (lambda out: rewrite(out, strange_id), "label ids 7 are not in the class list"),
-        (lambda out: rewrite(out, small_image), "image of mode RGB, 8 x 8"),
-        (lambda out: rewrite(out, no_image), "image: its 5 bytes are no picture"),
+        (lambda out: rewrite(out, small_image), "image is of 8 x 8, expected 64 x 32"),
+        (lambda out: rewrite(out, no_image), r"image \(5 bytes\) is no picture"),
         (lambda out: rewrite(out, same_key), r"sample x\d: its key occurs twice"),
     ],
 )

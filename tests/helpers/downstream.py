@@ -10,12 +10,14 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from ecgan import checkpoint, labels
-from ecgan.data.datasets import DataFolder
+from ecgan.data.datasets import DataFolder, Subset
 from ecgan.errors import UserError
 from ecgan.evaluation.downstream import run as downstream
+from ecgan.evaluation.downstream.arms import Arm
 from ecgan.generation import run as generate
 from ecgan.recipe import parse_recipe
-from ecgan.recipe_schema import DownstreamTraining
+from ecgan.recipe.segmenters import DownstreamTraining
+from ecgan.runtime.files import sha256
 from tests.helpers import folder_items
 from tests.helpers.tiny import SIZE, write_pairs
 
@@ -31,7 +33,7 @@ def write_real(root, num_train=FEW["train"], num_val=FEW["val"]):
 
 
 def keys_of(root, split="train", fraction=1.0):
-    return {i.key for i in folder_items.items_for("folder", root, split, fraction=fraction)}
+    return {i.key for i in folder_items.items_for("folder", root, split, subset=Subset(fraction))}
 
 
 def make_samples(folder, real, *, seen=None, fraction=1.0, data=(), model=(), **options):
@@ -72,7 +74,7 @@ def copy_samples(source, folder, *, seen=None, **recipe):
         write_metadata(source / checkpoint.GENERATOR, file, seen_keys=sorted(seen))
 
     def change(about):
-        about["fingerprint"]["checkpoint"] = checkpoint.sha256(file)
+        about["fingerprint"]["checkpoint"] = sha256(file)
         for name, values in recipe.items():
             about["recipe"][name] |= values
 
@@ -94,7 +96,16 @@ def edit_manifest(place, change):
 
 
 def training(**changes):
-    return DownstreamTraining(**{"channels": 8, "images": 4, "batch": 2} | changes)
+    tiny = {"architecture": "segformer", "channels": 8, "images": 4, "batch": 2, "mix_until": 1}
+    return DownstreamTraining(**tiny | changes)
+
+
+def arms(*words):
+    return tuple(Arm.of(word) for word in words)
+
+
+def parts(*fractions):
+    return tuple(Subset(fraction) for fraction in fractions)
 
 
 def request_of(world, cache, **changes):
@@ -106,7 +117,7 @@ def request_of(world, cache, **changes):
         "size": SIZE,
         "samples": (world / "whole" / "samples",),
         "cache": cache,
-        "mixes": (0.0, 1.0),
+        "arms": arms(0, 1),
         "seeds": 2,
         "training": training(),
         "generators": (
@@ -120,7 +131,7 @@ def request_of(world, cache, **changes):
 
 def ran(request):
     """The experiment's section of report.json."""
-    return downstream.run(request).model_dump(mode="json")
+    return downstream.run(downstream.check(request)).report.model_dump(mode="json")
 
 
 def numbers(section):

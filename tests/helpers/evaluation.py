@@ -12,6 +12,7 @@ from ecgan.evaluation import run as evaluate
 from ecgan.recipe import parse_recipe
 from ecgan.runtime.storage import HIDDEN, open_store
 from ecgan.shards import codecs, formats, records
+from ecgan.shards.files import names
 from ecgan.shards.manifest import SCHEMA
 from tests.helpers import folder_items
 from tests.helpers.tiny import NAMES, SIZE
@@ -60,7 +61,7 @@ def encoded_photos(root, split, keys=None):
 def write_samples(world, out, data_format, split="val"):
     formats.write_shard(
         open_store(out),
-        formats.shard_name(data_format, "train", 0),
+        names.shard_name(data_format, "train", 0),
         encoded_photos(world, split),
         data_format=data_format,
         image_format="png",
@@ -86,7 +87,13 @@ def shards_of(world, out, **changes):
     recipe = recipe_of(world, model=TINY)
     space = labels.load_label_space(world / "real" / "classes.json")
     (tar,) = (out / "data").glob("*.tar")
-    shard = {"name": f"data/{tar.name}", "samples": 3, "bytes": 0, "sha256": "", "md5": ""}
+    shard = {
+        "name": f"data/{tar.name}",
+        "samples": 3,
+        "bytes": 0,
+        "sha256": "0" * 64,
+        "md5": "0" * 32,
+    }
     about = {
         "schema": SCHEMA,
         "samples": 3,
@@ -94,6 +101,8 @@ def shards_of(world, out, **changes):
         "label_space": "input",
         "recipe": recipe.model_dump(mode="json"),
         "classes": space.to_json(),
+        "names": list(space.names),
+        "class_pixels": [0] * len(space.names),
         "fingerprint": {},
         "shards": [shard],
     }

@@ -13,6 +13,7 @@ from ecgan.runtime.jobs import (
     StopRun,
     Workers,
 )
+from ecgan.runtime.processes.table import is_there
 
 
 def workers(executor, **changes):
@@ -172,17 +173,10 @@ class OddStop(StopRun):
         super().__init__(f"{what} {how}")
 
 
-def is_alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")")[-1].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
 def seconds_until_gone(pids, limit):
     start = time.monotonic()
-    while any(map(is_alive, pids)):
-        assert time.monotonic() - start < limit, f"still there: {[p for p in pids if is_alive(p)]}"
+    while any(map(is_there, pids)):
+        assert time.monotonic() - start < limit, f"still there: {[p for p in pids if is_there(p)]}"
         time.sleep(0.02)
     return time.monotonic() - start
 

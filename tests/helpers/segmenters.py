@@ -1,6 +1,9 @@
 """Segmenters in a blink: one that knows the tiny scenes, and folders of random weights."""
 
+from pathlib import Path
+
 import torch
+from safetensors.torch import load_file, save_file
 
 from ecgan.segmentation.segmenter import Normalisation, Provenance, Segmenter, segformer
 from tests.helpers.tiny import NAMES
@@ -18,6 +21,14 @@ class ByColour(torch.nn.Module):
     def forward(self, pixel_values):
         far = (pixel_values[:, None] - self.colours[None, :, :, None, None]).square().sum(2)
         return type("Output", (), {"logits": -far * 9})()
+
+
+def overflow(folder):
+    """Scale a segmenter's weights: each stays finite, and what they compute does not."""
+    state = load_file(Path(folder) / "model.safetensors")
+    grown = {k: v * 1e30 if v.is_floating_point() else v for k, v in state.items()}
+    save_file(grown, Path(folder) / "model.safetensors", {"format": "pt"})
+    return str(folder)
 
 
 def save_segmenter(folder, names=NAMES, seed=7):

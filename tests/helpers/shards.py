@@ -1,6 +1,7 @@
 """A folder of pairs packed into shards, as other programs write them."""
 
 import io
+import json
 import shutil
 import tarfile
 
@@ -52,5 +53,44 @@ def to_parquet(root, out, wrap=lambda data: {"bytes": data, "path": None}):
         }
         path = out / "data" / f"{name}-00000-of-00001.parquet"
         pq.write_table(pa.table(table), path, row_group_size=3)
+    shutil.copy(root / "classes.json", out)
+    return out
+
+
+def write_arrow(path, table, rows_of_batch=3, **options):
+    """An Arrow stream in batches, as ``datasets`` writes it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = pa.table(table) if isinstance(table, dict) else table
+    with (
+        path.open("wb") as file,
+        pa.ipc.new_stream(file, table.schema, options=pa.ipc.IpcWriteOptions(**options)) as stream,
+    ):
+        stream.write_table(table, max_chunksize=rows_of_batch)
+    return path
+
+
+def write_state(folder, *names, **more):
+    """``state.json`` and ``dataset_info.json`` beside Arrow files."""
+    state = {"_data_files": [{"filename": name} for name in names], "_split": None}
+    (folder / "state.json").write_text(json.dumps(state | more))
+    (folder / "dataset_info.json").write_text("{}")
+
+
+def to_saved(root, out):
+    """``DatasetDict.save_to_disk``: a folder of each split, with a cache that is no data."""
+    for split, folder in (("train", "train"), ("val", "validation")):
+        pairs = pairs_of(root, split)
+        halves = pairs[: len(pairs) // 2], pairs[len(pairs) // 2 :]
+        names = [f"data-{number:05}-of-00002.arrow" for number in range(2)]
+        for name, half in zip(names, halves, strict=True):
+            table = {
+                "key": [key for key, _, _ in half],
+                "image": [{"bytes": photo, "path": None} for _, photo, _ in half],
+                "label": [{"bytes": label, "path": None} for _, _, label in half],
+            }
+            write_arrow(out / folder / name, table)
+        shutil.copy(out / folder / names[0], out / folder / "cache-0123456789abcdef.arrow")
+        write_state(out / folder, *names)
+    (out / "dataset_dict.json").write_text('{"splits": ["train", "validation"]}')
     shutil.copy(root / "classes.json", out)
     return out

@@ -1,6 +1,8 @@
 """Small labelled folders as users bring them, drawn by code: most of them went wrong once."""
 
 import json
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -112,3 +114,34 @@ def draw(
 
 def write_classes(root, document):
     Path(root, "classes.json").write_text(json.dumps(document))
+
+
+def tiff_of_bands(pixels):
+    """An uncompressed TIFF of bands of which none is said to be alpha, from (H, W, N) bytes."""
+    height, width, bands = pixels.shape
+    data = pixels.tobytes()
+    bits = struct.pack(f"<{bands}H", *[8] * bands)
+    entries = [
+        (256, 4, 1, width), (257, 4, 1, height), (258, 3, bands, 8 + len(data)), (259, 3, 1, 1),
+        (262, 3, 1, 2 if bands == 4 else 1), (273, 4, 1, 8), (277, 3, 1, bands),
+        (278, 4, 1, height), (279, 4, 1, len(data)),
+    ]  # fmt: skip
+    directory = struct.pack("<H", len(entries))
+    directory += b"".join(struct.pack("<HHII", *entry) for entry in entries) + struct.pack("<I", 0)
+    return struct.pack("<2sHI", b"II", 42, 8 + len(data) + len(bits)) + data + bits + directory
+
+
+def png_of_bits(numbers, bits):
+    """A grey PNG of one row, of fewer than 8 bits."""
+    row = sum(int(n) << (len(numbers[0]) - 1 - i) * bits for i, n in enumerate(numbers[0]))
+    size = -(-len(numbers[0]) * bits // 8)
+    row <<= size * 8 - len(numbers[0]) * bits
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", numbers.shape[1], 1, bits, 0, 0, 0, 0)),
+        (b"IDAT", zlib.compress(b"\0" + row.to_bytes(size, "big"))),
+        (b"IEND", b""),
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks
+    )

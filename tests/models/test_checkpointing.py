@@ -1,5 +1,8 @@
 """Activation checkpointing of the trunk: the same numbers, the same state, less memory."""
 
+import itertools
+from functools import cache
+
 import pytest
 import torch
 
@@ -38,11 +41,18 @@ def two_steps(network, *, style):
     return [*found, *(buffer.clone() for buffer in network.buffers())]
 
 
+@cache
+def plain_steps(spectral_norm, *, style):
+    return two_steps(trunk(0, style=style, spectral_norm=spectral_norm), style=style)
+
+
 @pytest.mark.parametrize("style", [False, True])
-@pytest.mark.parametrize("spectral_norm", ["default", "all", "none"])
-@pytest.mark.parametrize("checkpointed", [1, 3, 7])
+@pytest.mark.parametrize(
+    ("checkpointed", "spectral_norm"),
+    [*itertools.product([3, 7], ["default", "all", "none"]), (1, "default")],
+)
 def test_steps_are_the_same_to_the_bit(checkpointed, spectral_norm, style):
-    plain = two_steps(trunk(0, style=style, spectral_norm=spectral_norm), style=style)
+    plain = plain_steps(spectral_norm, style=style)
     again = two_steps(trunk(checkpointed, style=style, spectral_norm=spectral_norm), style=style)
     assert len(plain) == len(again)
     assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))

@@ -1,6 +1,7 @@
 """The inference form of G against G itself, and the neighbourhoods that it looks up."""
 
 import itertools
+from functools import cache
 
 import numpy as np
 import pytest
@@ -51,11 +52,16 @@ def make_labels(num, size=(32, 64), classes=N):
     return torch.where(rough, torch.randint(classes + 1, labels.shape), labels)
 
 
-def compare(generator, labels, boundary=None, styles=None, *, unknown=True, lookups):
-    """The largest errors of image and edge, in the range of -1 to 1."""
+def sampled(generator, labels, boundary=None, styles=None, *, unknown=True):
+    """Image and edge by G itself."""
     S = one_hot(labels, generator.num_classes, generator.num_classes, unknown=unknown,
                 boundary=boundary)  # fmt: skip
-    image, edge = naive.sample(generator, S, labels, generator.num_classes, styles)
+    return naive.sample(generator, S, labels, generator.num_classes, styles)
+
+
+def compare(generator, labels, boundary=None, styles=None, *, unknown=True, lookups, expected=None):
+    """The largest errors of image and edge, in the range of -1 to 1."""
+    image, edge = expected or sampled(generator, labels, boundary, styles, unknown=unknown)
     own = InferenceGenerator(generator, boundary=boundary is not None, lookups=lookups)
     with torch.inference_mode():
         shared = own.prepare(labels, boundary)
@@ -92,13 +98,20 @@ PARTS = {
 }
 
 
-@FORMS
-@pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS.keys())
-def test_the_inference_form_is_the_generator_for_every_switch(parts, lookups):
-    generator = make_generator(**parts)
-    before = {name: value.clone() for name, value in generator.state_dict().items()}
+@cache
+def example(parts):
+    """A generator, labels, styles, and what it makes of them; both forms are compared with it."""
+    generator, labels = make_generator(**PARTS[parts]), make_labels(2)
     z = torch.randn(2, 3, 256) if generator.style else None
-    compare(generator, make_labels(2), None, z, lookups=lookups)
+    return generator, labels, z, sampled(generator, labels, None, z)
+
+
+@FORMS
+@pytest.mark.parametrize("parts", PARTS)
+def test_the_inference_form_is_the_generator_for_every_switch(parts, lookups):
+    generator, labels, z, expected = example(parts)
+    before = {name: value.clone() for name, value in generator.state_dict().items()}
+    compare(generator, labels, None, z, lookups=lookups, expected=expected)
     assert all(torch.equal(value, before[name]) for name, value in generator.state_dict().items())
 
 

@@ -11,9 +11,8 @@ from ecgan.models.contrastive import ContrastiveHead
 from ecgan.models.discriminators.patch import Discriminator
 from ecgan.models.encoder import Spade, Trunk
 from ecgan.models.generator import Generator, edge_transfer, reweight_classes
-from ecgan.models.layers import channels_last, convolution
+from ecgan.models.layers import ExactSpectralNorm, channels_last, convolution, initialised
 from ecgan.models.style import StyleEncoder, reparameterise
-from ecgan.runtime.torch_private import TorchSpectralNorm
 
 N, IGNORE = 3, 255
 HEIGHT, WIDTH = 32, 64
@@ -35,10 +34,34 @@ def test_features_are_laid_out_as_weights_are(style):
         assert x.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("shape", [(3, 4, 3), (6, 2, 1)])
+def test_spectral_norms_are_torchs_to_the_bit(shape):
+    c_in, c_out, kernel = shape
+
+    def steps(normalised):
+        torch.manual_seed(0)
+        layer = normalised(torch.nn.Conv2d(c_in, c_out, kernel))
+        for _ in range(3):
+            layer(torch.randn(1, c_in, 4, 4)).square().sum().backward()
+        with torch.no_grad():
+            layer.parametrizations.weight.original.zero_()  # the smallest norm of all
+        layer(torch.randn(1, c_in, 4, 4))
+        return [*layer.state_dict().values(), *(p.grad for p in layer.parameters())]
+
+    def by_torch(layer):
+        torch.nn.init.xavier_normal_(layer.weight)
+        torch.nn.init.zeros_(layer.bias)
+        return torch.nn.utils.parametrizations.spectral_norm(layer)
+
+    own = steps(lambda layer: initialised(layer, spectral=True))
+    for x, y in zip(own, steps(by_torch), strict=True):
+        assert torch.equal(x, y)
+
+
 def test_spectral_norms_are_not_taken_in_half_precision(monkeypatch):
     seen = []
     monkeypatch.setattr(
-        TorchSpectralNorm,
+        ExactSpectralNorm,
         "_power_method",
         lambda *_: seen.append(torch.is_autocast_enabled("cpu")),
     )

@@ -233,9 +233,9 @@ def exponents(request, monkeypatch):
 @pytest.mark.parametrize("anchors", [None, slice(3, 9)], ids=["all anchors", "some anchors"])
 @pytest.mark.parametrize("with_bank", [False, True], ids=["no bank", "bank"])
 def test_pixel_contrast_passes_gradcheck(tile_size, exponents, anchors, with_bank):
-    embeddings = F.normalize(torch.randn(12, 3, dtype=torch.float64), dim=1).requires_grad_()
+    embeddings = F.normalize(torch.randn(12, 2, dtype=torch.float64), dim=1).requires_grad_()
     classes = torch.tensor([0, 0, 1, 2, 2, 2, 1, 0, 2, 3, 4, 4])
-    bank = F.normalize(torch.randn(6, 3, dtype=torch.float64), dim=1) if with_bank else None
+    bank = F.normalize(torch.randn(6, 2, dtype=torch.float64), dim=1) if with_bank else None
     bank_classes = torch.tensor([3, 0, 5, 5, 1, 1]) if with_bank else None
     assert torch.autograd.gradcheck(
         lambda e: pixel_contrast(

@@ -4,7 +4,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -95,17 +97,61 @@ def test_a_ray_cluster_of_its_own_is_quiet_and_gone_at_the_end(tmp_path):
     seconds_until_gone(started, 5)
 
 
+def ray_folders():
+    return set(Path(tempfile.gettempdir()).glob("ecgan-ray-*"))
+
+
+def listening(pids):
+    """Addresses where processes listen, as /proc/net writes them."""
+    sockets = set()
+    for pid in pids:
+        with suppress(OSError):
+            sockets |= {str(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir()}
+    lines = [
+        line.split()
+        for name in ("tcp", "tcp6")
+        for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]
+    ]
+    return {words[1].split(":")[0] for words in lines
+            if words[3] == "0A" and f"socket:[{words[9]}]" in sockets}  # fmt: skip
+
+
 @pytest.mark.slow
-def test_workers_do_not_outlive_a_driver_that_is_killed(tmp_path):
+def test_nothing_of_ray_outlives_a_driver_that_is_killed_nor_listens_elsewhere(tmp_path):
+    before = ray_folders()
     process = driver("ray", "stall", tmp_path)
     started = wait_for_worker(process, tmp_path)
     assert {pid for _, pid in Make("stall", tmp_path).made} <= started
-    # Ray's two agents, which hold nothing, notice after a minute
-    started = {pid for pid in started if "Agent" not in title(pid)}
+    assert len(ray_folders() - before) == 1
+    loopback = {"0100007F", "0000000000000000FFFF00000100007F", f"{0:024}01000000"}
+    assert listening(started)
+    assert listening(started) <= loopback
     process.kill()
     process.wait()
     seconds_until_gone(started, 10)
-    process.communicate()
+    _, err = process.communicate()
+    assert err.splitlines()[1:] == [
+        f"Error: process {process.pid} was killed, or ended by Ray, whose own processes were. What "
+        "is finished is kept, and the same command makes the rest"
+    ]
+    assert ray_folders() == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["raylet", "gcs_server"])
+def test_a_daemon_of_ray_that_dies_is_a_sentence(tmp_path, name):
+    before = ray_folders()
+    process = driver("ray", "stall", tmp_path)
+    started = wait_for_worker(process, tmp_path)
+    (daemon,) = (p for p in started if title(p).split("\0")[0].endswith(f"/{name}"))
+    begun = time.monotonic()
+    os.kill(daemon, signal.SIGKILL)
+    _, err = process.communicate(timeout=30)
+    assert time.monotonic() - begun < 20
+    assert process.returncode == 1
+    assert f"Ray's process {name} ({daemon}) on this machine ended: what is finished is kept" in err
+    seconds_until_gone(started, 10)
+    assert ray_folders() == before
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ import torch
 
 from ecgan.errors import UserError
 from ecgan.runtime.processes import ordered
+from tests.helpers.mounts import with_shared_memory
 
 SIZE = 300_000  # bytes, more than a pipe holds
 
@@ -99,12 +100,5 @@ def test_shared_memory_is_not_needed(options):
 from tests.runtime import test_ordered
 test_ordered.test_results_come_in_the_order_of_the_tasks_and_whole(2)
 """
-    mounted = f'mount -t tmpfs -o {options} none /dev/shm || exit 77; exec "$@"'
-    command = ["unshare", "-m", "sh", "-c", mounted, "sh", sys.executable, "-c", script]
-    try:
-        code = subprocess.run(command, timeout=60, check=False).returncode
-    except FileNotFoundError:
-        pytest.skip("no unshare here")
-    if code in {1, 77} and os.geteuid() != 0:
-        pytest.skip("mounting needs root")
-    assert code == 0
+    command = [*with_shared_memory(options), sys.executable, "-c", script]
+    assert subprocess.run(command, timeout=60, check=False).returncode == 0

@@ -1,7 +1,9 @@
 """The promise of a place: a file appears when it is whole, in a folder, in memory and in S3."""
 
+import copy
 import json
 import os
+import pickle
 import socket
 from datetime import datetime
 from pathlib import Path
@@ -12,6 +14,7 @@ from ecgan.errors import UserError
 from ecgan.runtime import files
 from ecgan.runtime.storage import (
     HIDDEN,
+    Address,
     Folder,
     ObjectStore,
     cache_folder,
@@ -88,8 +91,27 @@ def test_an_error_leaves_nothing_behind(store):
 
     with pytest.raises(RuntimeError):
         store.write_many(files())
-    store.sweep()
-    assert everything(store) == set()
+    assert everything(store) - {f"{HIDDEN}/lock"} == set()
+    if isinstance(store, Folder):
+        assert [path for path in store.path.rglob("*") if path.is_file()] == []
+
+
+def test_files_and_their_folders_are_brought_to_the_disk(tmp_path, monkeypatch):
+    synced = []
+
+    def fsync(descriptor):
+        synced.append(os.path.realpath(f"/proc/self/fd/{descriptor}"))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "sync", lambda: synced.append("everything"))
+    store = open_store(tmp_path)
+    store.write("data/a.tar", b"1")
+    written, folder = synced
+    assert Path(written).name.startswith("a.tar.")
+    assert folder == str(tmp_path / "data")
+    synced.clear()
+    store.write_many([("images/train/0.jpg", b"0"), ("labels/train/0.png", b"0")])
+    assert synced == ["everything", f"{tmp_path}/images/train", f"{tmp_path}/labels/train"]
 
 
 def test_a_file_shows_only_when_it_is_whole(store):
@@ -121,6 +143,18 @@ def test_what_is_removed_is_gone_and_the_rest_stays(store):
     assert store.sizes("data") == {}
     if isinstance(store, Folder):
         assert "data" not in store.names()
+
+
+def test_a_link_is_removed_and_not_what_it_names(tmp_path):
+    store = open_store(tmp_path / "out")
+    store.write("data/a", b"1")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "a").write_text("1")
+    for target in (tmp_path / "out" / "data", tmp_path / "elsewhere"):
+        (tmp_path / "out" / "link").symlink_to(target)
+        store.remove_folder("link")
+        assert not (tmp_path / "out" / "link").is_symlink()
+        assert (target / "a").read_bytes() == b"1"
 
 
 def test_another_driver_is_kept_out(store):
@@ -159,7 +193,7 @@ def test_places_that_cannot_be_used_are_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file: a file; give a folder"):
         open_store(tmp_path / "file").holds_anything()
-    with pytest.raises(UserError, match=r"nosuch://x: no such protocol .*s3://BUCKET/PREFIX"):
+    with pytest.raises(UserError, match=r"nosuch://x: no such place .*s3://BUCKET/PREFIX"):
         open_store("nosuch://x")
 
 
@@ -250,3 +284,119 @@ def test_the_users_cache_folder(monkeypatch):
     for value in ("", "relative/is/ignored"):
         monkeypatch.setenv("XDG_CACHE_HOME", value)
         assert cache_folder() == Path("/home/a/.cache/ecgan")
+
+
+# What a data set of somebody else may hold
+
+ODD_NAMES = [
+    *("", ".", "..", "../victim.txt", "data/../../victim.txt", "/etc/passwd", "a//b", "a/./b"),
+    *("a\\..\\b", "nul\0", "a\nb", "x" * 2000),
+]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+@pytest.mark.parametrize("kind", ["folder", "memory"])
+def test_no_name_leads_out(tmp_path, kind, name):
+    victim = tmp_path / "victim.txt"
+    victim.write_text("mine")
+    place = {"folder": tmp_path / "set", "memory": "memory://odd-names/set"}[kind]
+    store = open_store(place)
+    store.write("a", b"x")
+    refused = pytest.raises(UserError, match="no name of a file below a folder; get the data set")
+    with refused:
+        store.open(name)
+    with refused:
+        store.size(name)
+    with refused:
+        store.write(name, b"x")
+    with refused:
+        store.write_many([("b", b"x"), (name, b"x")])
+    with refused:
+        store.remove([name])
+    with refused:
+        store.remove_folder(name or "..")
+    assert victim.read_text() == "mine"
+
+
+def test_no_link_leads_out(tmp_path):
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "a.txt").write_text("mine")
+    out = tmp_path / "set"
+    (out / "own").mkdir(parents=True)
+    (out / "own" / "b.txt").write_text("own")
+    (out / "folder").symlink_to(victim)
+    (out / "a.txt").symlink_to("../victim/a.txt")
+    (out / "b.txt").symlink_to("own/b.txt")
+    (out / ".ecgan").symlink_to(victim)
+    store = open_store(out)
+    for call in (
+        lambda: store.read("a.txt"),
+        lambda: store.read("folder/a.txt"),
+        lambda: store.sizes("folder"),
+        lambda: store.write("folder/new.txt", b"x"),
+        lambda: store.write("new.txt", b"x"),  # its temporary name is in .ecgan
+        lambda: store.remove(["folder/a.txt"]),
+        lambda: store.remove_folder(".ecgan/tmp"),
+        lambda: store.held().__enter__(),
+        store.sweep,
+    ):
+        with pytest.raises(UserError, match="a link that leads out of the data set, which is not"):
+            call()
+    assert store.read("b.txt") == b"own"
+    store.remove(["a.txt"])
+    store.remove_folder("folder")
+    assert not (out / "a.txt").is_symlink()
+    assert sorted(path.name for path in victim.iterdir()) == ["a.txt"]
+    assert (victim / "a.txt").read_text() == "mine"
+
+
+def test_pipes_and_folders_are_no_files(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "folder"):
+        with pytest.raises(UserError, match=f"{name}: not a file; copy the data set again"):
+            open_store(tmp_path).read(name)
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate((256 << 20) + 1)
+    with pytest.raises(UserError, match="large: more than 256 MB; no such file of a data set"):
+        open_store(tmp_path).read("large")
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://user:secret@localhost:1/set",
+        "http://user:sec@ret@localhost:1/set",
+        "s3://KEY:secret@bucket/set",
+        "simplecache::http://user:secret@localhost:1/set",
+        "http://localhost:1/set?token=secret",
+        "nosuch://user:secret@host",
+        "github://user:secret@host",
+        "zip://user:secret@host",
+    ],
+)
+def test_passwords_of_addresses_are_never_shown(address):
+    told = []
+    try:
+        store = open_store(address)
+        told.append(str(store))
+        read_manifest(store)
+    except UserError as error:
+        told.append(str(error))
+    assert told
+    assert not [text for text in told if "sec" in text or "***" not in text]
+
+
+def test_an_address_opens_what_it_does_not_show():
+    address = Address("memory://user:secret@place/set?token=secret")
+    assert str(address) == f"{address}" == json.loads(json.dumps(address))
+    assert "secret" not in repr(address)
+    for same in (
+        address,
+        Address(address),
+        copy.deepcopy(address),
+        pickle.loads(pickle.dumps(address)),
+    ):
+        assert same.whole == "memory://user:secret@place/set?token=secret"
+        assert open_store(same).url == "memory://***@place/set?***"

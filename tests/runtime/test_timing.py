@@ -147,6 +147,7 @@ def test_the_time_of_retries_is_counted(tmp_path, monkeypatch):
     assert 0.08 <= maker.timer.seconds["generate"] < 1
 
 
+@pytest.mark.slow
 def test_every_part_of_a_training_step_has_a_span(tmp_path, monkeypatch):
     write_pairs(tmp_path / "toy", num_train=6, num_val=2, height=64, width=128)
     monkeypatch.chdir(tmp_path)
@@ -164,5 +165,8 @@ def test_every_part_of_a_training_step_has_a_span(tmp_path, monkeypatch):
     each = float(re.search(r"elapsed +([0-9.]+)", result.output)[1])
     assert sum(map(float, spans.values())) == pytest.approx(each, rel=0.02)
     slowest = max(spans, key=lambda name: float(spans[name]))
-    assert re.search(rf"\nbottleneck: {slowest} \(\d+% of a step\)\n$", result.output)
+    assert re.search(rf"\nbottleneck: {slowest} \(\d+% of a step\)\n", result.output)
+    assert re.search(
+        r"\ntime: about .* s for the \d+ steps of the training, as measured\n$", result.output
+    )
     assert not (tmp_path / "runs").exists()

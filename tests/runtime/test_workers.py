@@ -1,8 +1,10 @@
 """Workers that cannot be are refused before anything starts; Ray's words are put in a few."""
 
 import os
+import socket
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -94,6 +96,34 @@ def test_where_there_is_no_ray_one_worker_does(monkeypatch):
 def test_rays_explanations_are_put_in_a_few_words(ray_says, told):
     ray_pool = pytest.importorskip("ecgan.runtime.ray_pool")
     assert ray_pool.why_dead(RuntimeError(ray_says)) == f"worker died ({told})"
+
+
+def test_the_head_of_a_cluster_that_does_not_answer_is_named(monkeypatch):
+    ray_pool = pytest.importorskip("ecgan.runtime.ray_pool")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        context = SimpleNamespace(gcs_address=address)
+        monkeypatch.setattr(ray_pool.ray, "get_runtime_context", lambda: context)
+        head = ray_pool._head_of(None)
+        assert head() is None
+    told = f"the head of the Ray cluster, {address}, does not answer (Connection refused)"
+    assert head() == told
+
+
+def test_a_ray_that_does_not_start_says_what_to_do_and_leaves_nothing(monkeypatch, tmp_path):
+    ray_pool = pytest.importorskip("ecgan.runtime.ray_pool")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+
+    def init(*_, **__):
+        raise Exception("The current node timed out during startup.")  # noqa: TRY002  as Ray does
+
+    monkeypatch.setattr(ray_pool.ray, "init", init)
+    with pytest.raises(UserError, match=r"timed out during startup; try again .* --workers 1$"):
+        ray_pool._join_ray(Workers(2), tell=lambda _: None)
+    until = time.monotonic() + 10
+    while list(tmp_path.iterdir()) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

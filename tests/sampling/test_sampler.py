@@ -1,10 +1,13 @@
 """Seeds, styles, and the pass that makes the styles of a layout together."""
 
+import json
 from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import safetensors
+import safetensors.torch
 import torch
 from PIL import Image
 
@@ -22,6 +25,7 @@ from ecgan.sampling import sampler as sampling
 from ecgan.sampling.sampler import COMPILED_FROM, Layout, Sampler, compiles, is_full
 from ecgan.sampling.styles import Styles
 from ecgan.seeds import sample_seed
+from tests.helpers import tiny
 from tests.helpers.tiny import SIZE, make_generator
 
 CPU = torch.device("cpu")
@@ -311,3 +315,31 @@ def test_styles_of_the_prior_are_those_of_the_same_noise():
     assert drawn.dtype == torch.float32
     photos = Styles(vectors=means.numpy(), prior=prior)
     assert torch.equal(photos.draw("a", 3), means[3])
+
+
+def test_pictures_of_one_color_whatever_the_labels_are_refused(tmp_path):
+    path = tiny.make_generator(tmp_path / "generator.safetensors")
+    sampler = Sampler(path, torch.device("cpu"))
+    with torch.no_grad():
+        for parameter in [*sampler.generator.parameters(), *sampler.generator.buffers()]:
+            parameter.zero_()
+    label = np.arange(32 * 64, dtype=np.uint8).reshape(32, 64) % 3
+    z = torch.zeros(1, 1, 256)
+    layout = sampler.layout("a", label, None)
+    with pytest.raises(UserError, match="nothing but the colour"):
+        sampler.start([layout], z, 1).result()
+    flat = sampler.layout("b", np.zeros_like(label), None)
+    assert sampler.start([flat], z, 1).result()  # of one class it may be right
+    with pytest.raises(UserError, match="NaN or infinity"):
+        sampler.start([layout], z * float("nan"), 1).result()
+
+
+def test_a_sample_that_no_machine_holds_is_refused_before_it_is_begun(tmp_path):
+    path = tiny.make_generator(tmp_path / "generator.safetensors", model={"style": False})
+    with safetensors.safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        about = json.loads(file.metadata()["ecgan"])
+    about["recipe"]["data"] |= {"height": 2**30, "width": 2**30, "resize_height": None}
+    safetensors.torch.save_file(tensors, path, {"ecgan": json.dumps(about)})
+    with pytest.raises(UserError, match="a sample of 1073741824 x 1073741824 takes at least"):
+        Sampler(path, torch.device("cpu"))

@@ -139,6 +139,15 @@ def test_calibration_is_the_loops(root, tmp_path):
     assert found.num_images == 6
 
 
+def test_what_overflows_has_no_mean(root, tmp_path):
+    segmenter = segmenter_of(role="filter", loaded_from="folder")
+    for weights in segmenter.parameters():
+        weights.mul_(1e30)
+    with pytest.raises(UserError, match="filter folder: its predictions are NaN or infinite"):
+        calibrate(segmenter, pairs(root), device=CPU, cache=tmp_path, progress=False)
+    assert not list(tmp_path.iterdir())
+
+
 def test_class_that_never_occurs_has_no_mean(own_root, tmp_path):
     for path in (own_root / "labels" / "train").iterdir():
         label = np.array(Image.open(path))
@@ -149,6 +158,25 @@ def test_class_that_never_occurs_has_no_mean(own_root, tmp_path):
     )
     assert np.isnan(found.mean).tolist() == [False, True, False, False, False]
     assert found.pixels[1] == 0
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "[" * 100_000, '{"mean": [1], "pixels": [1], "num_images": 6}',
+     '{"mean": [NaN, 1, 1, 1, 1], "pixels": [1, 1, 1, 1, 1], "num_images": 6}',
+     '{"mean": [1, 1, 1, 1, 1], "pixels": [1, 1, 1, 1, 1e400], "num_images": 6}',
+     '{"mean": [1, 1, 1, 1, -1], "pixels": [1, 1, 1, 1, 1], "num_images": 6}'],
+)  # fmt: skip
+def test_a_damaged_calibration_is_measured_again(root, tmp_path, content):
+    def found():
+        return calibrate(segmenter_of(), pairs(root), device=CPU, cache=tmp_path, progress=False)
+
+    first = found()
+    (path,) = tmp_path.iterdir()
+    whole = path.read_text()
+    path.write_text(content)
+    assert np.array_equal(found().mean, first.mean, equal_nan=True)
+    assert path.read_text() == whole
 
 
 def test_calibration_is_measured_once(own_root, tmp_path, two_threads):
@@ -211,7 +239,7 @@ def test_halves_mix_neighbours():
 
 def test_two_pairs_are_enough_and_one_is_not():
     assert sorted(halves({"a": "A", "b": "B"}).values()) == [0, 1]
-    with pytest.raises(UserError, match="the 2 pairs have only 1"):
+    with pytest.raises(UserError, match="of 2 pairs there is only 1"):
         halves({"a": "A", "b": "A"})
 
 

@@ -89,7 +89,7 @@ def test_a_damaged_folder_is_named(tmp_path):
     folder = Path(judge.loaded_from)
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(UserError, match=f"{folder.name}: cannot be loaded as a segmenter"):
+    with pytest.raises(UserError, match=f"{folder.name}/model.safetensors: not a whole"):
         load_segmenter(folder, space)
 
 

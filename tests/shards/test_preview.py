@@ -24,13 +24,13 @@ def test_each_image_is_beside_its_own_label():
         sample("a", 0, 0, 50), sample("a", 1, 0, 100), sample("a", 2, 1, 150),
         sample("a", 3, 1, 200), sample("b", 0, 2, 250),
     ]  # fmt: skip
-    sheet = np.asarray(preview(samples, palette, (20, 40)))
+    sheet = np.asarray(preview(samples, ["sky", "car", "road"], palette, (20, 40)))
     column = sheet[:, sheet.shape[1] // 8]  # of the label maps
     order = [tuple(c) for c in palette.tolist()]
     seen = [tuple(pixel) for pixel in column.tolist() if tuple(pixel) in order]
     assert [*dict.fromkeys(seen)] == order
     for number, images in ((0, (50, 100)), (1, (150, 200)), (2, (250,))):
-        rows = (sheet == palette[number]).all(-1).any(1)
+        rows = (column == palette[number]).all(-1)
         there = {
             value for value in (50, 100, 150, 200, 250) if (sheet[rows] == value).all(-1).any()
         }

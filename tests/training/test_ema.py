@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ecgan.models.layers import channels_last
-from ecgan.training.ema import EMA, decay, reestimate_statistics
+from ecgan.training.ema import EMA, decay, even_batch, reestimate_statistics
 from tests.models.test_models import IGNORE, make_generator, make_layouts
 
 
@@ -28,7 +28,7 @@ def test_decay_halves_a_weight_over_its_half_life():
 def test_an_average_is_laid_out_as_what_it_follows():
     """So that all weights are followed in one go, not each by itself."""
     network = make_generator()
-    kept = EMA(network, half_life=10).module
+    kept = EMA(copy.deepcopy(network), half_life=10).module
     channels_last(network)
     for own, trained in zip(kept.parameters(), network.parameters(), strict=True):
         assert own.stride() == trained.stride()
@@ -53,7 +53,7 @@ def test_decay_is_ramped_and_can_be_off():
 
 def test_average_is_the_formula():
     network = make_generator()
-    average = EMA(network, half_life=100)
+    average = EMA(copy.deepcopy(network), half_life=100)
     expected = {name: p.detach().clone() for name, p in network.named_parameters()}
     for step in range(1, 5):
         train(network)
@@ -72,7 +72,8 @@ def test_average_is_the_formula():
 
 def test_average_is_restored_from_its_state():
     network = make_generator()
-    average, other = EMA(network, half_life=100), EMA(make_generator(), half_life=100)
+    average = EMA(copy.deepcopy(network), half_life=100)
+    other = EMA(make_generator(), half_life=100)
     train(network)
     average.update(network, batch=4, images_seen=400)
     other.module.load_state_dict(average.module.state_dict())
@@ -125,3 +126,13 @@ def test_reestimation_lets_averaged_weights_make_what_training_would():
     # Not equal: running variances are the unbiased ones, over 64 values at the trunk's start.
     assert (in_evaluation - trained_mode).abs().mean() < 0.03
     assert (untouched - trained_mode).abs().mean() > 0.15
+
+
+@pytest.mark.parametrize(
+    ("items", "batch", "expected"),
+    [(9, 8, 7), (16, 8, 8), (5, 2, 3), (1, 1, 1), (7, 3, 4), (9, 1, 1)],
+)
+def test_no_last_batch_of_one(items, batch, expected):
+    size = even_batch(items, batch)
+    assert size == expected
+    assert batch == 1 or items % size != 1

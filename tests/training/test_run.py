@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch._dynamo.exc import TorchDynamoException
 
 from ecgan import checkpoint, losses
@@ -24,6 +26,7 @@ from ecgan.models.contrastive import MemoryBank
 from ecgan.models.layers import condition
 from ecgan.recipe import label_space, load_recipe
 from ecgan.runtime import files
+from ecgan.runtime.files import sha256
 from ecgan.training import ema, networks
 from ecgan.training import run as train
 from ecgan.training import step as steps
@@ -33,6 +36,7 @@ from ecgan.training.networks import warm_start
 from ecgan.training.objective import Inputs, Objective
 from ecgan.training.step import NonFiniteError
 from ecgan_cli.main import cli
+from tests.helpers.segmenters import overflow, save_segmenter
 from tests.helpers.tiny import write_pairs
 
 CPU = torch.device("cpu")
@@ -64,6 +68,11 @@ def recipe(scenes):
     return make
 
 
+@pytest.fixture(scope="session")
+def plain_values(scenes):
+    return Setting(load_recipe("demo", (*LIGHT, f"data.root={scenes}"))).values()
+
+
 def run(recipe, out, **options):
     return train.run(recipe, out, device="cpu", quiet=True, **options)
 
@@ -87,7 +96,7 @@ def assert_same_run(one, other):
     assert ours.keys() == theirs.keys()
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
     assert our_state == their_state
-    hashes = {checkpoint.sha256(run / checkpoint.GENERATOR) for run in (one, other)}
+    hashes = {sha256(run / checkpoint.GENERATOR) for run in (one, other)}
     assert len(hashes) == 1
     timed = {"images_per_second"}
     of_one, of_other = (
@@ -237,12 +246,12 @@ def test_without_terms_for_it_there_is_no_discriminator(recipe, tmp_path):
         "data.edges=hed",
     ],
 )
-def test_a_setting_changes_what_is_computed(recipe, override):
+def test_a_setting_changes_what_is_computed(recipe, plain_values, override):
     if override == "data.edges=hed":
         setting = Setting(recipe(override, "data.hed_weights=there.h5"))
         assert setting.inputs.edge is None  # found on the device, from the crop
         return
-    assert Setting(recipe(override)).values() != Setting(recipe()).values()
+    assert Setting(recipe(override)).values() != plain_values
 
 
 def test_every_part_of_g_is_reached_by_a_term(recipe):
@@ -331,6 +340,7 @@ def test_the_bank_draws_its_pixels_by_position():
 BANKED = ("losses.contrastive_bank=2", "train.accumulate=2")
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_unbroken_one(recipe, tmp_path):
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     assert run(recipe(*BANKED), whole) == "done"
@@ -362,6 +372,7 @@ def test_a_training_says_what_it_does(recipe, scenes, tmp_path, capsys):
     assert "M parameters; 2 images in steps of 2, " in told
 
 
+@pytest.mark.slow
 def test_a_training_says_once_what_it_measured(recipe, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("ecgan.training.log.RATE_STEPS", 2)
     train.run(recipe(), tmp_path / "run", device="cpu")
@@ -396,6 +407,46 @@ def test_the_rate_is_measured_without_the_first_step(tmp_path, monkeypatch):
             assert log.first_rate() is None
 
 
+def events(folder):
+    """What TensorBoard reads: values and pictures by tag and step."""
+    found = EventAccumulator(str(folder))
+    found.Reload()
+    scalars = {
+        tag: [(e.step, e.value) for e in found.Scalars(tag)] for tag in found.Tags()["scalars"]
+    }
+    return scalars, {tag: [e.step for e in found.Images(tag)] for tag in found.Tags()["images"]}
+
+
+def test_tensorboard_reads_the_log_and_an_interrupted_run_drops_what_is_done_again(tmp_path):
+    picture = Image.new("RGB", (64, 32), (9, 8, 7))
+    for seen, value in ((0, 1.0), (4, 2.0)):
+        with RunLogger(tmp_path, seen, 8, quiet=True) as log:
+            for images in range(seen + 2, 9, 2):
+                log.log(images, {"adversarial": value, "miou": float("nan")})
+            log.preview(8, picture)
+    scalars, images = events(tmp_path / "tensorboard")
+    assert scalars["adversarial"] == [(2, 1.0), (4, 1.0), (6, 2.0), (8, 2.0)]
+    assert len(scalars["miou"]) == 4
+    assert images == {"samples": [8]}
+    assert [line["images"] for line in metrics(tmp_path)] == [2, 4, 6, 8]
+
+
+def test_a_full_disk_ends_tensorboards_log_with_one_note(tmp_path, monkeypatch, capsys):
+    with RunLogger(tmp_path, 0, 8, quiet=False) as log:
+        log.log(2, {"adversarial": 1.0})
+        (path,) = (tmp_path / "tensorboard").iterdir()
+        full = Path("/dev/full").open("wb")  # noqa: SIM115  the logger closes it
+        monkeypatch.setattr(log._board, "_file", full)
+        for images in (4, 6, 8):
+            log.log(images, {"adversarial": 1.0, "miou": 0.5})
+    said = capsys.readouterr().err
+    assert said.count(f"{path}: cannot write: No space left on device") == 1
+    assert "Traceback" not in said
+    assert full.closed
+    assert [line["images"] for line in metrics(tmp_path)] == [2, 4, 6, 8]
+    assert events(tmp_path / "tensorboard")[0] == {"adversarial": [(2, 1.0)]}
+
+
 def test_thousands_of_epochs_are_remarked_upon():
     assert epochs(100, 8) == "12.5 epochs"
     assert epochs(8000, 8).startswith("1,000.0 epochs: each pair is seen so often")
@@ -405,9 +456,9 @@ def test_thousands_of_epochs_are_remarked_upon():
 def test_a_finished_run_is_left_alone_and_a_longer_one_goes_on(recipe, tmp_path):
     out = tmp_path / "run"
     run(recipe("train.images=4"), out)
-    before = checkpoint.sha256(out / checkpoint.GENERATOR)
+    before = sha256(out / checkpoint.GENERATOR)
     run(recipe("train.images=4"), out)
-    assert checkpoint.sha256(out / checkpoint.GENERATOR) == before
+    assert sha256(out / checkpoint.GENERATOR) == before
     run(recipe("train.images=6"), out)
     assert [line["images"] for line in metrics(out)] == [2, 4, 6]
     assert checkpoint.load_generator(out / checkpoint.GENERATOR).metadata.images_seen == 6
@@ -493,6 +544,7 @@ def test_gradients_that_are_not_finite_are_seen(recipe):
         values.read()
 
 
+@pytest.mark.slow
 def test_a_term_that_is_not_finite_ends_the_run_and_nothing_later_is_written(
     recipe, tmp_path, monkeypatch
 ):
@@ -659,6 +711,31 @@ def test_a_dry_run_tells_and_writes_nothing(scenes, tmp_path):
     assert not out.exists()
 
 
+@pytest.mark.parametrize("role", ["label generator", "judge"])
+@pytest.mark.parametrize("options", [("--dry-run",), ()])
+def test_named_segmenters_are_read_before_the_first_step(scenes, tmp_path, role, options):
+    folder = tmp_path / "segmenter"
+    save_segmenter(folder)
+    key = {"label generator": "model.label_generator", "judge": "evaluate.judge"}[role]
+    words = [
+        *("--recipe", "demo", "--data", str(scenes), "--out", str(tmp_path / "run"), "-q"),
+        *("--device", "cpu", *options),
+        *sets((*LIGHT, f"{key}={folder}", "train.evaluate_every=8")),
+    ]
+
+    def refused(text):
+        result = ecgan_train(*words)
+        assert result.exit_code == 1, result.output
+        assert f"{folder}" in result.output
+        assert text in result.output
+        assert not list(tmp_path.glob("run/metrics.jsonl"))
+
+    overflow(folder)
+    refused(f"{role} {folder}: its predictions are NaN or infinite")
+    (folder / "model.safetensors").write_bytes(b"no weights at all")
+    refused("not a whole safetensors file")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
@@ -720,7 +797,7 @@ def test_a_profile_starts_from_the_generator_of_init(scenes, recipe, tmp_path, m
         *("--init", str(init), *sets(LIGHT)),
     )
     assert result.exit_code == 0, result.output
-    assert started == [checkpoint.sha256(init)]
+    assert started == [sha256(init)]
 
 
 def test_the_command_refuses_what_is_not_there(scenes, tmp_path):
@@ -790,8 +867,9 @@ def test_checkpointing_may_change_on_the_way(recipe, tmp_path):
     assert run(longer, tmp_path / "run") == "done"
 
 
-def start(*arguments):
-    command = [sys.executable, "-m", "ecgan_cli", "train", *arguments]
+def start(*arguments, inside=()):
+    """A training in a process of its own, which ``inside``, the beginning of a command, may be."""
+    command = [*inside, sys.executable, "-m", "ecgan_cli", "train", *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
@@ -880,7 +958,7 @@ def test_a_generator_says_what_those_saw_that_it_started_from(recipe, tmp_path):
     about = [checkpoint.read_metadata(x / checkpoint.GENERATOR) for x in (first, second, third)]
     assert about[0].inherited == []
     (one,) = about[1].inherited
-    assert one.sha256 == checkpoint.sha256(generator)
+    assert one.sha256 == sha256(generator)
     assert sorted(one.keys) == about[0].seen_keys != []
     assert one.classes == about[0].class_names
     assert [len(one.keys) for one in about[2].inherited] == [len(about[0].seen_keys)] * 2

@@ -12,6 +12,7 @@ from ecgan.errors import UserError
 from ecgan.models.discriminators.diffaugment import draw
 from ecgan.models.layers import channels_last
 from ecgan.models.pretrained.efficientnet_lite import EfficientNetLite0
+from ecgan.runtime.files import sha256
 from ecgan.sampling.sampler import Layout, Sampler
 from ecgan.training import segmentation_terms
 from ecgan.training import step as steps
@@ -188,13 +189,13 @@ def test_the_prior_of_the_photos_is_in_the_file_and_styles_are_drawn_from_it(rec
 def test_a_finished_run_gets_the_prior_when_it_is_asked_for(recipe, tmp_path):
     out = tmp_path / "run"
     run(recipe(), out)
-    first = checkpoint.sha256(out / checkpoint.GENERATOR)
+    first = sha256(out / checkpoint.GENERATOR)
     run(recipe(), out)
-    assert checkpoint.sha256(out / checkpoint.GENERATOR) == first
+    assert sha256(out / checkpoint.GENERATOR) == first
     run(recipe("sampling.style_prior=photos"), out)
     metadata = checkpoint.read_metadata(out / checkpoint.GENERATOR)
     assert metadata.recipe["sampling"]["style_prior"] == "photos"
-    assert checkpoint.sha256(out / checkpoint.GENERATOR) != first
+    assert sha256(out / checkpoint.GENERATOR) != first
     assert json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])["images"] == 8
 
 

@@ -5,20 +5,23 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from ecgan import checkpoint
 from ecgan.errors import UserError
 from ecgan.runtime.processes import ordered
-from ecgan.runtime.processes.signals import DeferredSignals
+from ecgan.runtime.processes import signals as module
+from ecgan.runtime.processes.signals import DeferredSignals, interrupting
 from ecgan.training.validation import Validation
-from tests.kills import processes
+from tests.helpers.mounts import with_shared_memory
 from tests.training.test_run import (  # noqa: F401  fixtures
     LIGHT,
     _interrupt_after,
     assert_same_run,
     final_state,
+    metrics,
     recipe,
     run,
     scenes,
@@ -125,6 +128,90 @@ def test_sigterm_ends_a_training_that_waits_for_its_loader(recipe, tmp_path, lit
 
 
 @pytest.mark.slow
+def test_in_a_container_whose_64_mb_of_shared_memory_are_full(scenes, tmp_path):  # noqa: F811
+    """Two loaders, of which one is killed; then again, and SIGTERM."""
+    out = tmp_path / "run"
+    arguments = (
+        "--recipe", "demo", "--data", str(scenes), "--out", str(out), "--device", "cpu",
+        *sets((*LIGHT, *ENDLESS, "data.workers=2")),
+    )  # fmt: skip
+    fill = "{ cat /dev/zero > /dev/shm/full 2>/dev/null; true; }"
+    inside = with_shared_memory("size=64m", fill)
+    with start(*arguments, inside=inside) as process:
+        _wait_for_images(out, process, 0)
+        shared = Path(f"/proc/{process.pid}/root/dev/shm")
+        about = os.statvfs(shared)
+        assert about.f_blocks * about.f_frsize == 64 << 20
+        assert about.f_bavail == 0
+        loaders = _children(process.pid)
+        assert len(loaders) == 2
+        os.kill(loaders[0], signal.SIGKILL)
+        output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1, output
+    assert f"loader process {loaders[0]} was killed (SIGKILL)" in output
+    assert "--set data.workers=0" in output
+    assert "Traceback" not in output
+    seen = final_state(out)[1]["images_seen"]
+    assert seen > 0
+    with start(*arguments, inside=inside) as process:
+        _wait_for_images(out, process, seen)
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    assert "Interrupted; the same command resumes" in output
+    assert final_state(out)[1]["images_seen"] > seen
+
+
+def _wait_for_images(out, process, seen):
+    """Wait until a training has noted more images."""
+    deadline = time.monotonic() + 120
+    while not (out / "metrics.jsonl").exists() or metrics(out)[-1]["images"] <= seen:
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def _children(pid):
+    return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_signals_of_one_request_count_once(monkeypatch):
+    """A terminal that closes sends SIGHUP twice, systemd SIGTERM and SIGHUP."""
+    with DeferredSignals() as signals:
+        signals.defer()
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGHUP, signal.SIGTERM):
+            signal.raise_signal(number)
+        assert signals.came
+        monkeypatch.setattr(module, "_ONE_ASKING", 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+
+
+def test_nohup_keeps_its_meaning():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with DeferredSignals() as signals:
+            signal.raise_signal(signal.SIGHUP)
+            assert not signals.came
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupt_that_python_drops_strikes_again(number):
+    class Raises:
+        def __del__(self):
+            signal.raise_signal(number)
+
+    def drop_one():
+        Raises()  # Python prints and drops what a destructor raises
+        time.sleep(10)
+
+    with interrupting(), pytest.raises(KeyboardInterrupt):
+        drop_one()
+
+
+@pytest.mark.slow
 def test_sigterm_cuts_a_score_short_which_is_made_when_the_run_goes_on(
     recipe, tmp_path, monkeypatch  # noqa: F811
 ):  # fmt: skip
@@ -143,23 +230,3 @@ def test_sigterm_cuts_a_score_short_which_is_made_when_the_run_goes_on(
     assert run(full, halves) == "done"
     assert_same_run(tmp_path / "whole", halves)
     assert (halves / checkpoint.BEST).is_file()
-
-
-@pytest.mark.slow
-def test_ranks_end_with_a_command_that_is_killed(scenes, tmp_path):  # noqa: F811
-    out = tmp_path / "run"
-    process = start(
-        "--recipe", "demo", "--data", str(scenes), "--out", str(out), "--device", "cpu",
-        "--nproc-per-node", "2", *sets((*LIGHT, *ENDLESS)),
-    )  # fmt: skip
-    deadline = time.monotonic() + 180
-    while not (out / "metrics.jsonl").exists() and time.monotonic() < deadline:
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.05)
-    process.kill()
-    process.wait()
-    deadline = time.monotonic() + 30
-    while left := [p for p, (_, line) in processes().items() if str(out) in line]:
-        assert time.monotonic() < deadline, left
-        time.sleep(0.2)
-    assert len(checkpoint.training_checkpoints(out)) == 1

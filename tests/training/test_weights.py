@@ -73,6 +73,7 @@ def test_a_name_is_left_to_the_hub_unless_offline(cityscapes, tmp_path, monkeypa
     assert len(refusal(cityscapes, tmp_path, name)) == 2  # vgg19 alone
 
 
+@pytest.mark.slow
 def test_the_way_out_is_one(cityscapes, tmp_path):
     result = CliRunner().invoke(
         cli,

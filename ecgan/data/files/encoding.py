@@ -18,7 +18,7 @@ from ecgan.data.decode import (
     unknown_fault,
 )
 from ecgan.data.files.images import Readable
-from ecgan.data.files.label_maps import Form, Histogram
+from ecgan.data.files.label_maps import ZERO_IS_WHITE, Form, Histogram
 from ecgan.data.files.pairing import count
 from ecgan.labels import LabelSpace
 
@@ -68,6 +68,7 @@ class Values:
     dataset: str
     tallies: dict[Value, Tally] = field(default_factory=dict[Value, Tally])
     forms: dict[Form, list[Readable]] = field(default_factory=dict[Form, list[Readable]])
+    inverted: list[Readable] = field(default_factory=list[Readable])
     transparent: int = 0
     borders: int = 0
     between: int = 0
@@ -75,6 +76,7 @@ class Values:
     def add(self, file: Readable, found: Histogram) -> None:
         """Count the values of a file."""
         self.forms.setdefault(found.form, []).append(file)
+        self.inverted += [file] if found.mode == ZERO_IS_WHITE else []
         self.transparent += found.transparent
         self.borders += found.borders
         self.between += found.between
@@ -275,6 +277,11 @@ class Values:
         is_only = len(own) == 1 and not renumbering
         lines = [self._unknown_line(value, encoding, is_only) for value in sorted(own)]
         lines += [renumbering] if renumbering else []
+        if is_color and all(_exchanged(v.color) in class_colors(space) for v in unknown):
+            lines.append(
+                "with red and blue exchanged they are colours of the class list: label maps that "
+                "OpenCV wrote from RGB look so; exchange the channels of all of them"
+            )
         if rgb and numbers and encoding != Encoding.GRAY:
             lines.append(
                 f"{found} beside {count(len(numbers), 'label map')} of numbers (first: "
@@ -293,6 +300,8 @@ class Values:
         line = f"label {value.number} {found}, the class list has "
         line += accepted_ids(self._space, self.dataset)
         hint = "; if it marks unlabelled pixels, set it as ignore of the class list"
+        if value.number < 0:
+            hint = "; if it marks unlabelled pixels, save them as 255"
         return line + hint if self.dataset == "folder" and is_only else line
 
     def _renumbering(self, encoding: Encoding) -> str:
@@ -315,6 +324,12 @@ class Values:
 
     def _notes(self, encoding: Encoding) -> list[str]:
         notes: list[str] = []
+        if self.inverted:
+            notes.append(
+                f"{count(len(self.inverted), 'label map')} of 1 bit (first: {self.inverted[0]}) "
+                "stored with 0 for white (TIFF's PhotometricInterpretation 0): read as shown, so "
+                "that white is 1; save as PNG what is meant otherwise."
+            )
         if encoding == Encoding.GRAY:
             notes.append("Label maps are RGB files with r = g = b: read as ids.")
         elif encoding == Encoding.COLOR and Form.PALETTE in self.forms:
@@ -367,6 +382,11 @@ _BY: Mapping[Encoding, str] = {
     Encoding.GRAY: "grey value",
     Encoding.COLOR: "colour",
 }
+
+
+def _exchanged(color: int) -> int:
+    """A colour with red and blue exchanged."""
+    return (color & 255) << 16 | color & 0xFF00 | color >> 16
 
 
 def _gray_number(color: int) -> int:

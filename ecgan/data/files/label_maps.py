@@ -8,18 +8,27 @@ Shape legend:
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, TiffImagePlugin
 
-from ecgan.data.files.images import DEEP_MODES, Readable, is_lossy, opened
+from ecgan.data.files.images import (
+    DEEP_MODES,
+    PHOTOMETRIC,
+    Readable,
+    lossy_format,
+    opened,
+    turned_upright,
+)
 from ecgan.errors import UserError
 
+ZERO_IS_WHITE = "1 (0 is white)"  # mode of such label maps
+_LISTED = 4  # numbers of a label map in a message
 _COLOR_MODES = {"RGB", "RGBA", "RGBX"}
 
 
@@ -68,7 +77,7 @@ class Histogram(NamedTuple):
     Attributes:
         form: what the values are.
         size: height and width.
-        mode: Pillow's mode of the file.
+        mode: Pillow's mode of the file, or :data:`ZERO_IS_WHITE`.
         values: those that occur, ascending.
         pixels: number of pixels of each.
         borders: pixels of numbers with a neighbour of another number.
@@ -101,16 +110,25 @@ def read_raw(file: Readable) -> RawLabel:
 
 def read_hashed(file: Readable) -> HashedLabel:
     """Label or instance map with the digest of its file, which is read once for both."""
-    with opened(file) as (image, content):
-        if is_lossy(image, content):
-            kind = "JPEG" if image.format != "WEBP" else "lossy WebP"
+    with opened(file) as (image, content, orientation, _):
+        if kind := lossy_format(image, content):
             raise UserError(
                 f"{file}: a {kind} file, whatever its name: the format changes ids; export the "
                 "label maps anew as PNG"
             )
         depth = content[24] if image.format == "PNG" else _bits(image)
+        zero_is_white = _zero_is_white(image)
         image.load()
-        return HashedLabel(_raw(file, image, depth), hashlib.sha256(content).digest())
+        raw = _raw(file, image, depth)
+        if zero_is_white:
+            raw = _shown(file, raw, depth)
+        transparent = raw.transparent
+        raw = replace(
+            raw,
+            values=turned_upright(raw.values, orientation),
+            transparent=None if transparent is None else turned_upright(transparent, orientation),
+        )
+        return HashedLabel(raw, hashlib.sha256(content).digest())
 
 
 def histogram(raw: RawLabel) -> Histogram:
@@ -169,19 +187,45 @@ def _bits(image: Image.Image) -> int:
     return max(tags.get(258, (8,)))
 
 
+def _zero_is_white(image: Image.Image) -> bool:
+    """Whether a TIFF states that its number 0 is white: viewers, and Pillow, show it inverted."""
+    is_tiff = isinstance(image, TiffImagePlugin.TiffImageFile)
+    return is_tiff and image.tag_v2.get(PHOTOMETRIC) == 0
+
+
+def _shown(file: Readable, raw: RawLabel, depth: int) -> RawLabel:
+    """A label map whose number 0 is white: of 1 bit as it is shown, so that white is 1.
+
+    Raises:
+        UserError: of more bits, where the numbers as stored and as shown may both be class ids.
+    """
+    if depth == 1:
+        return replace(raw, mode=ZERO_IS_WHITE)
+    largest = 2**depth - 1
+    read = count_values(raw.values.ravel())[0][:_LISTED].tolist()
+    # Pillow inverts up to 8 bits
+    stored = [number if depth > 8 else largest - number for number in read]
+    pairs = ", ".join(f"{number} or {largest - number}" for number in stored)
+    raise UserError(
+        f"{file}: a TIFF that states that 0 is white (PhotometricInterpretation 0), so that its "
+        f"numbers as stored or as shown may be meant: {pairs}; save the label map as PNG, or as a "
+        "TIFF whose 0 is black (PhotometricInterpretation 1)"
+    )
+
+
 def _raw(file: Readable, image: Image.Image, depth: int) -> RawLabel:
     mode = image.mode
     if mode not in _COLOR_MODES | {"1", "L", "LA", "P", "PA"} | DEEP_MODES:
         raise UserError(
             f"{file}: pixels of mode {mode}; a label map has one channel of class ids, or the "
             "colours of the class list in RGB"
+            + ("; save ids as whole numbers of 8 or 16 bits" if mode == "F" else "")
         )
-    turned = ImageOps.exif_transpose(image)
-    transparent = _transparent(file, turned)
+    transparent = _transparent(file, image)
     if mode in _COLOR_MODES:
-        colors = codes(np.asarray(turned.convert("RGB")))
+        colors = codes(np.asarray(image.convert("RGB")))
         return RawLabel(colors, Form.COLORS, None, transparent, mode)
-    values = np.asarray(turned.getchannel(0) if mode in {"LA", "PA"} else turned)
+    values = np.asarray(image.getchannel(0) if mode in {"LA", "PA"} else image)
     if values.dtype == np.bool_:
         values = values.astype(np.uint8)  # as bytes they may be 255
     elif values.dtype.byteorder == ">":
@@ -209,7 +253,7 @@ def _transparent(file: Readable, image: Image.Image) -> npt.NDArray[np.bool_] | 
     partly = int(((alpha > 0) & (alpha < 255)).sum())
     if partly:
         raise UserError(
-            f"{file}: {partly} half-transparent pixels; save the label map without alpha, or with "
-            "alpha 0 for unlabelled pixels only"
+            f"{file}: half-transparent pixels ({partly}); save the label map without alpha, or "
+            "with alpha 0 for unlabelled pixels only"
         )
     return None if alpha.all() else alpha == 0

@@ -7,12 +7,13 @@ Where no folder says, label maps are told by a common suffix of their names.
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from ecgan.data.files import names, pairing, split_lists
+from ecgan.data.files import lists, names, pairing
 from ecgan.data.files.names import (
+    ANNOTATION_SUFFIXES,
     IMAGE_SUFFIXES,
     LABEL_SUFFIXES,
     LOSSY_SUFFIXES,
@@ -68,6 +69,7 @@ class Layout:
         splits: splits that label maps are divided into.
         undivided_fault: what forbids to take all files as one; empty where nothing does.
         suffix: the user's own suffix of label maps.
+        noted_suffixes: suffixes that tell label maps in folders of both, as the notes say.
     """
 
     root: Path
@@ -78,6 +80,7 @@ class Layout:
     splits: list[str] = field(default_factory=list[str])
     undivided_fault: str = ""
     suffix: str | None = None
+    noted_suffixes: set[str] = field(default_factory=set[str])
 
     def has_split(self, split: str) -> bool:
         """Whether label maps of a split are there."""
@@ -131,7 +134,8 @@ class Layout:
                 )
             if "image" in chosen:
                 self._note_lossy(files, faults)
-        return files, [*self.notes, *([renaming.note] if renaming.note else [])]
+        is_known = not renaming.note or renaming.suffix in self.noted_suffixes
+        return files, [*self.notes, *([] if is_known else [renaming.note])]
 
     def _renaming_of(self, found: Sequence[_Entry], labels: Sequence[_Entry], renaming: Renaming):  # noqa: ANN202
         """Renaming of instance and edge maps: as labels, or by a suffix of their own."""
@@ -157,21 +161,16 @@ class Layout:
         found = f"there are only {', '.join(there[:8])}" if there else "there are no folders"
         splits = f", with splits {', '.join(self.splits)}" if self.splits and split else ""
         # A file or two beside the folders are class lists and notes
-        other = Counter(
-            f.suffix for f in names.files_below(self.root) if f.suffix in OTHER_SUFFIXES
-        )
+        of_kind = OTHER_SUFFIXES if kind == "label" else OTHER_SUFFIXES - ANNOTATION_SUFFIXES
+        other = Counter(f.suffix for f in names.files_below(self.root) if f.suffix in of_kind)
         beside = {path.suffix.lower() for path in self.root.iterdir()}
-        other = [(s, n) for s, n in other.most_common(2) if n > 2 or s not in beside]
-        hint = ""
-        if other and kind == "label":
-            hint = f"; files {' and '.join(f'*{s}' for s, _ in other)} are no label maps: `ecgan "
-            hint += "data import` converts polygons and other annotations"
-        elif other and kind == "image":
-            hint = (
-                f"; files {' and '.join(f'*{s}' for s, _ in other)} are not read: save photos as "
-            )
-            hint += "JPEG or PNG"
-        return f"no {NOUNS[kind]}s{where}: {_HINT}; {found}{splits}{hint}"
+        other = [
+            (suffix, number)
+            for suffix, number in other.most_common(3)
+            if number > 2 or suffix not in beside or suffix in names.PACKED_SUFFIXES
+        ]
+        hints = [f"; files *{suffix} are {names.remedy(suffix, kind)}" for suffix, _ in other]
+        return f"no {NOUNS[kind]}s{where}: {_HINT}; {found}{splits}{''.join(dict.fromkeys(hints))}"
 
 
 def names_and_paths(entries: Iterable[_Entry]) -> list[tuple[str, Path]]:
@@ -191,6 +190,9 @@ def read_layout(root: Path, options: Options | None = None) -> Layout:
     layout.suffix = options.label_suffix
     placed = _placed(root, options)
     pictures = [(f, p) for f, p in placed if f.suffix in IMAGE_SUFFIXES | LABEL_SUFFIXES]
+    if options == Options() and (listed := lists.read_pairs([f for f, _ in placed], root)):
+        _take_listed(layout, listed, len(pictures))
+        return layout
     left_out = sorted({names.left_out(f.folders) for f, p in pictures if p.is_left_out})
     if left_out:
         layout.notes.append(f"Pictures for people are not read: {', '.join(left_out)}/.")
@@ -205,14 +207,35 @@ def read_layout(root: Path, options: Options | None = None) -> Layout:
         ]
         if kind == "label":
             layout.lossy = [f.path for f, _ in found if f.suffix in LOSSY_SUFFIXES]
+    maps = [entry.file for entry in layout.entries.get("label", ())] or [f for f, _ in placed]
+    layout.faults += filter(None, [pairing.brush_fault([f.path for f in maps], root)])
     _join_undivided(layout)
-    lists = split_lists.read([f for f, _ in placed if f.suffix == ".txt"])
-    if lists and not any(e.split for e in layout.entries.get("label", ())):
-        _divide_by_lists(layout, lists)
+    named = lists.read([f for f, _ in placed if f.suffix == ".txt"])
+    if named and not any(e.split for e in layout.entries.get("label", ())):
+        _divide_by_lists(layout, named)
     found_splits = {e.split for e in layout.entries.get("label", ())}
     layout.splits = [split for split in SPLITS if split in found_splits]
+    _note_what_is_beside(layout)
     _look_for_other_splits(layout)
     return layout
+
+
+def _take_listed(layout: Layout, listed: lists.Listed, num_pictures: int) -> None:
+    """Take pairs of photos and maps that files of the data set list, under the photos' names."""
+    layout.faults += listed.faults
+    layout.notes.append(f"Photos and label maps are paired as {listed.source} says.")
+    for photo, maps in listed.pairs:
+        place = names.place_of(photo.folders)
+        name = names.real_name(place.rest, photo.stem)
+        for kind, file in [("image", photo), *maps.items()]:
+            own = replace(place, kind=kind)
+            layout.entries.setdefault(kind, []).append(_Entry(file, own, place.split, name))
+    left = num_pictures - len({e.file.path for found in layout.entries.values() for e in found})
+    if left > 0:
+        layout.notes.append(f"{count(left, 'picture')} that it does not list: not read.")
+    splits = {entry.split for entry in layout.entries.get("label", ())}
+    layout.splits = [split for split in SPLITS if split in splits]
+    _look_for_other_splits(layout)
 
 
 def _is_of(entry: _Entry, split: str) -> bool:
@@ -332,6 +355,9 @@ def _divide_flat(
     pool: list[tuple[FoundFile, Place]], layout: Layout
 ) -> tuple[list[tuple[FoundFile, Place]], list[tuple[FoundFile, Place]]]:
     """Photos and label maps of one folder: told by a suffix, or by the format."""
+    if (told := names.divide_by_names(pool)) is not None:
+        layout.notes.append("Files of each folder are told by their names, such as img and label.")
+        return told
     own = [names.real_name(file.folders, file.stem) for file, _ in pool]
     if layout.suffix is not None:
         is_label = [name.endswith(layout.suffix) for name in own]
@@ -347,13 +373,14 @@ def _divide_flat(
         ends = Counter(
             name[len(base) :] for name, base in zip(own, bases, strict=True) if base is not None
         )
-        suffix = next((s for s, _ in ends.most_common(1)), None)
+        suffix = pairing.best_suffix(ends)
         if suffix is None or 4 * ends[suffix] < len(pool):
             suffix, ends = pairing.label_word(own), Counter[str]()
         if suffix is None:
             return pool, []
         is_label = [name.endswith(suffix) for name in own]
-        layout.notes.append(f"Label maps are the files that end in {suffix}.")
+        layout.notes.append(f"Label maps end in {suffix}.")
+        layout.noted_suffixes.add(suffix)
         variants = {*ends} - {suffix}
         keep = [
             not any(name.endswith(v) for v in variants) or base is None
@@ -397,40 +424,52 @@ def _join_undivided(layout: Layout) -> None:
         ]
 
 
-def _divide_by_lists(layout: Layout, lists: Mapping[str, Sequence[str]]) -> None:
+def _divide_by_lists(layout: Layout, named: Mapping[str, Sequence[str]]) -> None:
     """Give files the split that lists name them in, and leave out those of no list."""
-    chosen = split_lists.by_split(lists)
-    split_of, twice = split_lists.split_of_names(chosen)
+    chosen = lists.by_split(named)
     labels = layout.entries.get("label", [])
     renaming = pairing.find_renaming(
         [e.name for e in labels], [e.name for e in layout.entries.get("image", [])], layout.suffix
     )
 
-    def stem_of(entry: _Entry, kind: Kind) -> str:
+    def name_of(entry: _Entry, kind: Kind) -> str:
         rename = renaming.image if kind == "image" else renaming.label
-        return (rename(entry.name) or entry.name).rpartition("/")[2]
+        return rename(entry.name) or entry.name
 
-    there = {stem_of(entry, "label") for entry in labels}
-    if not there & split_of.keys():
-        return  # lists of something else
+    divided = lists.divide(chosen, {name_of(entry, "label") for entry in labels})
+    if not divided.split_of:  # lists of something else
+        if None not in chosen:
+            layout.notes.append(
+                f"The lists of splits ({', '.join(map(str, chosen))}) have no name of a label map "
+                f"(first: {divided.missing[0]}): not read."
+            )
+        return
     for kind, found in layout.entries.items():
-        listed = [e for e in found if stem_of(e, kind) in split_of]
-        layout.entries[kind] = [e._replace(split=split_of[stem_of(e, kind)]) for e in listed]
+        listed = [e for e in found if name_of(e, kind) in divided.split_of]
+        layout.entries[kind] = [
+            e._replace(split=divided.split_of[name_of(e, kind)]) for e in listed
+        ]
         if kind in {"label", "image"} and len(listed) < len(found):
             layout.notes.append(
                 f"{count(len(found) - len(listed), NOUNS[kind])} in no list of a split: not read."
             )
     if None not in chosen:
         layout.notes.append(f"Splits are those of the lists: {', '.join(map(str, chosen))}.")
-    if twice:
-        layout.faults.append(
-            f"{count(twice, 'name')} in the lists of two splits; a photo must be in one of them"
-        )
-    if missing := sorted({*split_of} - there):
-        layout.faults.append(
-            f"{count(len(missing), 'name')} in the lists of splits without a label map (first: "
-            f"{missing[0]}); add what is missing, or take the names out"
-        )
+    layout.faults += divided.faults
+
+
+def _note_what_is_beside(layout: Layout) -> None:
+    """Name photos of splits without label maps, and maps that are not of classes."""
+    photos = Counter(e.split for e in layout.entries.get("image", ()))
+    for split in SPLITS:
+        if layout.splits and photos[split] and split not in layout.splits:
+            layout.notes.append(
+                f"{count(photos[split], 'photo')} of split {split} without a label map: not read."
+            )
+    objects = [e for e in layout.entries.get("instances", ()) if "object" in e.place.word]
+    if objects and layout.entries.get("label"):
+        folder = _folder_of((objects[0].file, objects[0].place))
+        layout.notes.append(f"{folder}/ holds instance maps, no classes.")
 
 
 def _look_for_other_splits(layout: Layout) -> None:

@@ -3,12 +3,14 @@
 import os
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from ecgan.errors import UsageError, UserError
 from ecgan.labels import SPLIT_FOLDERS
+from ecgan.reading.places import refuse_whole_disk
 
 Kind = Literal["image", "label", "instances", "edge"]
 
@@ -16,17 +18,20 @@ IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")  # o
 IMAGE_SUFFIXES = frozenset(IMAGE_ENDINGS)
 LABEL_SUFFIXES = frozenset({".png", ".bmp", ".tif", ".tiff", ".webp", ".gif"})  # may be lossless
 LOSSY_SUFFIXES = frozenset({".jpg", ".jpeg"})
+PACKED_SUFFIXES = frozenset({".zip", ".7z", ".rar"})
+_ARRAY_SUFFIXES = frozenset({".npy", ".npz", ".mat", ".nii", ".gz", ".dcm"})
+_PHOTO_SUFFIXES = frozenset({".heic", ".heif", ".avif", ".jxl", ".dng", ".cr2", ".nef", ".pdf"})
+ANNOTATION_SUFFIXES = frozenset({".json", ".jsonl", ".xml", ".txt", ".csv", ".svg"})
 # Files of other tools that a user may take for photos or label maps
-OTHER_SUFFIXES = frozenset(
-    {".heic", ".heif", ".avif", ".jxl", ".dng", ".cr2", ".nef", ".npy", ".npz", ".mat", ".json"}
-    | {".xml", ".txt", ".nii", ".gz", ".dcm", ".pdf", ".svg", ".csv"}
-)
+OTHER_SUFFIXES = PACKED_SUFFIXES | _ARRAY_SUFFIXES | _PHOTO_SUFFIXES | ANNOTATION_SUFFIXES
 NOUNS: Mapping[Kind, str] = {
     "image": "photo",
     "label": "label map",
     "instances": "instance map",
     "edge": "edge map",
 }
+_PAIR = {"image": 1, "label": 1}
+MOST_ENTRIES = 5_000_000  # files and folders below one that is read; a walk of a minute or two
 _SYSTEM_FOLDERS = {"__macosx", "@eadir", "$recycle.bin", "lost+found", "__pycache__"}
 
 
@@ -56,7 +61,8 @@ _WORDS: Mapping[Kind, frozenset[str]] = {
 }
 _LEFT_OUT = _words(
     "segmentationclassvisualization segmentationobjectvisualization visualization "
-    "visualizations vis viz overlays overlay previews preview maskshuman colormaps colormap"
+    "visualizations vis viz overlays overlay previews preview maskshuman colormaps colormap "
+    "labelviz labelvis"
 )
 _ROLES: Mapping[str, Kind] = {word: kind for kind, words in _WORDS.items() for word in words}
 _SPLITS: Mapping[str, str] = {
@@ -99,6 +105,17 @@ class Place:
     is_left_out: bool = False
 
 
+def remedy(suffix: str, kind: Kind) -> str:
+    """What to do with files of another tool, where photos or label maps are missing."""
+    if suffix in PACKED_SUFFIXES:
+        return "not read: unpack them"
+    if kind == "image":
+        return "not read: save photos as JPEG or PNG"
+    if suffix in ANNOTATION_SUFFIXES:
+        return "no label maps: `ecgan data import` converts polygons and other annotations"
+    return "no label maps: save class ids as PNG of 8 or 16 bits"
+
+
 def place_of(folders: tuple[str, ...]) -> Place:
     """Kind and split that the names of folders say; the deepest word wins, the first split."""
     kind: Kind | None = None
@@ -130,19 +147,68 @@ def looks_like_split(name: str) -> bool:
     return bool(_SPLIT_LIKE.search(name.lower()))
 
 
+def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """As os.walk, links followed; in no circle, to no folder above this one, not into /proc, /sys.
+
+    What leads there is a mistake or an attack: it would be the whole disk, or without end.
+
+    Raises:
+        UserError: it is the root of a file system, or holds more than :data:`MOST_ENTRIES`.
+    """
+    real, entries = refuse_whole_disk(folder), 0
+    above = {_identity(parent) for parent in real.parents}
+    kernels = {os.stat(place).st_dev for place in ("/proc", "/sys") if os.path.ismount(place)}  # noqa: PTH116
+    seen: set[tuple[int, int]] = set()
+    pending = [str(folder)]
+    while pending:
+        parent = pending.pop()
+        folders: list[str] = []
+        names: list[str] = []
+        try:
+            place = _identity(Path(parent))
+            is_link = Path(parent).is_symlink() and parent != str(folder)
+            if place[0] in kernels or (is_link and place in seen | above):
+                continue
+            seen.add(place)
+            with os.scandir(parent) as found:
+                for entries, entry in enumerate(found, entries + 1):  # noqa: B020  one count of all
+                    if entries > MOST_ENTRIES:
+                        raise UserError(
+                            f"{folder}: more than {MOST_ENTRIES:,} files and folders below it (at "
+                            f"{parent}); give the folder of the photos and label maps"
+                        )
+                    (folders if _is_folder(entry) else names).append(entry.name)
+        except OSError:  # gone, or not ours to read
+            continue
+        yield parent, folders, names
+        pending += [os.path.join(parent, name) for name in reversed(folders)]  # noqa: PTH118
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    about = folder.stat()
+    return about.st_dev, about.st_ino
+
+
+def paths_below(folder: Path) -> Iterator[Path]:
+    """Every file at any depth, in no order; links are followed as of :func:`walk`."""
+    for parent, _, names in walk(folder):
+        yield from (Path(parent, name) for name in names)
+
+
 def files_below(folder: Path) -> Iterator[FoundFile]:
     """Image files and those of other tools at any depth, sorted.
 
-    Links are followed, but not in circles; hidden and system files are skipped.
+    Links are followed as of :func:`walk`; hidden and system files are skipped.
     """
     found: list[FoundFile] = []
-    seen: set[tuple[int, int]] = set()
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        stat = Path(parent).stat()
-        if (stat.st_dev, stat.st_ino) in seen and Path(parent).is_symlink():
-            folders.clear()
-            continue
-        seen.add((stat.st_dev, stat.st_ino))
+    for parent, folders, names in walk(folder):
         folders[:] = sorted(f for f in folders if not _is_hidden(f))
         below = tuple(Path(parent).relative_to(folder).parts)
         for name in names:
@@ -154,9 +220,41 @@ def files_below(folder: Path) -> Iterator[FoundFile]:
     return iter(sorted(found, key=lambda file: str(file.path)))
 
 
+def photos_below(folder: Path, option: str) -> tuple[Path, ...]:
+    """Photos at any depth below a folder that an option names, sorted.
+
+    Raises:
+        UsageError: no such folder, or no photos below it.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"{option} {folder}: no such folder")
+    photos = tuple(file.path for file in files_below(folder) if file.suffix in IMAGE_SUFFIXES)
+    if not photos:
+        raise UsageError(f"{option} {folder}: no photos below it")
+    return photos
+
+
 def real_name(folders: tuple[str, ...], stem: str) -> str:
     """Name that files are paired by: the path in NFC, so that equal looks are equal names."""
     return unicodedata.normalize("NFC", "/".join((*folders, stem)))
+
+
+def divide_by_names(
+    pool: Sequence[tuple[FoundFile, Place]],
+) -> tuple[list[tuple[FoundFile, Place]], list[tuple[FoundFile, Place]]] | None:
+    """Photos and label maps of folders of one pair each: 01/img.png and 01/label.png."""
+    found: dict[tuple[str, ...], dict[str | None, list[tuple[FoundFile, Place]]]] = {}
+    for file, place in pool:
+        own = place_of((file.stem,))
+        if not file.folders or not (own.kind in {"image", "label"} or own.is_left_out):
+            return None
+        named = file._replace(folders=file.folders[:-1], stem=file.folders[-1])
+        if not own.is_left_out:
+            folder = found.setdefault(file.folders, {})
+            folder.setdefault(own.kind, []).append((named, replace(place, rest=place.rest[:-1])))
+    if not found or any({k: len(v) for k, v in f.items()} != _PAIR for f in found.values()):
+        return None
+    return [f["image"][0] for f in found.values()], [f["label"][0] for f in found.values()]
 
 
 def _is_hidden(name: str) -> bool:
@@ -182,6 +280,8 @@ def _parse_parts(folder: str) -> tuple[Kind | None, str | None, str]:
     """The same of a name of several words."""
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", folder)
     tokens = [token for token in re.split(r"[\s_.-]+", spaced.lower()) if token]
+    if not tokens:  # nothing but separators
+        return None, None, ""
     if len(tokens) == 1:  # trainannot
         for start, meant in _SPLITS.items():
             rest = tokens[0].removeprefix(start)

@@ -1,6 +1,7 @@
 """Files of one name put together, and what is wrong with those that have no partner."""
 
 import difflib
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,10 +12,22 @@ from ecgan.data.files.names import LOSSY_SUFFIXES, NOUNS, Kind
 from ecgan.errors import UserError
 
 MAX_FAULTS = 20
+_ALONE = " (photos without label maps teach too, from a folder of their own: data.unlabelled)"
 _SEPARATORS = "_-. "
+_BRUSH = re.compile(r"task-[0-9]+-annotation-[0-9]+-by-.*-tag-.*")
 # Of several label files of one photo, the first that is there; the others are for people or tools
 _PREFERRED = ("labelids", "labeltrainids", "label", "mask", "seg", "gt", "")
-_NOT_LABELS = ("color", "colour", "instance", "vis", "overlay", "panoptic", "preview", "polygon")
+_NOT_LABELS = (
+    "color",
+    "colour",
+    "instance",
+    "vis",
+    "overlay",
+    "panoptic",
+    "preview",
+    "polygon",
+    "viz",
+)
 
 
 @dataclass(frozen=True)
@@ -40,11 +53,13 @@ class Renaming:
         label: name of a label map to the common one; None: it is no label map.
         image: the same for photos.
         note: what was found; empty where names are equal as they are.
+        suffix: that label maps have beyond the names of photos, where that is what was found.
     """
 
     label: Callable[[str], str | None]
     image: Callable[[str], str | None]
     note: str = ""
+    suffix: str = ""
 
 
 def find_renaming(
@@ -71,6 +86,7 @@ def find_renaming(
             _by_both("prefix", labels, images),
             Renaming(str.casefold, str.casefold, "Names are paired whatever their case."),
             _by_file_names(labels, images),
+            _by_numbers(labels, images),
         )
         if renaming is not None
     ]
@@ -101,31 +117,45 @@ def by_key(
     clean: Callable[[str], str],
     faults: list[str],
 ) -> dict[str, Path]:
-    """Files by key; two of one key are a fault."""
+    """Files by key; two of one key are a fault, and all such pairs one line."""
     keyed: dict[str, Path] = {}
+    collisions: list[tuple[Path, Path, str]] = []
     for name, path in named:
         renamed = rename(name)
         if renamed is None:
             continue
         key = clean(renamed)
-        if key in keyed:
-            if (path.suffix.lower() in LOSSY_SUFFIXES) != (
-                keyed[key].suffix.lower() in LOSSY_SUFFIXES
-            ) and path.parent == keyed[key].parent:
-                faults.append(
-                    f"{keyed[key]} and {path} have one name; if one is the label map of the other, "
-                    "put photos and label maps into two folders, images/ and labels/"
-                )
-            else:
-                faults.append(f"{keyed[key]} and {path} share the key {key!r}; rename one of them")
-        keyed.setdefault(key, path)
+        first = keyed.setdefault(key, path)
+        if first is not path:
+            collisions.append((first, path, key))
+    if collisions:
+        faults.append(_collision_fault(collisions))
     return keyed
+
+
+def _collision_fault(collisions: Sequence[tuple[Path, Path, str]]) -> str:
+    one, other, key = collisions[0]
+    lossy = [path.suffix.lower() in LOSSY_SUFFIXES for path in (one, other)]
+    is_pair = one.parent == other.parent and lossy[0] != lossy[1]
+    what, alone, remedy = "key", f"share the key {key!r}", "rename one of them"
+    if is_pair:
+        what, alone = "name", "have one name"
+        remedy = (
+            "remove one, or, if it is the label map of the other, put photos and label maps into "
+            "two folders, images/ and labels/"
+        )
+    both = f"{one} and {other}"
+    if len(collisions) == 1:
+        return f"{both} {alone}; {remedy}"
+    return f"{len(collisions)} files have the {what} of another (first: {both}); {remedy}"
 
 
 def pairing_faults(files: Mapping[Kind, Mapping[str, Path]], root: Path) -> list[str]:
     """Faults of files without their partner; superfluous instance and edge maps do no harm."""
-    faults: list[str] = []
     labels = files["label"]
+    if several := _several_fault(labels, files.get("image", {}), root):
+        return [several]
+    faults: list[str] = []
     for kind, others in files.items():
         if kind == "label":
             continue
@@ -136,6 +166,21 @@ def pairing_faults(files: Mapping[Kind, Mapping[str, Path]], root: Path) -> list
         if alone and kind == "image":
             faults.append(_unpaired_fault(kind, "label", [others[key] for key in alone], root))
     return faults
+
+
+def brush_fault(files: Sequence[Path], root: Path) -> str:
+    """Sentence about Label Studio's brush export; empty without its files.
+
+    They hold the number of a task and a class, and nothing that names the photo.
+    """
+    own = [path for path in files if _BRUSH.fullmatch(path.stem)]
+    if not own:
+        return ""
+    return (
+        f"{count(len(own), 'file')} of Label Studio's brush export (first: "
+        f"{relative(own[0], root)}): one for each class of a task, and none names its photo; "
+        "export the project as JSON and convert that with `ecgan data import`"
+    )
 
 
 def lossy_fault(files: Sequence[Path], root: Path) -> str:
@@ -170,9 +215,9 @@ def relative(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
-def count(number: int, noun: str) -> str:
-    """Number with its noun: 1 file, 2 files."""
-    return f"1 {noun}" if number == 1 else f"{number} {noun}s"
+def count(number: int, noun: str, nouns: str = "") -> str:
+    """Number with its noun: 1 file, 2 files; ``nouns`` where the plural takes more than an s."""
+    return f"1 {noun}" if number == 1 else f"{number} {nouns or f'{noun}s'}"
 
 
 def capped(faults: Sequence[str]) -> list[str]:
@@ -186,8 +231,26 @@ def _unpaired_fault(kind: Kind, missing: Kind, paths: Sequence[Path], root: Path
     return (
         f"{count(len(paths), NOUNS[kind])} {'has' if len(paths) == 1 else 'have'} no "
         f"{NOUNS[missing]} of the same name (first: {relative(paths[0], root)}); add what is "
-        "missing, or remove them"
+        f"missing, or remove them{_ALONE if kind == 'image' else ''}"
     )
+
+
+def _several_fault(labels: Mapping[str, Path], photos: Mapping[str, Path], root: Path) -> str:
+    """Sentence about several label maps with the file name of one photo; empty without them."""
+    alone = {key: path for key, path in labels.items() if key not in photos}
+    maps: dict[str, list[Path]] = {}
+    for path in alone.values():
+        maps.setdefault(path.stem, []).append(path)
+    stems = Counter(path.stem for path in photos.values())
+    for photo in (path for key, path in photos.items() if key not in labels):
+        if stems[photo.stem] == 1 and len(own := maps.get(photo.stem, [])) > 1:
+            listed = " and ".join(relative(path, root) for path in own[:2])
+            return (
+                f"{count(len(alone), 'label map')} for {count(len(photos), 'photo')} (first: "
+                f"{listed} for {relative(photo, root)}); name the folder that is meant with "
+                "data.labels, or join maps of one class each into one label map for a photo"
+            )
+    return ""
 
 
 def _same(name: str) -> str:
@@ -224,27 +287,56 @@ def base_name(label: str, images: Collection[str]) -> str | None:
 def _by_label_suffix(labels: Collection[str], images: set[str]) -> Renaming | None:
     """The suffix that label maps have beyond the names of photos."""
     suffixes = Counter(label[len(base) :] for label in labels if (base := base_name(label, images)))
-    if not suffixes:
+    chosen = best_suffix(suffixes)
+    if chosen is None:
         return None
-    most = suffixes.most_common(1)[0][1]
+    others = sorted({*suffixes} - {chosen})
+    note = f"Label maps end in {chosen}"
+    if others:
+        note += f"; files that end in {', '.join(others[:4])} are not read"
+    return Renaming(lambda name: _without(name, chosen), _same, f"{note}.", chosen)
+
+
+def best_suffix(suffixes: Counter[str]) -> str | None:
+    """Of the suffixes that most files have, the one of label maps; None where none may be."""
+    most = max(suffixes.values(), default=0)
     full = [
         suffix
         for suffix, number in suffixes.items()
         if number >= 0.9 * most and not any(word in suffix.lower() for word in _NOT_LABELS)
     ]
-    if not full:
-        return None
 
     def rank(suffix: str) -> int:
         plain = suffix.lower().replace("_", "").replace("-", "")
         return next(i for i, word in enumerate(_PREFERRED) if word in plain)
 
-    chosen = min(full, key=lambda suffix: (rank(suffix), suffix))
-    others = sorted({*suffixes} - {chosen})
-    note = f"Label maps end in {chosen}"
-    if others:
-        note += f"; files that end in {', '.join(others[:4])} are not read"
-    return Renaming(lambda name: _without(name, chosen), _same, f"{note}.")
+    return min(full, key=lambda suffix: (rank(suffix), suffix), default=None)
+
+
+def _by_numbers(labels: Collection[str], images: Collection[str]) -> Renaming | None:
+    """Numbers with and without leading zeros, 007 and 7; label maps get the names of photos.
+
+    Every label map must have its photo: others may be counted from another number.
+    """
+    plain = {_without_zeros(name): name for name in images}
+    own = [_without_zeros(name) for name in labels]
+    if len(plain) < len(images) or (own == [*labels] and [*plain] == [*images]):
+        return None
+    inner = find_renaming(own, plain)
+    photos = {inner.image(short): name for short, name in plain.items()}
+
+    def rename(name: str) -> str | None:
+        short = inner.label(_without_zeros(name))
+        return None if short is None else photos.get(short, name)
+
+    if not {*map(rename, labels)} - {None} <= {*images}:
+        return None
+    note = "Names are paired whatever the zeros before their numbers, such as 007 and 7."
+    return Renaming(rename, _same, f"{note} {inner.note}".strip())
+
+
+def _without_zeros(name: str) -> str:
+    return re.sub(r"(?<![0-9])(?<![0-9]\.)0+(?=[0-9])", "", name)
 
 
 def _by_file_names(labels: Collection[str], images: Collection[str]) -> Renaming | None:

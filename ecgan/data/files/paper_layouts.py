@@ -5,8 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ecgan.data.files import names, pairing
-from ecgan.data.files.names import IMAGE_SUFFIXES, LABEL_SUFFIXES, LOSSY_SUFFIXES, NOUNS, Kind
-from ecgan.data.files.pairing import FoundFiles, relative
+from ecgan.data.files.names import (
+    IMAGE_SUFFIXES,
+    LABEL_SUFFIXES,
+    LOSSY_SUFFIXES,
+    NOUNS,
+    FoundFile,
+    Kind,
+)
+from ecgan.data.files.pairing import FoundFiles, count, relative
 from ecgan.labels import clean_key
 
 
@@ -16,11 +23,23 @@ def recognise(root: Path) -> str | None:
     def has(*names: str) -> bool:
         return all((root / name).exists() for name in names)
 
-    if has("leftImg8bit") or has("gtFine"):
+    if _is_cityscapes(root):
         return "cityscapes"
     if has("ADEChallengeData2016") or has("objectInfo150.txt") or has("sceneCategories.txt"):
         return "ade20k"
     return "coco_stuff" if has("stuffthingmaps") else None
+
+
+def _is_cityscapes(root: Path) -> bool:
+    """Whether each of its folders that is there has a file of its name, or none at all."""
+    marks = {"leftImg8bit": "_leftImg8bit.", "gtFine": "_gtFine_"}
+    folders = {root / name: mark for name, mark in marks.items() if (root / name).is_dir()}
+    for folder, mark in folders.items():
+        paths = names.paths_below(folder)
+        first = next(paths, None)
+        if first is not None and not any(mark in path.name for path in (first, *paths)):
+            return False
+    return bool(folders)
 
 
 def has_split(dataset: str, root: Path, split: str) -> bool:
@@ -38,6 +57,7 @@ def select(dataset: str, root: Path, split: str | None, kinds: Sequence[Kind]) -
         kinds: files that every item must have, ``label`` among them.
     """
     faults: list[str] = []
+    notes: list[str] = []
     files: dict[Kind, dict[str, Path]] = {kind: {} for kind in kinds}
     for kind in kinds:
         candidates = _source_folders(dataset, root, split)[kind]
@@ -52,15 +72,15 @@ def select(dataset: str, root: Path, split: str | None, kinds: Sequence[Kind]) -
         if lossy:
             faults.append(pairing.lossy_fault(lossy, root))
         elif not below:
-            faults.append(
-                f"{relative(source.folder, root)}: no {NOUNS[kind]}s below it; expected files "
-                f"*{source.ending}{{{','.join(sorted(suffixes))}}}"
-            )
+            others = [f.path for f in there if f.suffix in suffixes]
+            faults.append(_no_files(kind, source, others, root))
+        elif kind == "label":
+            notes += _beside_note(source, there)
         named = [(source.name(path), path) for path in below]
         files[kind] = pairing.by_key(named, str, clean_key, faults)
     if all(files.values()):
         faults += pairing.pairing_faults(files, root)
-    return FoundFiles(files, pairing.capped(faults))
+    return FoundFiles(files, pairing.capped(faults), notes)
 
 
 def ending(dataset: str, kind: Kind) -> str:
@@ -83,6 +103,37 @@ class _SourceFolder:
     def name(self, path: Path) -> str:
         name = path.name if self.flat else path.relative_to(self.folder).as_posix()
         return name.removesuffix(path.suffix).removesuffix(self.ending)
+
+
+def _no_files(kind: Kind, source: _SourceFolder, others: Sequence[Path], root: Path) -> str:
+    """Sentence about a folder without the files that belong there, and what is there instead."""
+    suffixes = LABEL_SUFFIXES if kind in {"label", "instances"} else IMAGE_SUFFIXES
+    instead = ""
+    if others:
+        instead = (
+            f"; there {'is' if len(others) == 1 else 'are'} {count(len(others), 'other')} (first: "
+            f"{relative(others[0], root)}); rename what is meant, or read it by the names of the "
+            "folders: data.dataset: folder"
+        )
+    return (
+        f"{relative(source.folder, root)}: no {NOUNS[kind]}s below it; expected files "
+        f"*{source.ending}{{{','.join(sorted(suffixes))}}}{instead}"
+    )
+
+
+def _beside_note(source: _SourceFolder, there: Sequence[FoundFile]) -> list[str]:
+    """What of the files beside Cityscapes' label maps is read by nobody."""
+    start, _, _ = source.ending.rpartition("_")
+    known = {source.ending, _CITYSCAPES_ENDINGS["instances"]}
+    others = {
+        start + file.stem.rpartition(start)[2]
+        for file in there
+        if start and start in file.stem and file.suffix in LABEL_SUFFIXES
+    } - known
+    if not others:
+        return []
+    listed = ", ".join(sorted(others)[:4])
+    return [f"Label maps end in {source.ending}; files that end in {listed} are not read."]
 
 
 # Folders of each kind of file, the usual one first; {below} is the split's folder

@@ -5,17 +5,15 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any, cast
 
 import cv2
 import numpy as np
-from PIL import Image
 
 from ecgan.data.files.images import turned_upright
-from ecgan.data.files.names import IMAGE_ENDINGS
-from ecgan.data.files.pairing import capped
+from ecgan.data.files.names import IMAGE_ENDINGS, paths_below
+from ecgan.data.files.pairing import capped, count
 from ecgan.data.imports.painting import fill_polygon
 from ecgan.data.imports.readers import coco, cvat, datumaro, label_studio, labelme, yolo
 from ecgan.data.imports.recognition import recognise
@@ -26,7 +24,9 @@ from ecgan.data.imports.source import (
     Region,
 )
 from ecgan.errors import UsageError, UserError
-from ecgan.labels import LabelClass, Labels, LabelSpace, default_color
+from ecgan.labels import LabelClass, Labels, LabelSpace, default_color, from_json
+from ecgan.reading.documents import parse_json, read_bytes
+from ecgan.reading.pictures import PICTURE_ERRORS, open_image
 from ecgan.runtime.files import check_out, whole_folder, writing
 
 _READ_HERE: Mapping[str, Callable[[list[Path], Path | None, Path], Annotations]] = {
@@ -68,8 +68,9 @@ class Imported:
             else f"are unlabelled ({self.space.ignore}); --background NAME makes them a class"
         )
         lines = [
-            f"Wrote {sum(self.splits.values())} photos with label maps of "
-            f"{self.space.num_classes} classes to {out}{f' ({counts})' if counts else ''}",
+            f"Wrote {count(sum(self.splits.values()), 'photo')} with label maps of "
+            f"{count(self.space.num_classes, 'class', 'classes')} to {out}"
+            f"{f' ({counts})' if counts else ''}",
             f"  format: {self.format}; {self.rule}",
             f"  pixels that no region covers {uncovered}",
             *(f"  {count} {note}" for note, count in sorted(self.notes.items())),
@@ -120,7 +121,7 @@ def import_annotations(
     found.notes.update(notes)
     background = _add_background(found, background)
     _check(found, source)
-    space = _space(found)
+    space = _space(found, source)
     with writing(out), whole_folder(out) as folder:
         writer = _Writer(folder, space, background, found)
         for photo in found.photos:
@@ -128,7 +129,7 @@ def import_annotations(
         _raise_faults(found, source)
         if not writer.splits:
             raise UserError(
-                f"{source}: none of its {len(found.photos)} photos has a file (first: "
+                f"{source}: no file of {count(len(found.photos), 'photo')} is there (first: "
                 f"{found.photos[0].name}); name the folder of the photos with --images DIR"
             )
         text = json.dumps(space.to_json(), indent=1) + "\n"
@@ -144,7 +145,7 @@ def _without_annotations(found: Annotations, folder: Path | None) -> int:
     if folder is None:
         return 0
     named = {photo.path.resolve() for photo in found.photos if photo.path is not None}
-    there = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_ENDINGS)
+    there = (path for path in paths_below(folder) if path.suffix.lower() in IMAGE_ENDINGS)
     return sum(path.resolve() not in named for path in there)
 
 
@@ -182,12 +183,16 @@ def _raise_faults(found: Annotations, source: Path) -> None:
         raise UserError(f"{source}: cannot be imported", capped(found.faults))
 
 
-def _space(found: Annotations) -> LabelSpace:
+def _space(found: Annotations, source: Path) -> LabelSpace:
+    """Class list, as it will be read back."""
     classes = tuple(
         LabelClass(number, name, color or default_color(number))
         for number, (name, color) in enumerate(found.classes.items())
     )
-    return LabelSpace(classes).written()
+    text = json.dumps(LabelSpace(classes).written().to_json())
+    remedy = "rename it where the photos are annotated"
+    place = f"{source}: its classes"
+    return from_json(parse_json(text, place, "names of classes", remedy), place)
 
 
 class _Writer:
@@ -209,7 +214,7 @@ class _Writer:
             return
         try:
             upright, orientation = _photo_size(photo)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except (*PICTURE_ERRORS, UserError) as error:
             self.found.faults.append(
                 f"{photo.path or photo.source}: not a photo that can be read ({error}); replace it"
             )
@@ -284,7 +289,8 @@ def _paint_mask(label: Labels, mask: Mask, value: int) -> int:
 
 def _photo_size(photo: Photo) -> tuple[tuple[int, int], int]:
     """Height and width as the photo stands upright, and its EXIF orientation."""
-    with Image.open(photo.path or BytesIO(photo.content or b"")) as image:
+    content = photo.content or b"" if photo.path is None else read_bytes(photo.path)
+    with open_image(content) as image:
         orientation = image.getexif().get(0x0112, 1)
         height, width = image.height, image.width
     orientation = orientation if orientation in range(1, 9) else 1

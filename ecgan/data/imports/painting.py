@@ -10,6 +10,8 @@ import numpy.typing as npt
 from ecgan.data.imports.source import Mask, Points
 from ecgan.labels import Labels
 
+_MOST_PIXELS = 200_000_000  # of a mask; photos of more are not opened
+
 
 def fill_polygon(label: Labels, points: Points, value: int) -> int:
     """Paint a polygon into a label map in place; the number of pixels painted.
@@ -56,10 +58,16 @@ def runs_to_mask(counts: npt.ArrayLike, size: tuple[int, int], *, by_column: boo
         by_column: whether the runs go down the columns, as COCO's, or along the rows, as CVAT's.
 
     Raises:
-        ValueError: they do not add up to the size.
+        ValueError: they do not add up to the size, or it is that of no photo.
     """
-    runs = np.asarray(counts, np.int64)
-    if runs.ndim != 1 or (runs < 0).any() or runs.sum() != size[0] * size[1]:
+    _refuse_many_pixels(size)
+    num_pixels = size[0] * size[1]
+    try:
+        runs = np.asarray(counts, np.int64)
+    except OverflowError:
+        runs = np.full(1, -1)
+    # Each for itself too: a sum beyond 64 bits begins anew
+    if runs.ndim != 1 or ((runs < 0) | (runs > num_pixels)).any() or runs.sum() != num_pixels:
         raise ValueError(f"run lengths do not add up to {size[1]} x {size[0]} pixels")
     flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
     return flat.reshape(size, order="F" if by_column else "C")
@@ -82,6 +90,8 @@ def unpack_coco(text: str) -> list[int]:
             raise ValueError("run lengths in an unknown form")
         value |= (bits & 31) << shift
         shift += 5
+        if shift > 60:
+            raise ValueError("a run longer than any photo")
         if bits & 32:
             continue
         if bits & 16:
@@ -102,6 +112,7 @@ def unpack_label_studio(values: object, size: tuple[int, int]) -> Mask:
     Raises:
         ValueError: damaged, or of another size.
     """
+    _refuse_many_pixels(size)
     bits = np.unpackbits(np.asarray(values, np.uint8))
     position = 0
 
@@ -128,3 +139,9 @@ def unpack_label_studio(values: object, size: tuple[int, int]) -> Mask:
             pixels[index:end] = [read(width) > 0 for _ in range(end - index)]
         index = end
     return pixels.reshape(*size, 4)[..., 3]
+
+
+def _refuse_many_pixels(size: tuple[int, int]) -> None:
+    """Refuse a mask that no photo has: a few digits would take all memory."""
+    if min(size) < 0 or size[0] * size[1] > _MOST_PIXELS:
+        raise ValueError(f"a mask of more than {_MOST_PIXELS:,} pixels")

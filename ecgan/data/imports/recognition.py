@@ -3,6 +3,7 @@
 from collections import Counter
 from pathlib import Path
 
+from ecgan.data.files.names import paths_below
 from ecgan.data.imports.readers import coco, cvat, datumaro, label_studio, labelme, yolo
 from ecgan.data.imports.source import read_json
 from ecgan.errors import UsageError, UserError
@@ -52,7 +53,7 @@ def _only(source: Path, kinds: dict[str, list[Path]]) -> str:
 def _kinds(source: Path) -> dict[str, list[Path]]:
     """Files of a source by the format that they tell; hidden ones are skipped."""
     kinds: dict[str, list[Path]] = {}
-    for path in [source] if source.is_file() else sorted(source.rglob("*")):
+    for path in [source] if source.is_file() else sorted(paths_below(source)):
         hidden = any(part.startswith(".") for part in path.relative_to(source).parts)
         kind = None if hidden or not path.is_file() else _kind(path)
         if kind is not None:

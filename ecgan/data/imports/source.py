@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ecgan.errors import UserError
+from ecgan.errors import UserError, shown
 from ecgan.labels import SPLIT_FOLDERS
+from ecgan.reading.documents import check_file
+from ecgan.reading.places import relative_name
 
 Points = npt.NDArray[np.float64]  # (points, 2): x, y in pixels, 0 at the photo's left and top edge
 Mask = npt.NDArray[np.bool_]  # (height, width)
@@ -91,6 +93,7 @@ def read_json(path: Path) -> Any:  # noqa: ANN401
         UserError: unreadable, too large, nested too deeply, not JSON.
     """
     try:
+        check_file(path)
         size = path.stat().st_size
         if size > MAX_BYTES:
             raise UserError(f"{path}: {size >> 20} MiB; split it: up to {MAX_BYTES >> 20} are read")
@@ -109,19 +112,33 @@ def safe_name(value: object, where: str, faults: list[str]) -> str | None:
     Backslashes of Windows become slashes. Absolute paths and ``..`` would lead out of the folder
     that is written.
     """
-    if not isinstance(value, str) or not value.strip() or "\0" in value:
-        faults.append(f"{where}: expected the name of a photo, got {value!r}")
+    if not isinstance(value, str) or not value.strip():
+        faults.append(f"{where}: expected the name of a photo, got {shown(value)}")
         return None
     path = PurePosixPath(value.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:", value) or not path.name:
-        faults.append(f"{where}: {value!r} leads out of the folder; make it a relative path")
+        faults.append(f"{where}: {shown(value)} leads out of the folder; make it a relative path")
+        return None
+    try:
+        relative_name(path.as_posix())
+    except ValueError:
+        odd = f"{where}: {shown(value)} has characters that are not seen, or too many; rename it"
+        faults.append(odd)
         return None
     return path.as_posix()
 
 
 def find_photo(name: str, roots: Sequence[Path]) -> Path | None:
     """First file of this relative path below one of the folders."""
-    return next((root / name for root in roots if (root / name).is_file()), None)
+    return next((root / name for root in roots if is_file(root / name)), None)
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; there is none of a name that the system does not take."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def split_of(name: str | None) -> str:
@@ -167,4 +184,4 @@ def objects_of(
         if isinstance(entry, dict):
             yield place, entry
         else:
-            faults.append(f"{place}: expected an object, got {entry!r:.40}; export it again")
+            faults.append(f"{place}: expected an object, got {shown(entry)}; export it again")

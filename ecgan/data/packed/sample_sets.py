@@ -14,11 +14,13 @@ from torch.utils.data import Dataset
 
 from ecgan.data.datasets import DataFolder, recognise
 from ecgan.data.datasets import Item as Pair
+from ecgan.data.files.images import bytes_of
+from ecgan.data.packed.sample_pixels import decoded
 from ecgan.errors import UserError
 from ecgan.runtime.storage import Folder, Store, open_store
 from ecgan.shards import readers
 from ecgan.shards.manifest import read_manifest
-from ecgan.shards.records import Raw, ShardSample, decoded
+from ecgan.shards.records import Raw, ShardSample
 
 Place = str | Path | Store
 
@@ -88,12 +90,15 @@ def _plain_files(store: Store) -> list[Pair]:
 
 def _load(pair: Pair) -> Raw:
     assert pair.image is not None
-    try:
-        image, label = pair.image.read_bytes(), pair.label.read_bytes()
-    except OSError as error:
-        raise UserError(f"{pair.image}, {pair.label}: cannot read: {error.strerror}") from error
-    ending = str(pair.image).rpartition(".")[2].lower()
-    return Raw(pair.key, {}, image, label, None, ending)
+    image, label = bytes_of(pair.image), bytes_of(pair.label)
+    return Raw(pair.key, {}, image, label, None, _ending(image))
+
+
+def _ending(content: bytes) -> str:
+    """Ending of a picture's format, by its first bytes: columns have no names of files."""
+    if content.startswith(b"\xff\xd8"):
+        return "jpg"
+    return "png" if content.startswith(b"\x89PNG") else "webp"
 
 
 # PyTorch

@@ -1,17 +1,19 @@
-"""Pairs to train on that lie in shards: a folder of tars or Parquet files, in place of files.
+"""Pairs to train on that lie in shards: a folder of tars, Parquet or Arrow files.
 
 Splits are told by folders or by the first word of a shard's name: ``val/0001.tar``,
 ``data/validation-00000-of-00001.parquet``. Shards are listed once; a picture is read when it is
-asked for.
+asked for. Arrow files are those of a saved Hugging Face data set, whose ``state.json`` lists them.
 """
 
-import os
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, Field
 
 from ecgan.data.files import names, pairing
 from ecgan.data.files.images import Readable
@@ -20,10 +22,13 @@ from ecgan.data.files.names import NOUNS, Kind
 from ecgan.data.files.pairing import FoundFiles, count
 from ecgan.errors import UserError
 from ecgan.labels import clean_key
+from ecgan.reading.documents import checked, read_json
+from ecgan.reading.names import Name
 from ecgan.shards import pictures
 from ecgan.shards.pictures import Listing
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+_STATE = "state.json"  # beside the Arrow files of a saved data set
 _LARGE_GROUP = 256 << 20  # bytes that are read for each picture of a Parquet file
 
 
@@ -46,6 +51,9 @@ class _Found:
         """Take the samples of a shard."""
         lacking: list[Kind] = [kind for kind in self.kinds if not listing.has(kind)]
         self.faults += [f"{path}: {listing.expected(kind, NOUNS[kind])}" for kind in lacking]
+        if not lacking and (fault := _folders_fault(path, listing)):
+            self.faults.append(fault)
+            return
         if lacking:
             return
         if listing.largest_group > _LARGE_GROUP:
@@ -119,9 +127,10 @@ class ShardLayout:
             faults.append(f"no shards of split {split}; there are {len(self.shards)}{there}")
         like = sorted({s.group for s in chosen if names.looks_like_split(s.group)})
         if split is None and like:
+            several = "a split under a name" if len(like) == 1 else "splits under names"
             faults.append(
-                f"shards of {' and '.join(like[:6])} look like splits under names that are not "
-                "known; rename to train, val and test, or set data.split to the one to train on"
+                f"shards of {' and '.join(like[:6])} look like {several} not known; rename to "
+                "train, val and test, or set data.split to the one to train on"
             )
         return faults
 
@@ -135,22 +144,85 @@ class ShardLayout:
 
 
 def read_shard_layout(root: Path) -> ShardLayout | None:
-    """Shards below a folder, or None: tars or, where there are none, Parquet files.
+    """Shards below a folder, or None: tars, else Parquet, else Arrow files.
 
     The Parquet files beside tars are tables about them, as img2dataset writes.
+
+    Raises:
+        UserError: a saved data set lists files that are not there.
     """
-    found: dict[str, list[Path]] = {".tar": [], ".parquet": [], "compressed": []}
-    for parent, folders, files in os.walk(root, followlinks=True):
+    found: dict[str, list[Path]] = {".tar": [], ".parquet": [], ".arrow": [], "compressed": []}
+    for parent, folders, files in names.walk(root):
         folders[:] = [f for f in folders if not f.startswith((".", "__"))]
         for name in files:
             ending = Path(name).suffix.lower()
             ending = "compressed" if name.lower().endswith(_COMPRESSED) else ending
             if ending in found and not name.startswith("."):
                 found[ending].append(Path(parent, name))
-    paths = found[".tar"] or ([] if found["compressed"] else found[".parquet"])
-    if not paths and not found["compressed"]:
+    shards = [_shard(p, root) for p in sorted(found[".tar"])]
+    if not shards and not found["compressed"]:
+        shards = [_shard(p, root) for p in sorted(found[".parquet"])]
+        shards = shards or _saved_shards(sorted(found[".arrow"]), root)
+    if not shards and not found["compressed"]:
         return None
-    return ShardLayout(root, [_shard(p, root) for p in sorted(paths)], sorted(found["compressed"]))
+    return ShardLayout(root, shards, sorted(found["compressed"]))
+
+
+def _saved_shards(paths: Sequence[Path], root: Path) -> list[_Shard]:
+    """Arrow files of ``save_to_disk``; others beside them are caches, which hold other rows."""
+    shards: list[_Shard] = []
+    for folder, own in itertools.groupby(paths, lambda path: path.parent):
+        state = folder / _STATE
+        if not state.is_file():
+            shards += [_shard(p, root) for p in own if not p.name.startswith("cache-")]
+            continue
+        remedy = "save the data set anew with Dataset.save_to_disk"
+        saved = checked(
+            _SavedState,
+            read_json(state, "the state of a saved data set", remedy),
+            str(state),
+            remedy,
+        )
+        if saved.indices:
+            raise UserError(f"{state}: rows are chosen by a file of indices; {remedy}")
+        there = {*own}
+        for one in saved.files:
+            path = folder / one.filename
+            if path not in there:
+                raise UserError(f"{state}: it lists {one.filename}, which is not there; {remedy}")
+            shard = _shard(path, root)
+            split = shard.split or names.split_of(saved.split or "")
+            shards.append(shard._replace(split=split, group="" if split else shard.group))
+    return shards
+
+
+class _SavedFile(BaseModel):
+    filename: Name
+
+
+class _SavedState(BaseModel):
+    """What ``state.json`` of a saved Hugging Face data set says."""
+
+    files: list[_SavedFile] = Field(alias="_data_files")
+    split: str | None = Field(None, alias="_split")
+    indices: list[Any] | None = Field(None, alias="_indices_data_files")
+
+
+def _folders_fault(path: Path, listing: Listing) -> str:
+    """Sentence about a tar of folders of photos or label maps; empty where it is none."""
+    if listing.columns is not None or any(
+        {"image", "label"} <= {*s.files} for s in listing.samples
+    ):
+        return ""
+    folders = dict.fromkeys(sample.key.rpartition("/")[0] for sample in listing.samples)
+    own = [f for f in folders if names.place_of(tuple(f.split("/"))).kind in {"image", "label"}]
+    if not own:
+        return ""
+    listed = " and ".join(f"{folder.removeprefix('./')}/" for folder in own[:2])
+    return (
+        f"{path}: a tar of folders ({listed}), no WebDataset, in which KEY.jpg and KEY.seg.png of "
+        "one folder follow each other; unpack it"
+    )
 
 
 def _shard(path: Path, root: Path) -> _Shard:

@@ -5,7 +5,7 @@ its key. A generator is known by the file that the manifest names by its hash, a
 layouts its training saw.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -13,15 +13,18 @@ from functools import cached_property
 from pathlib import Path
 
 from ecgan.checkpoint import GeneratorMetadata, read_metadata
+from ecgan.data.datasets import Subset
 from ecgan.data.packed.sample_sets import SampleDataset
 from ecgan.runtime.files import sha256
 from ecgan.runtime.storage import HIDDEN, open_store
+from ecgan.runtime.timing import counted
 from ecgan.segmentation.segmenter import Sources
 from ecgan.shards.manifest import (
     Manifest,
     StageRecord,
     label_digest,
     layouts_digest,
+    photo_digest,
     read_manifest,
     stage_names,
 )
@@ -49,20 +52,22 @@ class Part:
     """Real pairs that samples are added to, and those that must not be learnt from.
 
     Attributes:
-        fraction: fraction of the training split.
-        own: pairs of that fraction.
+        subset: which pairs of the training split.
+        own: these pairs.
         train: pairs of the whole training split.
         held: pairs of all splits that must not be learnt from.
         held_splits: names of these splits.
         split: name of the training split.
+        held_photos: gives the digests of the photos of these splits, which are read for it.
     """
 
-    fraction: float
+    subset: Subset
     own: Sources
     train: Sources
     held: Sources
     held_splits: frozenset[str]
     split: str
+    held_photos: Callable[[], AbstractSet[str]] = frozenset
 
     def membership(self, key: str, digest: str | None) -> Membership:
         """Set of pairs that a layout belongs to.
@@ -99,7 +104,7 @@ class Part:
                 pair also where another split shares it.
         """
         held = self.held.keys - self.train.keys if same_split else self.held.keys
-        return keys & held | (keys - self.own.keys if self.fraction < 1 else set[str]())
+        return keys & held | (set[str]() if self.subset.is_whole else keys - self.own.keys)
 
     @property
     def held_names(self) -> str:
@@ -109,9 +114,13 @@ class Part:
     @property
     def command(self) -> str:
         """Commands that make samples for this part."""
-        share, run = "", "runs/NAME"
-        if self.fraction < 1:
-            share, run = f" --set data.fraction={self.fraction:g}", "runs/NAME-part"
+        share, run, part = "", "runs/NAME", self.subset
+        if not part.is_whole:
+            share, run = f" --set data.fraction={part.fraction:g}", "runs/NAME-part"
+            if part.pairs is not None:
+                share = f" --set data.pairs={part.pairs}"
+            share += f" --set data.draw={part.draw}" if part.draw else ""
+            share += f" --set data.draw_by={part.draw_by}" if part.draw_by != "hash" else ""
         return (
             f"ecgan train --recipe NAME{share} --out {run}, then ecgan sample --run {run} --num N "
             "--out DIR"
@@ -174,6 +183,7 @@ def check(
     checked.check_layouts()
     checked.check_generator(about, generators)
     if about is not None:
+        checked.check_unlabelled(about, generators)
         checked.note_paste(about)
         checked.note_segmenters(about)
 
@@ -201,7 +211,7 @@ class _Check:
         for key, digest in known.items():
             grouped.setdefault(part.membership(key, digest), []).append(key)
         outside = (
-            f"are not of the {part.fraction:g} of the real pairs that they shall be added to; "
+            f"are not of the part ({part.subset}) of the real pairs that they shall be added to; "
             f"sample with a generator of that part: {part.command}"
         )
         faults = {
@@ -211,7 +221,7 @@ class _Check:
             f"{part.held_names}, and the set does not say which label map it was made from; give "
             f"the set with its folder {HIDDEN}, or give files of different splits different names",
         }
-        if part.fraction < 1:
+        if not part.subset.is_whole:
             faults |= {Membership.TRAIN: outside, Membership.OTHER: outside}
         for membership, keys in grouped.items():
             some = f"{len(keys)} of {len(known)} layouts (first: {keys[0]})"
@@ -238,9 +248,9 @@ class _Check:
             return
         if wrong := part.forbidden(seen, same_split=trained_on == part.split):
             what = (
-                f"the {part.fraction:g} of the real pairs that its samples shall be added to"
-                if part.fraction < 1
-                else f"what may be learnt from: they are of {part.held_names}"
+                f"what may be learnt from: they are of {part.held_names}"
+                if part.subset.is_whole
+                else f"the part ({part.subset}) of the real pairs that it shall be added to"
             )
             self._fault(
                 f"its generator saw {len(wrong)} of its {len(seen)} layouts (first: {min(wrong)}) "
@@ -249,6 +259,26 @@ class _Check:
         names = () if about is None else about.class_list(self.place).names
         if metadata is not None:
             self._check_inherited(metadata, names)
+
+    def check_unlabelled(self, about: Manifest, generators: Generators) -> None:
+        """Refuse a generator that learnt from tested photos without their label maps."""
+        metadata = generators.metadata(about.fingerprint.checkpoint or "")
+        saw = {*about.unlabelled}
+        if metadata is not None:
+            saw |= {photo_digest(one) for one in metadata.all_unlabelled}
+        if not saw:
+            return
+        if shared := saw & self.part.held_photos():
+            self._fault(
+                f"its generator learnt from {counted(len(shared), 'photo')} of "
+                f"{self.part.held_names} without their label maps (data.unlabelled), on which "
+                "segmenters are tested; train it without these photos"
+            )
+        else:
+            self._note(
+                f"its generator also learnt from {counted(len(saw), 'photo')} without label maps "
+                "(data.unlabelled)"
+            )
 
     def _check_inherited(self, metadata: GeneratorMetadata, names: Sequence[str]) -> None:
         """Refuse a generator that started (``--init``) from one that saw what it should not have.
@@ -264,7 +294,7 @@ class _Check:
             elif wrong and one.classes == list(names):
                 self._fault(
                     f"{started} that saw {len(wrong)} layouts (first: {min(wrong)}) which "
-                    f"segmenters are tested on, or outside of the {self.part.fraction:g} of the "
+                    f"segmenters are tested on, or outside of the part ({self.part.subset}) of the "
                     "real pairs that the samples shall be added to; train it without --init"
                 )
 
@@ -306,7 +336,7 @@ class _Check:
             if name not in {"off", "train"}:
                 self._note(
                     f"what its {what} ({name}) was trained on is not known; it may be more than "
-                    f"the {self.part.fraction:g} of the real pairs"
+                    f"the part ({self.part.subset}) of the real pairs"
                 )
         if about.style_source.may_show_photos:
             self._note(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ecgan import checkpoint
-from ecgan.errors import UserError
+from ecgan.errors import UserError, in_markdown, shortened
 from ecgan.evaluation.report import tables
 from ecgan.evaluation.report.document import SetReport, load
 from ecgan.recipe import Recipe, parse_recipe
@@ -89,7 +89,7 @@ def _by_checkpoint(folders: Sequence[Path]) -> dict[str, SetReport]:
             parts = load(path).sets
         except UserError:  # another program's, or of another version
             continue
-        found |= {one.protocol.get("checkpoint", ""): one for one in parts if one.metrics}
+        found |= {str(one.protocol.get("checkpoint", "")): one for one in parts if one.metrics}
     return found
 
 
@@ -115,7 +115,10 @@ def _entries(place: Path, known: Mapping[str, SetReport]) -> list[Entry]:
 def _of_report(place: Path, one: SetReport) -> Entry:
     """A set of a report, with what its samples say of their generator, where they still are."""
     samples = Path(one.samples)
-    about = read_manifest(samples) if (samples / "manifest.json").is_file() else None
+    try:
+        about = read_manifest(samples) if (samples / "manifest.json").is_file() else None
+    except (OSError, UserError):  # a place that is none, or no longer what was evaluated
+        about = None
     made_by = one.protocol.get("checkpoint")
     if about is None or about.fingerprint.checkpoint != made_by:
         return Entry(str(place), one.samples, None, one)
@@ -131,11 +134,17 @@ def _differences(entries: Sequence[Entry]) -> list[str]:
         for entry in entries
         if "miou" not in entry.numbers.metrics
     ]
+    faults += [
+        f"{entry.place}: has no pixel accuracy of {entry.numbers.samples}"
+        for entry in entries
+        if "miou" in entry.numbers.metrics and "accuracy" not in entry.numbers.metrics
+    ]
     scored = [entry for entry in entries if "miou" in entry.numbers.metrics]
     for entry in scored[1:]:
         own, wanted = _comparable(entry), _comparable(scored[0])
         faults += [
-            f"{entry.place}: {name} is {own[name]}, of {scored[0].place} {wanted[name]}"
+            f"{entry.place}: {name} is {shortened(str(own[name]))}, "
+            f"of {scored[0].place} {shortened(str(wanted[name]))}"
             for name in own
             if own[name] != wanted[name]
         ]
@@ -189,7 +198,11 @@ def table(entries: Sequence[Entry], *, markdown: bool = False) -> str:
     lines = [*tables.lines_of(rows, markdown=markdown)]
     notes = _notes(entries)
     if notes:
-        lines += ["", *(f"{'- ' if markdown else ''}note: {note}" for note in notes)]
+        texts = [f"note: {note}" for note in notes]
+        lines += [
+            "",
+            *(f"- {in_markdown(t)}" if markdown else t for t in tables.plain(texts)),
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -227,7 +240,7 @@ def _notes(entries: Sequence[Entry]) -> list[str]:
             title = tables.title(distance)
             notes.append(f"reports without {title}: {', '.join(without)}; evaluate them again")
     for name in _NOTED:
-        found = {str(entry.numbers.protocol.get(name, "not known")) for entry in entries}
+        found = {str(entry.numbers.protocol.get(name, "not known"))[:200] for entry in entries}
         if len(found) > 1:
             listed = "; ".join(sorted(found))
             notes.append(f"the protocols differ in {name.replace('_', ' ')}: {listed}")

@@ -3,29 +3,38 @@
 Version 2 calls ``warnings`` what version 1, which is still read, called ``marks``.
 """
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 from pydantic import (
     BaseModel,
+    ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
-    ValidationError,
     model_serializer,
     model_validator,
 )
 
 from ecgan import __version__
-from ecgan.errors import UserError
+from ecgan.errors import UserError, shown
+from ecgan.reading.documents import checked, read_json
 
 SCHEMA = 2
 _READ = (1, 2)
+_REMEDY = "`ecgan evaluate` writes it anew"
+Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+Channel = Annotated[int, Field(ge=0, le=255)]
 
 
-class Metric(BaseModel):
+class _Part(BaseModel):
+    """Base of a report's parts: numbers are finite, or null."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+
+class Metric(_Part):
     """A number of samples beside that of real photos; None where it is not defined."""
 
     value: float | None
@@ -34,7 +43,7 @@ class Metric(BaseModel):
     low: float | None
     """Lower end of the 95 % interval."""
     high: float | None
-    n: int
+    n: Count
     """Images behind the value; of diversity, pairs of them."""
     std: float | None = None
     """Standard deviation over repetitions."""
@@ -73,7 +82,7 @@ class Metric(BaseModel):
         )
 
 
-class ClassScore(BaseModel):
+class ClassScore(_Part):
     """IoU of a class, its share of the labelled pixels, and the spread of its colour."""
 
     iou: float | None
@@ -82,7 +91,7 @@ class ClassScore(BaseModel):
     high: float | None
     share: float
     real_share: float
-    color: tuple[int, int, int]
+    color: tuple[Channel, Channel, Channel]
     style_spread: float | None = None
     """Variance of its mean colour over styles by that over photos."""
 
@@ -92,14 +101,21 @@ class ClassScore(BaseModel):
         return Metric(value=self.iou, real=self.real, low=self.low, high=self.high, n=0)
 
 
-class Confusion(BaseModel):
+class Confusion(_Part):
     """Pixels by true class (row) and predicted class (column); the last column is no class."""
 
     classes: list[str]
-    counts: list[list[int]]
+    counts: list[list[Count]]
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Confusion":
+        sides = {len(self.counts), *(len(row) - 1 for row in self.counts)}
+        if sides != {len(self.classes)}:
+            raise ValueError("expected a row for each class, and a column more than classes")
+        return self
 
 
-class SetReport(BaseModel):
+class SetReport(_Part):
     """Measurements of one set of samples."""
 
     samples: str
@@ -124,15 +140,17 @@ class SetReport(BaseModel):
         return fields | {"warnings": fields["marks"]}
 
 
-class SeedScore(BaseModel):
+class SeedScore(_Part):
     """Scores of a segmenter that was trained with one seed."""
 
     seed: int
+    draw: int = 0
+    """Draw of the real pairs."""
     miou: float
     accuracy: float
 
 
-class Spread(BaseModel):
+class Spread(_Part):
     """Mean over seeds, with its 95 % interval."""
 
     mean: float | None
@@ -141,42 +159,85 @@ class Spread(BaseModel):
     high: float | None = None
 
 
-class Difference(BaseModel):
-    """Difference in mIoU to training on real pairs only, with its 95 % interval."""
+class Difference(_Part):
+    """Difference in mIoU to other training data, with its 95 % interval."""
 
     difference: float
     low: float | None
     high: float | None
     spread: float | None
-    """Pooled standard deviation of a seed."""
+    """Standard deviation of a seed, pooled; of a draw's difference, where there are several."""
     larger: bool
     """The interval leaves out 0."""
 
 
-class Condition(BaseModel):
+class Condition(_Part):
     """Segmenters that were trained on the same mix of real pairs and samples."""
 
     name: str
     real_fraction: float
+    source: str = "samples"
+    """What is added to real pairs or takes their place; see ``--mix``."""
     mix: float | None
-    """Samples for each real pair; None: samples only."""
-    real_images: int
-    synthetic_images: int
+    """Images of it for each real pair; None: it alone."""
+    real_images: Count
+    synthetic_images: Count
     runs: list[SeedScore]
     miou: Spread
     accuracy: Spread
     per_class: dict[str, Spread]
     against_real: Difference | None
+    control: str | None = None
+    """The best of the controls: what samples have to be better than."""
+    against_control: Difference | None = None
+    photos_worth: float | None = None
+    """Labelled photos that reach this mIoU by themselves."""
 
 
-class DownstreamReport(BaseModel):
+class CopyPair(_Part):
+    """A sample and the training photo that is nearest to it."""
+
+    sample: str
+    photo: str
+    distance: float
+    """Cosine distance of their features."""
+
+
+class Copies(_Part):
+    """Distances of samples to their nearest training photos, beside those of held-out photos."""
+
+    part: str
+    """Part of the real pairs that the generators learnt from."""
+    samples: Count
+    photos: Count
+    held_out: Count
+    median: float
+    held_out_median: float
+    near: float
+    """Share of samples that are nearer than 95 % of the held-out photos, with Wilson's interval."""
+    low: float
+    high: float
+    passed: bool
+    """The interval reaches down to 5 %, the share of photos that were never seen."""
+    closest: list[CopyPair]
+
+
+class DownstreamReport(_Part):
     """Segmenters trained with and without samples, tested on real photos."""
 
     protocol: dict[str, str]
     rows: list[Condition]
+    copies: list[Copies] = []
+    """Where samples were trained with alone, as they may be shared."""
     sentences: list[str]
     notes: list[str]
     failed: list[str]
+
+    @model_validator(mode="after")
+    def _fits(self) -> "DownstreamReport":
+        if len({tuple(row.per_class) for row in self.rows}) > 1:
+            raise ValueError("rows: not of the same classes")
+        return self
 
 
 class Report(SetReport):
@@ -221,26 +282,19 @@ def load(path: Path) -> Report:
         UserError: no such file, not a report of ecgan, or one of a later version.
     """
     file = path / "report.json" if path.is_dir() else path
-    try:
-        document: Any = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{file}: no such file; `ecgan evaluate` writes it") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: not a report: {error}") from error
+    if path.is_dir() and not file.exists():
+        raise UserError(f"{file}: no such file; {_REMEDY}")
+    document = read_json(file, "a report", _REMEDY)
     if not isinstance(document, dict) or not {"schema", "metrics"} <= document.keys():
-        raise UserError(f"{file}: not a report of ecgan: schema or metrics is missing")
+        raise UserError(f"{file}: not a report of ecgan: schema or metrics is missing; {_REMEDY}")
     document = cast("dict[str, Any]", document)
-    if document["schema"] not in _READ:
+    schema = document["schema"]
+    if type(schema) is not int or schema not in _READ:
         raise UserError(
-            f"{file}: schema {document['schema']}, this ecgan ({__version__}) reads "
-            f"{_READ[0]} to {_READ[-1]}"
+            f"{file}: schema {shown(schema)}, this ecgan ({__version__}) reads "
+            f"{_READ[0]} to {_READ[-1]}; {_REMEDY}"
         )
-    try:
-        return Report.of_document(document)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise UserError(f"{file}: not a report of ecgan: {where}: {first['msg']}") from error
+    return checked(Report, document | {"schema": SCHEMA}, str(file), _REMEDY)
 
 
 def finite(value: float) -> float | None:

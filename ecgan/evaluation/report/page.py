@@ -4,17 +4,20 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jinja2
 import numpy as np
 import numpy.typing as npt
 
 from ecgan import __version__
+from ecgan.errors import printable
 from ecgan.evaluation.report import tables
 from ecgan.evaluation.report.document import (
+    Condition,
     Confusion,
     DownstreamReport,
     Metric,
@@ -76,23 +79,49 @@ class Illustrations:
     curves: Sequence[Curve] = ()
 
 
-def write(report: Report, out: Path, illustrations: Sequence[Illustrations]) -> None:
+def write(
+    report: Report,
+    out: Path,
+    illustrations: Sequence[Illustrations],
+    copies: Sequence[Gallery] = (),
+) -> None:
     """Write ``report.html`` and then ``report.json`` into a folder, each whole or not at all.
 
     Args:
         report: the report.
         out: folder; made if it is not there.
         illustrations: illustrations of each set of samples, in the order of ``report.sets``.
+        copies: pictures of the downstream experiment's copy check.
     """
-    page = html(report, illustrations)
+    page = html(report, illustrations, copies)
     write_whole(out / "report.html", page)
     write_whole(out / "report.json", json.dumps(report.to_json(), indent=2, allow_nan=False) + "\n")
 
 
-def html(report: Report, illustrations: Sequence[Illustrations]) -> str:
+def html(
+    report: Report, illustrations: Sequence[Illustrations], copies: Sequence[Gallery] = ()
+) -> str:
     """The page: no network, no script; pictures and drawings are inside."""
+    pairs = list(zip(report.sets, illustrations, strict=True))
+    return _template().render(
+        sets=pairs,
+        verdict=tables.verdict,
+        headlines=tables.headlines,
+        version=__version__,
+        downstream=report.downstream,
+        copies=copies,
+    )
+
+
+@cache
+def _template() -> jinja2.Template:
+    """The page's template; to compile it takes longer than to fill it in."""
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_printable,
     )
     environment.filters.update(
         number=tables.number,
@@ -114,20 +143,15 @@ def html(report: Report, illustrations: Sequence[Illustrations]) -> str:
         grouped=_grouped,
         shares=_row_shares,
         plot=_plot,
+        exchange=_exchange,
     )
-    template = (
-        resources.files("ecgan.evaluation.report")
-        .joinpath("report.html.j2")
-        .read_text(encoding="utf-8")
-    )
-    pairs = list(zip(report.sets, illustrations, strict=True))
-    return environment.from_string(template).render(
-        sets=pairs,
-        verdict=tables.verdict,
-        headlines=tables.headlines,
-        version=__version__,
-        downstream=report.downstream,
-    )
+    file = resources.files("ecgan.evaluation.report").joinpath("report.html.j2")
+    return environment.from_string(file.read_text(encoding="utf-8"))
+
+
+def _printable(value: object) -> object:
+    """Names of others in the page, without marks of direction."""
+    return printable(value) if type(value) is str else value
 
 
 def _grouped(parts: Sequence[SetReport]) -> list[tuple[str, list[str]]]:
@@ -190,24 +214,80 @@ def _plot(downstream: DownstreamReport) -> _Plot:
     values = [run.miou for row in rows for run in row.runs]
     values += [v for row in rows for v in (row.miou.low, row.miou.high) if v is not None]
     ticks = _ticks(max(0, min(values)), min(1, max(values))) if values else [0.0, 1.0]
-    low, high = ticks[0], ticks[-1]
 
     def at(value: float | None) -> float | None:
-        """An interval of few seeds may go beyond 0 or 1."""
-        if value is None:
-            return None
-        return round(100 * min(max((value - low) / (high - low), 0), 1), 2)
+        return _on_axis(value, ticks, 100)
 
-    real = {row.real_fraction: row.miou.mean for row in rows if row.mix == 0}
     placed = [
         {
             "seeds": [at(run.miou) for run in row.runs],
-            "real": at(real.get(row.real_fraction)),
+            "real": at(_baseline(row)),
             **{key: at(getattr(row.miou, key)) for key in ("mean", "low", "high")},
         }
         for row in rows
     ]
-    return _Plot([(tick, 100 * (tick - low) / (high - low)) for tick in ticks], placed)
+    return _Plot([(tick, cast("float", at(tick))) for tick in ticks], placed)
+
+
+class _Exchange(NamedTuple):
+    """Mean IoU by number of labelled photos; positions in a box of 640 x 240."""
+
+    photos: list[tuple[float, str]]  # of the points of the curve, and their numbers
+    ticks: list[tuple[float, float]]  # of mIoU, and their positions
+    curve: list[dict[str, Any]]  # x, y, low, high of each point
+    arms: list[dict[str, Any]]  # name, y, from and to: photos used and photos worth, and worth
+
+
+def _exchange(downstream: DownstreamReport) -> _Exchange | None:
+    """The learning curve of real pairs alone, and where arms of samples meet it."""
+    points = {row.real_images: row for row in downstream.rows if row.mix == 0}
+    points = {n: row for n, row in sorted(points.items()) if n and row.miou.mean is not None}
+    arms = [row for row in downstream.rows if row.photos_worth and row.miou.mean is not None]
+    if len(points) < 2:
+        return None
+    ends = [v for row in points.values() for v in (row.miou.low, row.miou.high, row.miou.mean)]
+    values = [v for v in (*ends, *(row.miou.mean for row in arms)) if v is not None]
+    ticks = _ticks(max(0, min(values)), min(1, max(values)))
+    first, last = math.log(min(points)), math.log(max(points))
+
+    def x(photos: float) -> float:
+        return round(640 * max(0.0, math.log(max(photos, 1)) - first) / (last - first), 1)
+
+    def y(value: float | None) -> float | None:
+        up = _on_axis(value, ticks, 240)
+        return None if up is None else round(240 - up, 1)
+
+    curve = [
+        {"x": x(n), **{key: y(getattr(row.miou, key)) for key in ("mean", "low", "high")}}
+        for n, row in points.items()
+    ]
+    worth = [
+        {
+            "name": row.name,
+            "y": y(row.miou.mean),
+            "from": x(row.real_images),
+            "to": x(row.photos_worth or 0),
+            "worth": round(row.photos_worth or 0),
+        }
+        for row in arms
+    ]
+    numbers = [(x(n), f"{n:,}") for n in points]
+    return _Exchange(numbers, [(tick, cast("float", y(tick))) for tick in ticks], curve, worth)
+
+
+def _on_axis(value: float | None, ticks: Sequence[float], length: float) -> float | None:
+    """Position between the first and the last tick; an interval of few seeds may go beyond."""
+    if value is None:
+        return None
+    part = (value - ticks[0]) / (ticks[-1] - ticks[0])
+    return round(length * min(max(part, 0), 1), 2)
+
+
+def _baseline(row: Condition) -> float | None:
+    """Mean IoU of students of the same real pairs alone."""
+    if row.against_real is None or row.miou.mean is None:
+        return row.miou.mean if row.mix == 0 else None
+    return row.miou.mean - row.against_real.difference
 
 
 def _ticks(low: float, high: float) -> list[float]:

@@ -15,21 +15,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeGuard
 
 import jinja2
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, Field
 
 from ecgan import labels
 from ecgan.data import datasets
 from ecgan.data.packed.sample_sets import SampleDataset
 from ecgan.data.transforms import resize_image
-from ecgan.errors import UsageError, UserError
-from ecgan.evaluation.report.tables import lines_of
+from ecgan.errors import UsageError, UserError, shown
+from ecgan.evaluation.report.tables import lines_of, plain
 from ecgan.labels import LabelSpace
 from ecgan.metrics import statistics
+from ecgan.reading.documents import checked, read_json
 from ecgan.runtime.files import check_out, write_whole
+from ecgan.runtime.timing import counted
 from ecgan.shards.manifest import read_manifest
 from ecgan.shards.records import ShardSample
 from ecgan.visualization import colorize, data_url
@@ -121,7 +124,8 @@ def write(  # noqa: PLR0913  what is compared, and how it is asked
 
 
 def _check_study(file: Path, study: str) -> None:
-    known = _json(file) if file.exists() else {"study": study}
+    what, remedy = "an assignment", "give another --out"
+    known = read_json(file, what, remedy) if file.exists() else {"study": study}
     if not isinstance(known, dict) or known.get("study") != study:
         raise UserError(
             f"{file.parent}: holds another study, whose answers cannot be counted without "
@@ -192,8 +196,8 @@ def _photos(a: Path, b: Path, reference: Path | None, pairs: Pairs) -> dict[str,
     found = {item.key: item for split in splits for item in folder.index(split)}
     if missing := [source for source in pairs if source not in found]:
         raise UserError(
-            f"{root}: {len(missing)} layouts have no photo there, first: {missing[0]}; give the "
-            "data set they are from with --reference"
+            f"{root}: {counted(len(missing), 'layout')} without a photo (first: {missing[0]}); "
+            "give the data set they are from with --reference"
         )
     return {
         source: resize_image(datasets.read_image(found[source]), one.image.shape[:2])
@@ -284,6 +288,34 @@ def _page(study: str, question: str, trials: Sequence[Trial]) -> str:
 
 # Results
 
+_REMEDY = "it is the assignment.json beside study.html"
+_Text = Annotated[str, Field(max_length=1000)]
+
+
+class _Trial(BaseModel):
+    source: str
+    first: Literal["a", "b"]
+
+
+class _Assignment(BaseModel):
+    """``assignment.json``."""
+
+    schema_version: Literal[1] = Field(alias="schema")
+    study: _Text
+    a: _Text
+    b: _Text
+    trials: Annotated[dict[str, _Trial], Field(min_length=1)]
+
+
+class _Answers(BaseModel):
+    """A file that a participant exported; what fits no trial is listed with all of its kind."""
+
+    schema_version: int = Field(alias="schema")
+    study: _Text
+    id: _Text = ""
+    participant: _Text = ""
+    answers: list[Any]
+
 
 @dataclass(frozen=True)
 class Results:
@@ -358,9 +390,9 @@ class Results:
         found = self.to_json()
         lines = [
             f"{self.a} was preferred to {self.b} in {100 * found['preference']:.1f} % of "
-            f"{found['votes']} votes (95 % interval {100 * found['low']:.1f} to "
+            f"{counted(found['votes'], 'vote')} (95 % interval {100 * found['low']:.1f} to "
             f"{100 * found['high']:.1f} %, Wilson; p = {found['p']:.3g} for no preference)",
-            f"{len(self.votes)} participants, {self.trials} layouts",
+            f"{counted(len(self.votes), 'participant')}, {counted(self.trials, 'layout')}",
         ]
         between = found["over_participants"]
         if between is not None:
@@ -373,7 +405,7 @@ class Results:
             (name, str(v[0]), str(v[1]), f"{100 * v[0] / sum(v):.1f}")
             for name, v in self.votes.items()
         ]
-        lines += lines_of(rows, markdown=False)
+        lines = [*plain(lines), *lines_of(rows, markdown=False)]
         return "\n".join([*lines, *(f"note: {note}" for note in found["notes"])]) + "\n"
 
 
@@ -390,13 +422,9 @@ def read(files: Sequence[Path], assignment: Path) -> Results:
     Raises:
         UserError: files that are not of this study, or hold no answers; all of them at once.
     """
-    known = _json(assignment)
-    if (
-        not isinstance(known, dict)
-        or known.get("schema") != SCHEMA
-        or not {"study", "trials", "a", "b"} <= known.keys()
-    ):
-        raise UserError(f"{assignment}: not an assignment of ecgan report study")
+    found = read_json(assignment, "an assignment of ecgan report study", _REMEDY)
+    place = f"{assignment}: not an assignment of ecgan report study"
+    known = checked(_Assignment, found, place, _REMEDY)
     faults: list[str] = []
     answers: dict[tuple[str, str], dict[str, Any]] = {}
     names: dict[str, str] = {}
@@ -413,48 +441,47 @@ def read(files: Sequence[Path], assignment: Path) -> Results:
     votes: dict[str, Counter[str]] = {}
     sides = [a["choice"] == a["left"] for a in answers.values() if a.get("left") in (1, 2)]
     for (participant, trial), answer in answers.items():
-        first = known["trials"][trial]["first"]
+        first = known.trials[trial].first
         chosen = first if answer["choice"] == 1 else {"a": "b", "b": "a"}[first]
         votes.setdefault(participant, Counter())[chosen] += 1
     twice = {name for name, count in Counter(names.values()).items() if count > 1}
-    shown = {
+    votes_by_name = {
         (f"{names[p]} ({p[:8]})" if names[p] in twice else names[p]): (v["a"], v["b"])
         for p, v in sorted(votes.items(), key=lambda pair: names[pair[0]])
     }
     layouts = {trial for _, trial in answers}
-    return Results(known["a"], known["b"], shown, len(layouts), (sum(sides), len(sides)))
+    return Results(known.a, known.b, votes_by_name, len(layouts), (sum(sides), len(sides)))
 
 
 def _answers(
-    file: Path, known: Mapping[str, Any], faults: list[str]
+    file: Path, known: "_Assignment", faults: list[str]
 ) -> list[tuple[tuple[str, str], dict[str, Any]]]:
     """Participant, by id and name, and answer: those that can be counted. Faults are added."""
     try:
-        found = _json(file)
+        value = read_json(file, "answers that a study exported", "export them again")
+        found = checked(_Answers, value, str(file), "not answers that a study exported")
     except UserError as error:
         faults.append(str(error))
         return []
     fault = ""
-    if not isinstance(found, dict) or not isinstance(found.get("answers"), list):
-        fault = "not answers that a study exported"
-    elif found.get("schema") != SCHEMA:
-        fault = f"schema {found.get('schema')}, this ecgan reads {SCHEMA}"
-    elif found.get("study") != known["study"]:
-        fault = f"of study {found.get('study')}, not of {known['study']}"
+    if found.schema_version != SCHEMA:
+        fault = f"schema {found.schema_version}, this ecgan reads {SCHEMA}"
+    elif found.study != known.study:
+        fault = f"of study {found.study}, not of {known.study}"
     if fault:
         faults.append(f"{file}: {fault}")
         return []
     good: list[tuple[tuple[str, str], dict[str, Any]]] = []
-    for answer in found["answers"]:
-        if _is_answer(answer) and answer["trial"] in known["trials"]:
-            name = found.get("participant") or file.stem
-            good.append(((str(found.get("id") or name), str(name)), answer))
+    for answer in found.answers:
+        if _is_answer(answer) and answer["trial"] in known.trials:
+            name = found.participant or file.stem
+            good.append(((found.id or name, name), answer))
         else:
-            faults.append(f"{file}: {json.dumps(answer)}: not an answer to a trial of this study")
+            faults.append(f"{file}: {shown(answer)}: not an answer to a trial of this study")
     return good
 
 
-def _is_answer(answer: object) -> bool:
+def _is_answer(answer: object) -> TypeGuard[dict[str, Any]]:
     return (
         isinstance(answer, dict)
         and isinstance(answer.get("trial"), str)
@@ -462,12 +489,3 @@ def _is_answer(answer: object) -> bool:
         and answer["choice"] in (1, 2)
         and type(answer.get("time")) is int
     )
-
-
-def _json(file: Path) -> Any:  # noqa: ANN401  whatever is in it
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{file}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: not JSON: {error}") from error

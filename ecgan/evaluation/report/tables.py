@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
+from ecgan.errors import in_markdown, one_line
 from ecgan.evaluation.report.document import (
     Difference,
     DownstreamReport,
@@ -96,6 +97,8 @@ MEANINGS = {
         )
     },
 }
+_LINE = 1000  # characters of a note
+_MOST_NOTES = 100  # of a set: those of `ecgan evaluate` are a dozen
 _HEADLINES = ("miou", "accuracy", "fid", "fd_efficientnet_lite0", "fd_vgg16_hed", "style_spread")
 
 
@@ -123,13 +126,14 @@ def table(report: Report, *, markdown: bool = False) -> str:
 def _numbers(one: SetReport, *, markdown: bool) -> list[str]:
     names, remarks = list(one.metrics), _remarks(one)
     if not markdown:
-        warnings = [f"warning: {text}" for text in one.warnings]
-        return [one.samples, *_text_table(_rows(one, names)), *warnings, *remarks]
+        texts = [*(f"warning: {text}" for text in one.warnings), *remarks]
+        return [one_line(one.samples), *_text_table(_rows(one, names)), *plain(texts)]
     shown = headlines(one) or names
-    lines = [f"**`{one.samples}`**", "", verdict(one), ""]
-    lines += [line for text in one.warnings for line in (f"> **Warning:** {text}", "")]
+    lines = [f"**{in_markdown(one.samples)}**", "", in_markdown(verdict(one)), ""]
+    warnings = plain(one.warnings)
+    lines += [line for text in warnings for line in (f"> **Warning:** {in_markdown(text)}", "")]
     lines += _markdown_table(_rows(one, shown))
-    lines += ["", *(f"- {text}" for text in remarks)] if remarks else []
+    lines += ["", *(f"- {in_markdown(text)}" for text in plain(remarks))] if remarks else []
     if len(shown) < len(names):
         lines += _folded(f"All {len(names)} numbers", _rows(one, names))
     if one.per_class:
@@ -176,9 +180,9 @@ def _remarks(one: SetReport) -> list[str]:
 
 def _downstream(downstream: DownstreamReport, *, markdown: bool) -> list[str]:
     """Scores of segmenters that were trained with samples."""
-    rows = [("trained on", "mIoU", "std over seeds", "accuracy", "against real only")]
+    rows = [("trained on", "mIoU", "std", "accuracy", "against real only", "against best control")]
     for row in downstream.rows:
-        against = row.against_real
+        against, best = row.against_real, row.against_control
         rows.append(
             (
                 row.name,
@@ -186,12 +190,15 @@ def _downstream(downstream: DownstreamReport, *, markdown: bool) -> list[str]:
                 number(row.miou.std),
                 number(row.accuracy.mean),
                 "" if against is None else signed(against),
+                "" if best is None or row.control == "real" else f"{row.control} {signed(best)}",
             )
         )
-    bullet = "- " if markdown else ""
-    remarks = [f"{bullet}{text}" for text in downstream.sentences]
-    remarks += [f"{bullet}note: {text}" for text in downstream.notes]
-    remarks += [f"{bullet}failed: {text}" for text in downstream.failed]
+    remarks = [
+        *downstream.sentences,
+        *(f"note: {text}" for text in downstream.notes),
+        *(f"failed: {text}" for text in downstream.failed),
+    ]
+    remarks = [f"- {in_markdown(text)}" if markdown else text for text in plain(remarks)]
     heading = "Segmenters trained with samples"
     if not markdown:
         return [heading, *_text_table(rows), *remarks]
@@ -225,7 +232,7 @@ def number(value: float | None) -> str:
         return "n/a"
     if value == 0 or 1e-4 <= abs(value) < 10:
         return f"{value:.4f}" if abs(value) < 1 else f"{value:.3f}"
-    return f"{value:.2e}" if abs(value) < 1 else f"{value:.2f}"
+    return f"{value:.2e}" if abs(value) < 1 or abs(value) >= 1e9 else f"{value:.2f}"
 
 
 def spread(value: float | None, std: float | None) -> str:
@@ -297,17 +304,25 @@ def lines_of(rows: Sequence[Sequence[str]], *, markdown: bool) -> Iterator[str]:
     return _markdown_table(rows) if markdown else _text_table(rows)
 
 
+def plain(texts: Sequence[str]) -> list[str]:
+    """Sentences of others for a terminal, a line each; of very many, the first and a count."""
+    lines = [one_line(text, _LINE) for text in texts[:_MOST_NOTES]]
+    more = len(texts) - len(lines)
+    return [*lines, f"... and {more:,} more"] if more else lines
+
+
 def _text_table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
+    shown = [[one_line(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    for row in shown:
         first, *others = zip(row, widths, strict=True)
         cells = [first[0].ljust(first[1]), *(text.rjust(width) for text, width in others)]
         yield "  " + "  ".join(cells).rstrip()
 
 
 def _markdown_table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    head, *body = rows
-    yield f"| {' | '.join(cell.replace('|', '&#124;') for cell in head)} |"
+    head, *body = [[in_markdown(one_line(cell)) for cell in row] for row in rows]
+    yield f"| {' | '.join(head)} |"
     yield f"|---|{'---:|' * (len(head) - 1)}"
     for row in body:
-        yield f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |"
+        yield f"| {' | '.join(row)} |"

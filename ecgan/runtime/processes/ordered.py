@@ -16,7 +16,6 @@ import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -24,9 +23,10 @@ import torch
 from torch import Tensor
 
 from ecgan.errors import UserError
-from ecgan.runtime.processes.signals import watch_parent
+from ecgan.runtime.processes.signals import asking, watch_parent
+from ecgan.runtime.processes.table import state_of
 
-STALL_SECONDS = 120.0  # without a result, after which a process is taken to stand still
+STALL_SECONDS = 45.0  # without a result, after which a process is taken to stand still
 _POLL_SECONDS = 0.5
 _PIPE_BYTES = 2**20  # the most that an ordinary user may ask for
 _REMEDY = (
@@ -168,8 +168,8 @@ def _serve(
     """Run a process."""
     # An interrupt reaches the whole process group. The training process writes a checkpoint then,
     # and must not lose its loader before; this one is ended by it, or ends when it is gone.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in asking():
+        signal.signal(number, signal.SIG_IGN)
     watch_parent(lambda: os._exit(1))  # pipes may be held by siblings, which end the same way
     torch.set_num_threads(1)  # threads of the parent did not survive a fork
     if start is not None:
@@ -220,8 +220,6 @@ def _standing_still(processes: Sequence[multiprocessing.Process]) -> str:
     states = {"T": "is stopped (SIGSTOP)", "t": "is stopped", "D": "waits for a disk"}
     told: list[str] = []
     for process in processes:
-        with suppress(OSError):
-            stat = Path(f"/proc/{process.pid}/stat").read_text(encoding="utf-8")
-            state = states.get(stat.rpartition(")")[2].split()[0])
-            told += [f"process {process.pid} {state}"] if state else []
+        state = states.get(state_of(process.pid or 0))
+        told += [f"process {process.pid} {state}"] if state else []
     return f": {', '.join(told)}" if told else "; a disk that does not answer, or too few CPUs"

@@ -4,15 +4,19 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import BaseModel
 
 from ecgan import checkpoint
 from ecgan.data.checks import LabelCheck
 from ecgan.data.datasets import Item
 from ecgan.data.decode import Encoding
+from ecgan.data.files.images import Orientation
 from ecgan.data.files.pairing import count
 from ecgan.data.files.photo_sets import Reading
 from ecgan.errors import UserError
+from ecgan.reading.documents import checked, read_json
 from ecgan.runtime.files import write_whole
 from ecgan.runtime.timing import say
 
@@ -23,9 +27,9 @@ RECIPE_KEYS = frozenset(
     for key in (
         *("images", "labels", "label_suffix"),
         *("label_encoding", "orientation", "photo_levels"),
+        "unlabelled",
     )
 )
-_VERSION = 1
 _NAMED = 5  # keys that a message names
 _ROLES = {"label": "label map", "photo": "photo", "instances": "instance map"}
 
@@ -41,12 +45,16 @@ class DataFiles:
         train: files of each pair to train on, by key.
         held_out: files of each pair for previews and scores, by key.
         earlier: keys of pairs that the run learnt from before they were taken out.
+        unlabelled: photos without label maps to learn from too: SHA-256, and their names.
+        earlier_unlabelled: SHA-256 of such photos before they were taken out.
     """
 
     reading: Reading
     train: Mapping[str, Digests]
     held_out: Mapping[str, Digests]
     earlier: frozenset[str] = field(default_factory=frozenset[str])
+    unlabelled: Mapping[str, str] = field(default_factory=dict[str, str])
+    earlier_unlabelled: frozenset[str] = field(default_factory=frozenset[str])
 
     @classmethod
     def of(cls, check: LabelCheck, train: Sequence[Item], held_out: Sequence[Item]) -> "DataFiles":
@@ -83,6 +91,15 @@ class DataFiles:
             _phrase((gone[0] | gone[1]) - moved, "pair", "removed"),
             _phrase(moved, "pair", "moved between the training and the held-out part"),
         ]
+        old, new = self.unlabelled, now.unlabelled
+        lost = {name for digest, name in old.items() if digest not in new}
+        found = {name for digest, name in new.items() if digest not in old}
+        unlabelled = "unlabelled photo"
+        phrases += [
+            _phrase(lost & found, unlabelled, "changed"),
+            _phrase(found - lost, unlabelled, "added"),
+            _phrase(lost - found, unlabelled, "removed"),
+        ]
         if self.reading != now.reading:
             was, is_ = reading_text(self.reading), reading_text(now.reading)
             phrases.append(f"files were read as {was}, now as {is_}")
@@ -91,8 +108,8 @@ class DataFiles:
     def write(self, out: Path) -> None:
         """Write the list into a run folder; whole or not at all."""
         reading = self.reading
-        document = {
-            "version": _VERSION,
+        document: dict[str, Any] = {
+            "version": 1,
             "reading": {
                 "label_encoding": reading.encoding,
                 "orientation": reading.orientation,
@@ -102,7 +119,28 @@ class DataFiles:
             "held_out": self.held_out,
             "earlier": sorted(self.earlier),
         }
+        if self.unlabelled or self.earlier_unlabelled:
+            document["unlabelled"] = self.unlabelled
+            document["earlier_unlabelled"] = sorted(self.earlier_unlabelled)
         write_whole(out / NAME, json.dumps(document, indent=1) + "\n")
+
+
+class _Reading(BaseModel):
+    label_encoding: Encoding | None
+    orientation: Orientation
+    photo_levels: tuple[float, float] | None
+
+
+class _Document(BaseModel):
+    """The file in a run folder, as :meth:`DataFiles.write` writes it."""
+
+    version: Literal[1]
+    reading: _Reading
+    train: dict[str, dict[str, str]]
+    held_out: dict[str, dict[str, str]]
+    earlier: frozenset[str]
+    unlabelled: dict[str, str] = {}
+    earlier_unlabelled: frozenset[str] = frozenset()
 
 
 def read(out: Path) -> DataFiles | None:
@@ -114,22 +152,21 @@ def read(out: Path) -> DataFiles | None:
     path = out / NAME
     if not path.is_file():
         return None
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        asked = {_VERSION: document}[document["version"]]["reading"]
-        encoding, levels = asked["label_encoding"], asked["photo_levels"]
-        reading = Reading(
-            None if encoding is None else Encoding(encoding),
-            asked["orientation"],
-            None if levels is None else (float(levels[0]), float(levels[1])),
-        )
-        train, held_out = _part(document["train"]), _part(document["held_out"])
-        return DataFiles(reading, train, held_out, frozenset(document["earlier"]))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path}: cannot be read ({error}), so that changed files would not be seen; "
-            "--accept-changed-data writes it anew from the files as they are"
-        ) from error
+    remedy = (
+        "as it is, changed files would not be seen; --accept-changed-data writes it anew from the "
+        "files as they are"
+    )
+    found = checked(_Document, read_json(path, "a list of files", remedy), str(path), remedy)
+    asked = found.reading
+    reading = Reading(asked.label_encoding, asked.orientation, asked.photo_levels)
+    return DataFiles(
+        reading,
+        found.train,
+        found.held_out,
+        found.earlier,
+        found.unlabelled,
+        found.earlier_unlabelled,
+    )
 
 
 def accepted(out: Path, now: DataFiles, *, images: int, accept: bool, quiet: bool) -> DataFiles:
@@ -172,7 +209,12 @@ def accepted(out: Path, now: DataFiles, *, images: int, accept: bool, quiet: boo
         )
     if changes and not quiet:
         say(f"going on with changed data: {'; '.join(changes)}")
-    return replace(now, earlier=(before.earlier | before.train.keys()) - now.train.keys())
+    return replace(
+        now,
+        earlier=(before.earlier | before.train.keys()) - now.train.keys(),
+        earlier_unlabelled=(before.earlier_unlabelled | before.unlabelled.keys())
+        - now.unlabelled.keys(),
+    )
 
 
 def reading_text(reading: Reading) -> str:
@@ -182,10 +224,6 @@ def reading_text(reading: Reading) -> str:
     if reading.levels is not None:
         text += f", photo_levels {reading.levels[0]:g} to {reading.levels[1]:g}"
     return text
-
-
-def _part(value: Mapping[str, Mapping[str, str]]) -> dict[str, Digests]:
-    return {str(key): dict(digests.items()) for key, digests in value.items()}
 
 
 def _phrase(keys: Collection[str], name: str, what: str) -> str:

@@ -10,11 +10,11 @@ from functools import partial
 from typing import Literal
 
 from ecgan import checkpoint
-from ecgan.data.loader import Batch, batches
+from ecgan.data.loader import Batch, Mixture, batches
 from ecgan.errors import UserError
 from ecgan.runtime import distributed
 from ecgan.runtime.processes.signals import DeferredSignals
-from ecgan.runtime.timing import span
+from ecgan.runtime.timing import counted, span
 from ecgan.training import step
 from ecgan.training.log import RunLogger
 from ecgan.training.loop.banner import banner, time_left
@@ -89,8 +89,9 @@ def _tell_rate(state: TrainingState, log: RunLogger) -> None:
 def batches_of(state: TrainingState) -> Generator[Batch, None, None]:
     """Endless batches of this rank, from the state's position on."""
     job = state.job
+    alone = job.photos_alone
     return batches(
-        job.train_set,
+        job.train_set if alone is None else Mixture(job.train_set, alone),
         state.progress.images_seen,
         job.recipe.train.batch,
         rank=distributed.rank(),
@@ -132,11 +133,16 @@ def _flush_metrics(state: TrainingState) -> None:
     try:
         state.progress.means.add(values.read())
     except step.NonFiniteError as error:
+        frozen = state.objective.label_generator
+        teacher = ""
+        if error.term == "similarity" and frozen is not None:
+            teacher = f", give another label generator than {frozen.loaded_from}"
         raise UserError(
             f"{state.job.out}: the term {error.term} is {error.value} at step "
-            f"{images // state.job.recipe.train.batch} (after {images} images), on "
+            f"{images // state.job.recipe.train.batch} (after {counted(images, 'image')}), on "
             f"{', '.join(error.keys)}. The checkpoint before is untouched. Look at these samples, "
-            "lower train.lr_generator and train.lr_discriminator, or set train.precision=float32"
+            f"lower train.lr_generator and train.lr_discriminator{teacher}, or set "
+            "train.precision=float32"
         ) from error
 
 
@@ -219,6 +225,6 @@ def _save(state: TrainingState) -> None:
         )
         checkpoint.save_training(out, progress.images_seen, training)
         kept = None if progress.best is None else int(progress.best["images"])
-        checkpoint.prune(out, state.job.recipe.train.keep, kept)
+        checkpoint.prune(out, state.job.recipe.train.keep, kept, progress.images_seen)
     state.saved_at = progress.images_seen
     distributed.barrier()

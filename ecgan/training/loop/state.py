@@ -1,12 +1,16 @@
 """What a training is, and all that it changes."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
+from ecgan.checkpoint import Training, refuse_misfits
+from ecgan.checkpoint.tensors import kinds_of
 from ecgan.data.label_cache import LabelCache
 from ecgan.data.loader import TripleDataset
+from ecgan.errors import UserError
 from ecgan.labels import LabelSpace
 from ecgan.models.pretrained.hed import Hed
 from ecgan.recipe import Recipe
@@ -33,6 +37,8 @@ class Job:
         quiet: no progress bar.
         label_cache: results of the label checks, to be kept in the run folder.
         files: the files that it learns from, on the rank that has read them.
+        unlabelled: photos without label maps to learn from too, by SHA-256, in order.
+        photos_alone: these with the label maps that a segmenter has read, once it has.
     """
 
     recipe: Recipe
@@ -45,6 +51,8 @@ class Job:
     quiet: bool
     label_cache: LabelCache | None
     files: DataFiles | None
+    unlabelled: Mapping[str, Path] = field(default_factory=dict[str, Path])
+    photos_alone: TripleDataset | None = None
 
     @property
     def segmenters(self) -> Path:
@@ -86,3 +94,19 @@ class TrainingState:
         found = {name: one.network for name, one in self.trained.by_name.items()}
         found |= {"averaged": self.averaged.networks}
         return found if self.objective.bank is None else {**found, "bank": self.objective.bank}
+
+    def refuse_other(self, saved: Training) -> None:
+        """Compare a checkpoint with what this training has, before any of it is taken.
+
+        Raises:
+            UserError: networks or optimiser states are missing, or of other shapes.
+        """
+        for name, network in self.saved.items():
+            if name not in saved.networks:
+                raise UserError(f"{name}.safetensors is missing")
+            found, own = kinds_of(saved.networks[name]), kinds_of(network.state_dict())
+            refuse_misfits(found, own, f"{name}.safetensors does not fit the recipe")
+        for name, one in self.trained.by_name.items():
+            if f"{name}_optimizer" not in saved.optimizers:
+                raise UserError(f"{name}_optimizer.pt is missing")
+            one.refuse_other_optimizer(saved.optimizers[f"{name}_optimizer"], name)

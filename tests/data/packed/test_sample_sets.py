@@ -12,6 +12,7 @@ from PIL import Image
 from ecgan.data import SampleDataset
 from ecgan.data.packed import sample_sets
 from ecgan.errors import UserError
+from tests.helpers.user_folders import png_of_bits
 
 
 def png(value, size=(6, 4), mode="L"):
@@ -46,6 +47,12 @@ def test_plain_binary_columns_are_read(tmp_path):
     assert (data.sample(0).image == np.array([10, 20, 30])).all()
 
 
+def test_columns_as_others_name_them(tmp_path):
+    place = write_parquet(tmp_path, pixel_values=[PHOTO, PHOTO], annotation=[LABEL, png(2)])
+    assert [int(SampleDataset(place)[index].label[0, 0]) for index in range(2)] == [1, 2]
+    assert [int(s.label[0, 0]) for s in sample_sets.read(place)] == [1, 2]
+
+
 @pytest.mark.parametrize(
     ("column", "values", "fault"),
     [
@@ -78,6 +85,94 @@ def test_columns_of_others_may_have_our_names(tmp_path):
     )
     sample = SampleDataset(place).sample(0)
     assert (sample.key, sample.source, sample.style) == ("7", "7", 0)
+
+
+def encoded(pixels, kind="PNG", **options):
+    buffer = io.BytesIO()
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+STRIPES = np.repeat(np.arange(4, dtype=np.uint8)[:, None], 6, axis=1)  # (4, 6): ids 0 to 3
+PALETTE = Image.fromarray(STRIPES, "P")
+PALETTE.putpalette([c for i in range(256) for c in (i, 255 - i, 9)])
+
+
+@pytest.mark.parametrize(
+    ("label", "fault"),
+    [
+        (encoded(STRIPES, "JPEG"), "its label: a JPEG file, whatever its name: the format changes"),
+        (encoded(STRIPES, "TIFF", compression="jpeg"), "its label: a JPEG-compressed TIFF file"),
+        (
+            encoded(STRIPES, "TIFF", save_all=True, append_images=[Image.fromarray(STRIPES)]),
+            "its label: 2 pages or frames; save the one that is meant",
+        ),
+        (
+            encoded(PALETTE, transparency=bytes([0, 128, 255, 255])),
+            r"its label: half-transparent pixels \(6\)",
+        ),
+        (encoded(PALETTE, transparency=0), "its label has transparent pixels; save it without"),
+        (
+            encoded(STRIPES.astype(np.int32) - 1, "TIFF"),
+            "its label holds numbers from -1 to 2; class ids are those from 0",
+        ),
+        (encoded(STRIPES.astype(np.float32), "TIFF"), "its label: pixels of mode F; a label map"),
+    ],
+)
+def test_label_maps_of_samples_are_refused_where_those_of_training_are(tmp_path, label, fault):
+    place = write_parquet(tmp_path, image=[PHOTO], label=[label])
+    for read in (lambda: [*sample_sets.read(place)], lambda: SampleDataset(place)[0]):
+        with pytest.raises(UserError, match=f"sample x-0: {fault}"):
+            read()
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [
+        (encoded(STRIPES > 1), STRIPES > 1),
+        (encoded(PALETTE, bits=2), STRIPES),
+        (encoded(STRIPES.astype(np.uint16) * 300), STRIPES.astype(np.uint16) * 300),
+        (encoded(STRIPES, "WEBP", lossless=True), None),
+    ],
+)
+def test_label_maps_of_samples_have_the_ids_of_their_files(tmp_path, label, expected):
+    place = write_parquet(tmp_path, image=[PHOTO], label=[label])
+    if expected is None:  # WebP knows colours only
+        with pytest.raises(UserError, match="its label must be greyscale, this one has mode RGB"):
+            next(sample_sets.read(place))
+        return
+    (sample,) = sample_sets.read(place)
+    assert (sample.label == expected).all()
+    assert sample.label.dtype in (np.uint8, np.uint16)
+
+
+def test_ids_of_two_bits_are_not_spread_over_the_greys(tmp_path):
+    photo = encoded(np.zeros((1, 4, 3), np.uint8))
+    place = write_parquet(tmp_path, image=[photo], label=[png_of_bits(STRIPES.T[:1], 2)])
+    (sample,) = sample_sets.read(place)
+    assert sample.label.tolist() == [[0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_images_of_samples_stand_upright_unless_the_label_map_does_not(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
+    upright = np.rot90(stored, 2 if orientation == 3 else 3)
+    photo = encoded(stored, "PNG", exif=exif)
+    labels = [np.zeros(upright.shape[:2], np.uint8), np.zeros(stored.shape[:2], np.uint8)]
+    place = write_parquet(tmp_path, image=[photo] * 2, label=[encoded(label) for label in labels])
+    fitting, other = sample_sets.read(place)
+    assert (fitting.image == upright).all()
+    assert (other.image == (upright if orientation == 3 else stored)).all()
+
+
+def test_deep_images_of_samples_are_scaled(tmp_path):
+    deep = np.arange(24, dtype=np.uint16).reshape(4, 6) * 2570
+    place = write_parquet(tmp_path, image=[encoded(deep)], label=[LABEL])
+    (sample,) = sample_sets.read(place)
+    assert (sample.image == np.arange(24).reshape(4, 6, 1) * 10).all()
 
 
 @pytest.mark.parametrize("field", ["seg.png", "label.png", "mask.png"])

@@ -15,6 +15,7 @@ from ecgan import checkpoint
 from ecgan.data import SampleDataset, checks, datasets
 from ecgan.data.datasets import DataFolder
 from ecgan.data.label_cache import LabelCache
+from ecgan.data.packed.sample_sets import read
 from ecgan.errors import UserError
 from ecgan.generation import run as generate
 from ecgan.labels import from_json
@@ -24,11 +25,11 @@ from ecgan.segmentation.training import file_stamps
 from ecgan.shards import pictures
 from ecgan.training import run as train
 from ecgan_cli.main import cli
-from tests.helpers.shards import to_parquet, to_tars, write_tar
+from tests.helpers.shards import to_parquet, to_saved, to_tars, write_arrow, write_state, write_tar
 from tests.helpers.tiny import NAMES, make_generator, write_pairs
 
 SPACE = from_json({"classes": list(NAMES)}, "test")
-PACKED = ["tars", "label_tars", "parquet", "plain_parquet"]
+PACKED = ["tars", "label_tars", "parquet", "plain_parquet", "saved"]
 TINY = (
     "data.height=32", "data.width=64", "model.width=4", "model.label_generator=off",
     "losses.perceptual_network=none", "model.segmentation_discriminator=off",
@@ -46,6 +47,7 @@ def sets(tmp_path_factory):
     to_tars(root / "files", root / "label_tars", field="label.png")
     to_parquet(root / "files", root / "parquet")
     to_parquet(root / "files", root / "plain_parquet", wrap=bytes)
+    to_saved(root / "files", root / "saved")
     for path in root.rglob("*"):
         os.utime(path, (1e9, 1e9))  # settled: caches may trust them
     return root
@@ -92,7 +94,7 @@ def test_a_check_is_remembered_until_the_shard_changes(sets, tmp_path, name, mon
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["tars", "parquet"])
+@pytest.mark.parametrize("name", ["tars", "parquet", "saved"])
 def test_training_gives_the_same_weights(sets, tmp_path, name):
     hashes = set()
     for place in ("files", name):
@@ -105,12 +107,13 @@ def test_training_gives_the_same_weights(sets, tmp_path, name):
     assert len(hashes) == 1
 
 
-@pytest.mark.parametrize("name", ["tars", "parquet"])
+@pytest.mark.parametrize("name", ["tars", "parquet", "saved"])
 def test_augmenting_gives_the_same_bytes(sets, tmp_path, name):
     generator = make_generator(
         tmp_path / "run" / "generator.safetensors", data={"classes": list(NAMES)}
     )
     places = {"files": sets / "files" / "labels" / "val", "tars": sets / "tars" / "val"}
+    places["saved"] = sets / "saved" / "validation"
     places["parquet"] = tmp_path / "layouts"
     places["parquet"].mkdir()
     shutil.copy(
@@ -152,7 +155,7 @@ def test_keys_have_the_folders_of_members(tmp_path, one_pair):
             {"0.tar": ("a.png", "a.seg.png"), "1.tar": ("a.png", "a.seg.png")},
             r"0\.tar: a and .*1\.tar: a share the key 'a'; rename one of them",
         ),
-        ({"fold1.tar": ("a.png", "a.seg.png")}, "fold1 look like splits under names"),
+        ({"fold1.tar": ("a.png", "a.seg.png")}, "fold1 look like a split under a name not known"),
     ],
 )
 def test_faults_name_shard_and_sample(tmp_path, one_pair, shards, fault):
@@ -160,6 +163,18 @@ def test_faults_name_shard_and_sample(tmp_path, one_pair, shards, fault):
         write_tar(tmp_path / name, {member: one_pair[member] for member in members})
     with pytest.raises(UserError, match=fault):
         items_of(tmp_path)
+
+
+def test_a_tar_of_folders_is_named(tmp_path, one_pair):
+    photo, label = one_pair.values()
+    members = {"./images/a.png": photo, "./labels/a.png": label, "./classes.json": b"[]"}
+    write_tar(tmp_path / "0.tar", members)
+    with pytest.raises(UserError) as caught:
+        items_of(tmp_path)
+    assert str(caught.value).count("\n") == 1
+    assert "0.tar: a tar of folders (images/ and labels/), no WebDataset" in str(caught.value)
+    write_tar(tmp_path / "0.tar", {f"images/{name}": data for name, data in one_pair.items()})
+    assert [item.key for item in DataFolder("folder", tmp_path).index(None)] == ["images-a"]
 
 
 def test_compressed_tars_and_links_are_refused(tmp_path, one_pair):
@@ -175,9 +190,18 @@ def test_compressed_tars_and_links_are_refused(tmp_path, one_pair):
 
 
 def test_a_parquet_file_without_label_lists_its_columns(tmp_path):
-    pq.write_table(pa.table({"image": [b"x"], "mask": [b"y"]}), tmp_path / "train.parquet")
-    with pytest.raises(UserError, match=r"no column label for the label maps; .* image, mask"):
+    pq.write_table(pa.table({"image": [b"x"], "text": [b"y"]}), tmp_path / "train.parquet")
+    with pytest.raises(UserError, match=r"no column label for the label maps; .* image, text"):
         items_of(tmp_path)
+
+
+@pytest.mark.parametrize("names", [("pixel_values", "mask"), ("image", "annotation")])
+def test_columns_as_others_name_them(tmp_path, one_pair, names):
+    values = ([value] for value in one_pair.values())
+    pq.write_table(pa.table(dict(zip(names, values, strict=True))), tmp_path / "train.parquet")
+    (item,) = items_of(tmp_path)
+    assert item.label.name == names[1]
+    assert [item.image.read_bytes(), item.label.read_bytes()] == [*one_pair.values()]
 
 
 def test_rows_without_pictures_are_faults_of_the_check(tmp_path, one_pair):
@@ -213,3 +237,88 @@ def test_a_finished_data_set_of_ours_trains(sets, tmp_path):
     recipe = load_recipe("demo", (*TINY, f"data.root={tmp_path / 'ours'}"))
     job = train.check(recipe, tmp_path / "again", device=torch.device("cpu"), quiet=True)
     assert job.space.names == NAMES
+
+
+# Data sets that Hugging Face's save_to_disk has written
+
+
+def saved(folder, pair, *, names=("data-00000-of-00001.arrow",), **state):
+    photo, label = pair.values()
+    for name in names:
+        write_arrow(folder / name, {"image": [photo] * 2, "label": [label] * 2})
+    write_state(folder, *names, **state)
+    return folder
+
+
+def test_rows_of_all_splits_have_keys_of_their_own(tmp_path, one_pair):
+    for split in ("train", "test"):
+        saved(tmp_path / split, one_pair)
+    items = DataFolder("folder", tmp_path).index(None)
+    assert [item.key for item in items] == [
+        f"{split}-data-00000-of-00001-{row}" for split in ("test", "train") for row in range(2)
+    ]
+    assert [sample.key for sample in read(tmp_path)] == [item.key for item in items]
+
+
+@pytest.mark.parametrize(("said", "expected"), [(None, []), ("train", ["train"]), ("x", [])])
+def test_a_single_set_is_of_the_split_that_it_says(tmp_path, one_pair, said, expected):
+    saved(tmp_path, one_pair, _split=said)
+    assert DataFolder("folder", tmp_path).splits() == expected
+
+
+@pytest.mark.parametrize(
+    ("state", "fault"),
+    [
+        ({"_data_files": [{"filename": "b.arrow"}]}, "it lists b.arrow, which is not there"),
+        ({"_data_files": [{"filename": "../x/a.arrow"}]}, "a name, not a path"),
+        ({"_data_files": [{"filename": "/etc/passwd"}]}, "a name, not a path"),
+        ({"_data_files": "a.arrow"}, "_data_files: input should be a valid list"),
+        (
+            {"_indices_data_files": [{"filename": "i.arrow"}]},
+            "rows are chosen by a file of indices",
+        ),
+    ],
+)
+def test_a_state_that_does_not_fit_is_refused(tmp_path, one_pair, state, fault):
+    saved(tmp_path / "set", one_pair, names=["a.arrow"], **state)
+    saved(tmp_path / "x", one_pair, names=["a.arrow"])
+    with pytest.raises(UserError, match=fault) as caught:
+        items_of(tmp_path / "set")
+    assert "state.json" in str(caught.value)
+    assert "save the data set anew with Dataset.save_to_disk" in str(caught.value)
+
+
+def test_caches_without_a_state_are_not_read(tmp_path, one_pair):
+    saved(tmp_path, one_pair, names=["beans-train.arrow", "cache-12.arrow"])
+    (tmp_path / "state.json").unlink()
+    keys = [item.key for item in DataFolder("folder", tmp_path).index(None)]
+    assert keys == [f"{tmp_path.name}-beans-train-{row}" for row in range(2)]
+
+
+@pytest.mark.slow
+def test_what_datasets_saves_is_read_as_it_was(sets, tmp_path):
+    hub = pytest.importorskip("datasets")
+    features = hub.Features(
+        {"image": hub.Image(), "label": hub.Image(), "key": hub.Value("string")}
+    )
+    found = {}
+    for split, name in (("train", "train"), ("val", "test")):
+        items = items_of(sets / "files", split)
+        rows = [
+            {
+                "image": {"bytes": item.image.read_bytes(), "path": None},
+                "label": {"bytes": item.label.read_bytes(), "path": None},
+                "key": item.key,
+            }
+            for item in items
+        ]
+        found[name] = hub.Dataset.from_list(rows, features=features)
+    hub.DatasetDict(found).save_to_disk(tmp_path / "set", num_shards={"train": 2, "test": 1})
+    for split, name in (("train", "train"), ("val", "test")):
+        files, own = (
+            items_of(sets / "files", split),
+            DataFolder("folder", tmp_path / "set").index(name),
+        )
+        assert [item.key for item in own] == [item.key for item in files]
+        for one, other in zip(files, own, strict=True):
+            assert one.label.read_bytes() == other.label.read_bytes()

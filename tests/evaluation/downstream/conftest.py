@@ -2,6 +2,7 @@
 
 import pytest
 
+from ecgan.evaluation.downstream import copies
 from tests.helpers.downstream import make_samples, write_real
 
 
@@ -13,3 +14,9 @@ def world(tmp_path_factory):
     make_samples(root / "whole", root / "real")
     make_samples(root / "third", root / "real", fraction=0.3)
     return root
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch):
+    """The copy check sees small pictures here."""
+    monkeypatch.setattr(copies, "_SIDE", 128)

@@ -8,18 +8,22 @@ import pytest
 from PIL import Image
 
 from ecgan import checkpoint, labels
-from ecgan.data.datasets import DataFolder
+from ecgan.data.datasets import DataFolder, Subset
 from ecgan.evaluation.downstream import leakage as leaks
 from ecgan.evaluation.downstream import run as downstream
 from ecgan.evaluation.downstream.leakage import Part
 from ecgan.generation import run as generate
+from ecgan.runtime.files import sha256
 from ecgan.runtime.storage import HIDDEN
 from ecgan.segmentation.segmenter import Sources
+from ecgan.shards.manifest import photo_digest
 from tests.helpers.downstream import (
+    arms,
     copy_samples,
     edit_manifest,
     keys_of,
     make_samples,
+    parts,
     ran,
     refusal,
     request_of,
@@ -39,7 +43,7 @@ def test_samples_of_tested_layouts_are_refused(world, tmp_path):
     )
     text = refusal(request)
     assert "3 of 3 layouts (first: view-00) are of val, which nobody may learn from" in text
-    downstream.check(replace(request, mixes=(0.0,)))
+    downstream.check(replace(request, arms=arms(0.0)))
 
 
 @pytest.mark.slow
@@ -124,11 +128,11 @@ def test_layouts_outside_of_the_fraction_are_refused(world, tmp_path):
         tmp_path,
         samples=(tmp_path / "bad" / "samples",),
         generators=(tmp_path / "bad" / checkpoint.GENERATOR,),
-        fractions=(0.3,),
+        parts=parts(0.3),
     )
     text = refusal(request)
     assert "7 of 10 layouts" in text
-    assert "are not of the 0.3 of the real pairs" in text
+    assert "are not of the part (30 %) of the real pairs" in text
     assert "--set data.fraction=0.3" in text
     shutil.copytree(world / "real" / "labels" / "train", tmp_path / "labels")
     for path in (tmp_path / "labels").iterdir():
@@ -165,7 +169,7 @@ def test_a_generator_that_saw_too_much_is_refused(world, tmp_path):
             tmp_path,
             samples=(copy_samples(source, tmp_path / name, seen=seen),),
             generators=(tmp_path / name / checkpoint.GENERATOR,),
-            fractions=(fraction,),
+            parts=parts(fraction),
         )
         if fault:
             assert fault in refusal(request)
@@ -193,11 +197,9 @@ def test_a_generator_that_started_from_one_that_saw_too_much_is_refused(world, t
         place = copy_samples(source, tmp_path / name, seen=seen)
         file = tmp_path / name / checkpoint.GENERATOR
         write_metadata(source / checkpoint.GENERATOR, file, seen_keys=seen, inherited=[before])
-        edit_manifest(
-            place, lambda m, f=file: m["fingerprint"].update(checkpoint=checkpoint.sha256(f))
-        )
+        edit_manifest(place, lambda m, f=file: m["fingerprint"].update(checkpoint=sha256(f)))
         request = request_of(
-            world, tmp_path, samples=(place,), generators=(file,), fractions=(fraction,)
+            world, tmp_path, samples=(place,), generators=(file,), parts=parts(fraction)
         )
         if fault:
             assert fault in refusal(request)
@@ -218,10 +220,10 @@ def test_styles_of_photos_are_noted(world, tmp_path):
 
 
 def test_samples_of_a_generator_of_more_than_the_fraction_are_not_used(world, tmp_path):
-    request = request_of(world, tmp_path, fractions=(0.3,), generators=(), unknown_generator=True)
-    assert "--real-fraction 0.3: no samples for it" in refusal(request)
-    (note,) = downstream.check(replace(request, mixes=(0.0,))).notes
-    assert "made by a generator of 1 of the real pairs, which is none of the fractions" in note
+    request = request_of(world, tmp_path, parts=parts(0.3), generators=(), unknown_generator=True)
+    assert "no samples for 30 % of the pairs" in refusal(request)
+    (note,) = downstream.check(replace(request, arms=arms(0.0))).notes
+    assert "made by a generator of 100 % of the real pairs, which is none of the parts" in note
 
 
 def test_a_generator_of_the_tested_split_is_refused(world, tmp_path):
@@ -233,7 +235,7 @@ def test_a_generator_of_the_tested_split_is_refused(world, tmp_path):
 def test_a_key_of_another_split_is_no_proof(tmp_path):
     """Trained on another split, scene-00 may be anyone's where the tested split has one too."""
     part = Part(
-        1.0,
+        Subset(),
         Sources(frozenset({"scene-00", "b"})),
         Sources(frozenset({"scene-00", "b"})),
         Sources(frozenset({"scene-00", "c"})),
@@ -259,7 +261,7 @@ def test_an_unknown_generator_is_refused_unless_taken_on_request(world, tmp_path
     write_plain(tmp_path / "plain", world / "real", ("scene-00", "scene-01"))
     plain = replace(request, samples=(tmp_path / "plain",))
     assert "what its generator was trained on is not known" in refusal(plain)
-    section = ran(replace(plain, unknown_generator=True, mixes=(1.0,), seeds=1))
+    section = ran(replace(plain, unknown_generator=True, arms=arms(1.0), seeds=1))
     assert any("taken on request" in text for text in section["notes"])
     assert "taken on request" in section["protocol"]["generators"]
     assert any("--mix has no 0" in text for text in section["notes"])
@@ -276,7 +278,7 @@ def test_generators_are_found_below_runs_and_asked_by_their_hash(world, tmp_path
     request = request_of(world, tmp_path / "cache", generators=())
     assert downstream.check(request).notes == []
     assert "is not known" in refusal(
-        replace(request, samples=(world / "third/samples",), fractions=(0.3,))
+        replace(request, samples=(world / "third/samples",), parts=parts(0.3))
     )
 
 
@@ -326,6 +328,7 @@ def test_pasted_objects_come_from_the_layouts_of_the_command(world, tmp_path):
         assert any("--vary paste took objects" in note for note in notes) == (name == "some")
 
 
+@pytest.mark.slow
 def test_a_whole_part_with_instance_maps_is_known_as_such(world, tmp_path):
     real = shutil.copytree(world / "real", tmp_path / "real")
     for path in real.glob("labels/*/*.png"):
@@ -358,7 +361,7 @@ def make_pasted(folder, real, data=(), **options):
 
 def test_where_a_layout_belongs():
     part = Part(
-        0.5,
+        Subset(0.5),
         Sources(frozenset("a"), frozenset({"1" * 64})),
         Sources(frozenset("ab"), frozenset({"1" * 64, "2" * 64})),
         Sources(frozenset("bc"), frozenset({"2" * 64, "3" * 64})),
@@ -383,3 +386,64 @@ def test_where_a_layout_belongs():
     assert {case: part.membership(*case) for case in cases} == cases
     later = replace(part, held=Sources())
     assert later.membership("b", None) == "train"
+
+
+def unlabelled_samples(world, folder, split, *, in_manifest):
+    """The set of all pairs, whose generator also learnt from a split's photos without label maps.
+
+    Either the manifest says so, or only the generator's own metadata.
+    """
+    source = world / "whole"
+    saw = sorted(sha256(path) for path in (world / "real" / "images" / split).iterdir())
+    shutil.copytree(source / "samples", folder / "samples")
+    file = folder / checkpoint.GENERATOR
+    write_metadata(source / checkpoint.GENERATOR, file, unlabelled=[] if in_manifest else saw)
+
+    def change(about):
+        about["fingerprint"]["checkpoint"] = sha256(file)
+        if in_manifest:
+            about["unlabelled"] = [photo_digest(digest) for digest in saw]
+
+    return edit_manifest(folder / "samples", change)
+
+
+@pytest.mark.parametrize("in_manifest", [True, False])
+def test_tested_photos_without_their_label_maps_are_refused(world, tmp_path, in_manifest):
+    tested, learnt = (
+        request_of(
+            world,
+            tmp_path,
+            samples=(unlabelled_samples(world, tmp_path / split, split, in_manifest=in_manifest),),
+            generators=(tmp_path / split / checkpoint.GENERATOR,),
+        )
+        for split in ("val", "train")
+    )
+    text = refusal(tested)
+    assert "learnt from 3 photos of val without their label maps (data.unlabelled)" in text
+    notes = downstream.check(learnt).notes
+    assert any("also learnt from 10 photos without label maps" in note for note in notes)
+
+
+def test_what_an_earlier_generator_saw_without_label_maps_counts_too(world, tmp_path):
+    place = unlabelled_samples(world, tmp_path / "set", "train", in_manifest=True)
+    file = tmp_path / "set" / checkpoint.GENERATOR
+    saw = [sha256(path) for path in (world / "real" / "images" / "val").iterdir()]
+    earlier = {"sha256": "0" * 64, "classes": [], "keys": ["scene-00"], "unlabelled": saw}
+    write_metadata(file, file, inherited=[earlier])
+
+    def change(about):
+        about["fingerprint"]["checkpoint"] = sha256(file)
+
+    edit_manifest(place, change)
+    request = request_of(world, tmp_path, samples=(place,), generators=(file,))
+    assert "learnt from 3 photos of val without their label maps" in refusal(request)
+
+
+def test_images_that_hold_photos_are_no_samples_alone(world, tmp_path):
+    samples = copy_samples(world / "whole", tmp_path / "onto")
+    edit_manifest(samples, lambda about: about.update(onto="photos"))
+    generators = (tmp_path / "onto" / checkpoint.GENERATOR,)
+    request = request_of(world, tmp_path, samples=(samples,), generators=generators)
+    downstream.check(request)
+    text = refusal(replace(request, arms=arms(0, "synthetic")))
+    assert "hold pixels of photos (--onto photos), so they are no samples alone" in text

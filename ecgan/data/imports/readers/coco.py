@@ -21,6 +21,7 @@ from ecgan.data.imports.source import (
     size_of,
     split_of,
 )
+from ecgan.errors import shown
 from ecgan.labels import SPLIT_FOLDERS
 
 _TASKS = r"^(instances|stuff|person_keypoints|annotations?)[_-]?"
@@ -65,7 +66,7 @@ def _subset(file: Path) -> str:
     """Name of the split in a file's name: train2017 of instances_train2017.json."""
     if file.stem == "_annotations.coco":  # Roboflow's, in a folder of the split
         return file.parent.name
-    return re.sub(_TASKS, "", file.stem) if re.match(_TASKS, file.stem) else ""
+    return re.sub(_TASKS, "", file.stem).strip(".") if re.match(_TASKS, file.stem) else ""
 
 
 def _roots(file: Path, subset: str) -> list[Path]:
@@ -106,7 +107,7 @@ def _photos(
         name = safe_name(entry.get("file_name"), f"{place}.file_name", found.faults)
         number = entry.get("id")
         if not isinstance(number, (int, str)) or number in photos:
-            found.faults.append(f"{place}.id: expected an id of its own, got {number!r}")
+            found.faults.append(f"{place}.id: expected an id of its own, got {shown(number)}")
         elif name is not None:
             path = find_photo(name, roots)
             size = size_of(entry.get("height"), entry.get("width"))
@@ -124,19 +125,19 @@ def _annotation(
 ) -> None:
     number = entry.get("image_id")
     photo = photos.get(number) if isinstance(number, (int, str)) else None
-    shape = entry.get("segmentation")
+    shape, category = entry.get("segmentation"), entry.get("category_id")
     if photo is None:
         found.notes["annotations of photos that the file does not list, left out"] += 1
     elif not shape:
         found.notes[f"{_kind(entry)} without an outline, left out"] += 1
-    elif entry.get("category_id") not in names:
+    elif not isinstance(category, int) or category not in names:
         found.faults.append(
-            f"{place}.category_id: {entry.get('category_id')!r} is not in categories; add it there"
+            f"{place}.category_id: {shown(category)} is not in categories; add it there"
         )
     else:
         if entry.get("iscrowd"):
             found.notes["crowd regions, painted as their class"] += 1
-        region = _region(shape, f"{place}.segmentation", names[entry["category_id"]], photo, found)
+        region = _region(shape, f"{place}.segmentation", names[category], photo, found)
         if region is not None:
             photo.regions.append(region)
 
@@ -156,7 +157,7 @@ def _region(shape: Any, place: str, name: str, photo: Photo, found: Annotations)
         return Region(name, tuple(part for part in parts if part is not None))
     try:
         runs, size = _runs(shape, photo)
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, OverflowError) as error:
         found.faults.append(f"{place}: {error}; export it again or remove the annotation")
         return None
     photo.size = photo.size or size

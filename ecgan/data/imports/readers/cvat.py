@@ -3,7 +3,9 @@
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO, NoReturn
 from xml.etree import ElementTree
+from xml.parsers import expat
 
 import numpy as np
 
@@ -20,7 +22,8 @@ from ecgan.data.imports.source import (
     size_of,
     split_of,
 )
-from ecgan.errors import UserError
+from ecgan.errors import UserError, shown
+from ecgan.reading.documents import check_file
 
 _LEFT_OUT = {
     "box": "boxes",
@@ -79,16 +82,39 @@ def read(files: Sequence[Path], images: Path | None) -> Annotations:
 
 
 def _elements(path: Path) -> Iterator[tuple[str, ElementTree.Element]]:
+    check_file(path)
     try:
         with path.open("rb") as stream:
-            if b"<!DOCTYPE" in stream.read(1 << 16):  # entities may grow without end
-                raise UserError(f"{path}: has a DOCTYPE, which no export of annotations has")
+            _refuse_doctype(stream)
             stream.seek(0)
             yield from ElementTree.iterparse(stream, events=("start", "end"))  # noqa: S314
     except OSError as error:
         raise UserError(f"{path}: cannot read: {error.strerror}") from error
-    except (ElementTree.ParseError, ValueError) as error:
+    except _DoctypeError:
+        raise UserError(f"{path}: has a DOCTYPE, which no export of annotations has") from None
+    except (ElementTree.ParseError, expat.ExpatError, ValueError, LookupError) as error:
         raise UserError(f"{path}: not whole XML ({error}); export or copy it again") from None
+
+
+class _DoctypeError(Exception):
+    """A file declares a type, whose entities may grow without end."""
+
+
+def _refuse_doctype(stream: BinaryIO) -> None:
+    """Read up to the first element, before which a type would be declared."""
+    is_past = False
+
+    def refuse(*_: object) -> NoReturn:
+        raise _DoctypeError
+
+    def start(*_: object) -> None:
+        nonlocal is_past
+        is_past = True
+
+    parser = expat.ParserCreate()
+    parser.StartDoctypeDeclHandler, parser.StartElementHandler = refuse, start
+    while not is_past and (chunk := stream.read(1 << 16)):
+        parser.Parse(chunk)
 
 
 def _label(element: ElementTree.Element, found: Annotations) -> set[str]:
@@ -120,7 +146,7 @@ def _image(
     if name is None:
         return
     place = f"{file}: image {name!r}"
-    subset = element.get("subset") or ""
+    subset = _subset(element, place, found)
     base = file.parent / "images"
     roots = [images] if images else [base / subset, base / "default", base, file.parent]
     size = size_of(element.get("height"), element.get("width"))
@@ -144,11 +170,17 @@ def _image(
     found.photos.append(photo)
 
 
+def _subset(element: ElementTree.Element, place: str, found: Annotations) -> str:
+    """Folder of the photos of a split; empty where there is none."""
+    text = element.get("subset") or ""
+    return text and (safe_name(text, f"{place}: subset", found.faults) or "")
+
+
 def _number(shape: ElementTree.Element, key: str, place: str, found: Annotations) -> int:
     try:
         return int(shape.get(key, "0"))
     except ValueError:
-        found.faults.append(f"{place}: {key} {shape.get(key)!r}: expected a whole number")
+        found.faults.append(f"{place}: {key} {shown(shape.get(key))}: expected a whole number")
         return 0
 
 

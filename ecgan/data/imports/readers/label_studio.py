@@ -20,6 +20,7 @@ from ecgan.data.imports.source import (
     safe_name,
     size_of,
 )
+from ecgan.errors import shortened, shown
 
 _LEFT_OUT = {
     "rectanglelabels": "boxes",
@@ -98,9 +99,9 @@ def _photo(
 
 
 def _region(result: dict[str, Any], place: str, photo: Photo, found: Annotations) -> Region | None:
-    kind = result.get("type")
+    kind = shortened(str(result.get("type")), 40)
     if kind not in {"polygonlabels", "brushlabels"}:
-        found.notes[f"{_LEFT_OUT.get(str(kind), f'results of type {kind}')}, left out"] += 1
+        found.notes[f"{_LEFT_OUT.get(kind, f'results of type {kind}')}, left out"] += 1
         return None
     value = result.get("value")
     size = size_of(result.get("original_height"), result.get("original_width"))
@@ -108,7 +109,9 @@ def _region(result: dict[str, Any], place: str, photo: Photo, found: Annotations
     if size is None or (photo.size or size) != size:
         found.faults.append(f"{place}: original_height, original_width: missing, or not all equal")
     elif not isinstance(names, list) or not names or not isinstance(names[0], str):
-        found.faults.append(f"{place}.value.{kind}: expected the name of a class, got {names!r}")
+        found.faults.append(
+            f"{place}.value.{kind}: expected the name of a class, got {shown(names)}"
+        )
     elif result.get("image_rotation"):
         found.faults.append(f"{place}.image_rotation: the photo was turned; turn it back there")
     else:

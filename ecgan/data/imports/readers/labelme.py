@@ -4,12 +4,10 @@ import base64
 import binascii
 from collections.abc import Sequence
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from ecgan.data.imports.source import (
     Annotations,
@@ -17,11 +15,14 @@ from ecgan.data.imports.source import (
     Photo,
     Points,
     Region,
+    is_file,
     objects_of,
     points_of,
     read_json,
     size_of,
 )
+from ecgan.errors import shortened, shown
+from ecgan.reading.pictures import PICTURE_ERRORS, open_image
 
 _UNLABELLED = "__ignore__"  # LabelMe's own name for pixels without a class
 
@@ -71,11 +72,12 @@ def _photo(
     for base, name in ((images, Path(named).name), (file.parent, named)):
         path = base / name if base is not None and name else None
         allowed = [folder.resolve() for folder in (images, root) if folder is not None]
-        if path is not None and path.is_file():
+        if path is not None and is_file(path):
             if any(path.resolve().is_relative_to(folder) for folder in allowed):
                 return Photo(key + path.suffix, str(file), path, size=size)
             found.faults.append(
-                f"{file}: imagePath {named!r} lies outside of {root}; name its folder with --images"
+                f"{file}: imagePath {shown(named)} lies outside of {root}; name its folder with "
+                "--images"
             )
             return Photo(key, str(file))
     content, suffix = None, Path(named).suffix or ".png"
@@ -90,14 +92,14 @@ def _photo(
 
 
 def _region(shape: dict[str, Any], place: str, photo: Photo, found: Annotations) -> Region | None:
-    kind = shape.get("shape_type") or "polygon"
+    kind = shortened(str(shape.get("shape_type") or "polygon"), 40)
     if kind not in {"polygon", "mask"}:
         names = {"rectangle": "boxes", "point": "points"}
-        found.notes[f"{names.get(str(kind), f'shapes of type {kind}')}, left out"] += 1
+        found.notes[f"{names.get(kind, f'shapes of type {kind}')}, left out"] += 1
         return None
     label = shape.get("label")
     if not isinstance(label, str) or not label:
-        found.faults.append(f"{place}.label: expected the name of a class, got {label!r}")
+        found.faults.append(f"{place}.label: expected the name of a class, got {shown(label)}")
         return None
     points = points_of(shape.get("points"), f"{place}.points", found.faults)
     if points is None:
@@ -119,9 +121,9 @@ def _mask_region(
     found: Annotations,
 ) -> Region | None:
     try:
-        with Image.open(BytesIO(base64.b64decode(shape["mask"], validate=True))) as image:
+        with open_image(base64.b64decode(shape["mask"], validate=True)) as image:
             pixels = np.asarray(image.convert("L")) > 0
-    except (KeyError, TypeError, ValueError, OSError, SyntaxError):
+    except PICTURE_ERRORS:  # also of the base64
         found.faults.append(f"{place}.mask: not a PNG in base64; draw the region again")
         return None
     if photo.size is None or len(points) == 0 or (points < 0).any():

@@ -2,9 +2,7 @@
 
 from pathlib import Path
 
-import yaml
-
-from ecgan.data.files.names import IMAGE_ENDINGS
+from ecgan.data.files.names import IMAGE_ENDINGS, paths_below
 from ecgan.data.imports.source import (
     Annotations,
     Photo,
@@ -12,14 +10,16 @@ from ecgan.data.imports.source import (
     points_of,
     split_of,
 )
-from ecgan.errors import UserError
+from ecgan.errors import UserError, shown
+from ecgan.reading.documents import read_bytes
+from ecgan.reading.plain_yaml import parse_yaml
 
 
 def class_names(path: Path) -> list[str] | None:
     """Names of a ``data.yaml`` in order of their numbers; None where it has none."""
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        document = parse_yaml(read_bytes(path, 1 << 20).decode("utf-8-sig"))
+    except ValueError as error:
         raise UserError(f"{path}: not YAML; export or copy it again") from error
     names = document.get("names") if isinstance(document, dict) else None
     if isinstance(names, dict) and set(names) == set(range(len(names))):
@@ -42,7 +42,9 @@ def read(files: list[Path], images: Path | None) -> Annotations:
         found.faults.append(f"{files[-1]}: expected one data.yaml, with names from 0 without gaps")
     found.classes = dict.fromkeys(names)
     texts = sorted(
-        path for path in root.rglob("*.txt") if "labels" in path.parts[len(root.parts) :]
+        path
+        for path in paths_below(root)
+        if path.suffix == ".txt" and "labels" in path.parts[len(root.parts) :]
     )
     for file in texts:
         parts = list(file.relative_to(root).parts)
@@ -67,20 +69,21 @@ def _regions(file: Path, names: list[str], found: Annotations) -> list[Region]:
     """Outlines of a file; their coordinates are shares of the photo's size."""
     regions: list[Region] = []
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError):
+        lines = read_bytes(file).decode("utf-8").splitlines()
+    except (UserError, ValueError):
         found.faults.append(f"{file}: not a text file; export or copy it again")
         return []
     for number, line in enumerate(lines, 1):
         label, *values = line.split() or [""]
         if not label:
             continue
-        if not label.isdecimal() or int(label) >= len(names):
-            found.faults.append(f"{file}: line {number}: class {label!r} is not in data.yaml")
+        index = int(label) if label.isdecimal() and len(label) < 10 else len(names)
+        if index >= len(names):
+            found.faults.append(f"{file}: line {number}: class {shown(label)} is not in data.yaml")
         elif len(values) == 4:
             found.notes["boxes, left out"] += 1
         else:
             points = points_of(values, f"{file}: line {number}", found.faults)
             if points is not None:
-                regions.append(Region(names[int(label)], (points,), shares=True))
+                regions.append(Region(names[index], (points,), shares=True))
     return regions

@@ -1,8 +1,4 @@
-"""Recipes: everything that decides what a run does, read from YAML and checked. No torch here.
-
-``load_recipe`` takes the name of a recipe that comes with the package, or a file, and overrides
-``section.key=value``. ``ecgan recipes schema`` prints every key with its default and description.
-"""
+"""Reading of recipes: a packaged name or a YAML file, with overrides; all faults at once."""
 
 import copy
 import difflib
@@ -12,43 +8,28 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from ecgan import class_files, labels
-from ecgan.data.datasets import DataFolder
+from ecgan.data.datasets import DataFolder, Subset
 from ecgan.data.decode import Encoding
 from ecgan.data.files.layout import Options
 from ecgan.data.files.photo_sets import Reading
-from ecgan.errors import UsageError, UserError
+from ecgan.errors import UsageError, UserError, shown
 from ecgan.labels import LabelSpace
-from ecgan.recipe_schema import (
+from ecgan.reading.documents import read_bytes
+from ecgan.reading.names import odd_characters
+from ecgan.reading.plain_yaml import parse_yaml
+from ecgan.recipe.schema import (
     Data,
-    Parts,
     Recipe,
     SegmenterTraining,
-    nearest_size,
-    num_upsamplings,
 )
 
-__all__ = [
-    "Data",
-    "Parts",
-    "Recipe",
-    "SegmenterTraining",
-    "class_list_file",
-    "data_folder",
-    "generator_hash",
-    "label_space",
-    "load_recipe",
-    "nearest_size",
-    "num_upsamplings",
-    "parse_recipe",
-    "recipe_keys",
-    "recipe_names",
-    "recipe_text",
-]
+_MAX_BYTES = 1 << 20  # of a recipe
+_MAX_FAULTS = 20  # that one message lists
+_MAX_TEXT = 4096  # of a value, which may be a path
 
 _RENAMED = {  # key of version 0.1 -> key of this one
     "model.label_generator_images": "model.label_generator_training.images",
@@ -77,6 +58,10 @@ _ADDED = (  # keys that version 0.2 does not have
     "data.orientation",
     "data.photo_levels",
     "data.val_by",
+    "data.pairs",
+    "data.draw",
+    "data.draw_by",
+    "data.unlabelled",
 )
 
 
@@ -127,14 +112,16 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     path = Path(name_or_path)
     if path.suffix in {".yaml", ".yml"} or len(path.parts) > 1:
         try:
-            text, source = path.read_text(encoding="utf-8"), str(path)
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"{path}: cannot read the recipe: {error}") from error
+            text, source = read_bytes(path, _MAX_BYTES).decode("utf-8-sig"), str(path)
+        except UserError as error:
+            raise UsageError(str(error)) from error
+        except UnicodeDecodeError as error:
+            raise UsageError(f"{path}: not text in UTF-8 (byte {error.start})") from error
     else:
         text, source = recipe_text(name_or_path), f"recipe {name_or_path}"
     try:
-        document: Any = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        document = parse_yaml(text)
+    except ValueError as error:
         raise UserError(f"{source}: not YAML: {error}") from error
     if document is None:
         document = {}
@@ -155,6 +142,9 @@ def parse_recipe(document: dict[str, Any], source: str, overrides: Sequence[str]
     for override in overrides:
         _apply_override(document, override)
     document = _with_new_keys(document, "--set")
+    faults = [*_odd_texts(document)]
+    if faults:
+        raise UserError(source, faults[:_MAX_FAULTS])
     try:
         return Recipe.model_validate(document)
     except ValidationError as error:
@@ -210,6 +200,11 @@ def data_folder(data: Data, root: Path | None = None) -> DataFolder:
     )
 
 
+def subset(data: Data) -> Subset:
+    """Which pairs of the training split a recipe uses."""
+    return Subset(data.fraction, data.pairs, data.draw, data.draw_by)
+
+
 def label_space(data: Data) -> LabelSpace:
     """The class list that a recipe means: its own, the data set's, or the one beside the data.
 
@@ -249,8 +244,9 @@ def class_list_file(data: Data) -> Path | None:
 
 
 def _recipe_folder() -> Path:
-    installed = Path(__file__).parent / "_recipes"
-    return installed if installed.is_dir() else Path(__file__).parent.parent / "recipes"
+    package = Path(__file__).parent.parent
+    installed = package / "_recipes"
+    return installed if installed.is_dir() else package.parent / "recipes"
 
 
 def _apply_override(document: dict[str, Any], override: str) -> None:
@@ -259,8 +255,8 @@ def _apply_override(document: dict[str, Any], override: str) -> None:
     if not equals or not all(parts):
         raise UsageError(f"--set {override}: expected SECTION.KEY=VALUE, e.g. train.batch=8")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        value = parse_yaml(text)
+    except ValueError as error:
         raise UsageError(f"--set {override}: the value is not YAML: {error}") from error
     section = document
     for part in parts[:-1]:
@@ -290,6 +286,28 @@ def _with_new_keys(document: dict[str, Any], source: str) -> dict[str, Any]:
     return document
 
 
+def _odd_texts(value: object, place: str = "") -> Iterator[str]:
+    """Texts anywhere in a document that no path, terminal or card should get."""
+    if isinstance(value, dict):
+        for key, inner in cast("dict[object, object]", value).items():
+            if isinstance(key, str):
+                yield from _odd_texts(key, f"{place or 'the recipe'}: a key")
+            yield from _odd_texts(inner, f"{place}.{key}" if place else str(key))
+    elif isinstance(value, list):
+        for index, inner in enumerate(cast("list[object]", value)):
+            yield from _odd_texts(inner, f"{place}.{index}")
+    elif isinstance(value, str):
+        yield from _odd_text(value, place[:60])
+
+
+def _odd_text(text: str, place: str) -> Iterator[str]:
+    odd = odd_characters(text, allowed="\n\t")
+    if odd:
+        yield f"{place}: must not have the characters {odd}"
+    if len(text) > _MAX_TEXT:
+        yield f"{place}: a text of {len(text):,} characters; at most {_MAX_TEXT:,}"
+
+
 def _place(error: dict[str, Any]) -> str:
     """The key that is at fault, as the user writes it."""
     # A union names its failed branch in the location; the user's key is what comes before.
@@ -307,7 +325,7 @@ def _fault(error: dict[str, Any]) -> str:
         return f"{place}: no such key{_suggestion(location[-1], _keys(location[:-1]))}"
     if error["type"] == "value_error":
         return f"{place}: {error['ctx']['error']}" if place else str(error["ctx"]["error"])
-    return f"{place}: {error['msg']}, got {error['input']!r}"
+    return f"{place}: {error['msg']}, got {shown(error['input'])}"
 
 
 def _keys(location: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Schema of a recipe: sections, keys, defaults and checks. Reading recipes is in ``ecgan.recipe``.
+"""Schema of a recipe: sections, keys, defaults and checks. Reading is in ``loading``.
 
 The first sentence below a key is its description in ``docs/recipes.md`` and in
 ``ecgan recipes schema``.
@@ -9,55 +9,17 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-Weight = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(gt=0)]
-Rate = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class Section(BaseModel, frozen=True):
-    """Section of a recipe: no unknown keys, no changes after reading, no inf or NaN."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
-
-
-class SegmenterTraining(Section, frozen=True):
-    """Training of a segmenter on real pairs."""
-
-    architecture: Literal["segformer", "unet"] = "segformer"
-    """Network: a SegFormer from scratch, or a U-Net on EfficientNet-Lite1 (needs ecgan[eval])."""
-    channels: Annotated[int, Field(ge=8, multiple_of=8)] = 32
-    """Channels of SegFormer's first stage; 32 is SegFormer-B0. A U-Net has its own."""
-    images: Positive = 20_000
-    """Length of the training in images."""
-    batch: Positive = 8
-    """Images per step."""
-    seed: Count | None = None
-    """Seed of the initial weights and of the order of the data; default: train.seed."""
-
-
-class JudgeTraining(SegmenterTraining, frozen=True):
-    """Training of a judge; its seed differs from the label generator's by default."""
-
-    seed: Count = 1
-    """Seed of initial weights, of the order of the data, and of styles of scores in training."""
-
-
-class FilterTraining(SegmenterTraining, frozen=True):
-    """Training of the label filter; its seed differs from label generator's and judge's."""
-
-    seed: Count = 2
-    """Seed of the initial weights and of the order of the data."""
-
-
-class DownstreamTraining(SegmenterTraining, frozen=True):
-    """Training of the downstream segmenters, once per seed."""
-
-    seed: Count = 0
-    """First seed; the others follow it."""
+from ecgan.reading.names import Name
+from ecgan.reading.numbers import Count, Positive, Rate, Seed, Share, Weight
+from ecgan.recipe.segmenters import (
+    DownstreamTraining,
+    FilterTraining,
+    JudgeTraining,
+    Section,
+    SegmenterTraining,
+)
 
 
 class Data(Section, frozen=True):
@@ -71,6 +33,12 @@ class Data(Section, frozen=True):
     """Split to train on. Previews and validation use val or, without it, a tenth; see val_by."""
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Fraction of that split, chosen by a hash of the key; smaller ones are part of larger ones."""
+    pairs: Positive | None = None
+    """Number of pairs of that split, in place of a fraction."""
+    draw: Count = 0
+    """Number of the draw of these pairs: other numbers, other pairs."""
+    draw_by: Literal["hash", "block"] = "hash"
+    """How pairs are drawn: by a hash of the key, or a block of neighbours by key, as in a video."""
     images: str | None = None
     """Folder of photos, below root or absolute; default: found by its name."""
     labels: str | None = None
@@ -84,6 +52,9 @@ class Data(Section, frozen=True):
     """Whether photos are turned as EXIF says; auto: as sizes of label maps tell, else apply."""
     photo_levels: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
     """Values of black and white in photos of more than 8 bits; default: from all photos."""
+    unlabelled: str | None = None
+    """Folder of photos without label maps, to learn from too: a segmenter trained on the pairs (see
+    model.label_generator_training) labels them once, unsure pixels stay unlabelled."""
     val_by: Literal["hash", "sequence"] | list[str] = "hash"
     """How a tenth is held out: by a hash of the key, by sequence, or beginnings of its keys."""
     height: Positive = 256
@@ -116,8 +87,14 @@ class Data(Section, frozen=True):
             if resized is not None and resized < getattr(self, side):
                 least = getattr(self, side)
                 raise ValueError(f"resize_{side} ({resized}) must not be below {side} ({least})")
+        if self.pairs is not None and self.fraction < 1:
+            raise ValueError(f"pairs ({self.pairs}) and fraction ({self.fraction:g}): give one")
         if (levels := self.photo_levels) is not None and levels[0] >= levels[1]:
             raise ValueError(f"photo_levels: white must be above black, got {levels}")
+        if self.unlabelled is not None and (self.instances or self.edges == "folder"):
+            lacking = "instance maps" if self.instances else "edge maps"
+            remedy = "instances: false" if self.instances else "edges: canny"
+            raise ValueError(f"unlabelled: photos alone have no {lacking}; needs {remedy}")
         return self
 
     @property
@@ -216,7 +193,7 @@ class Losses(Section, frozen=True):
     """Network of the perceptual term: vgg19 (torchvision), vgg16_hed (data.hed_weights),
     efficientnet_lite0 (bundled), or none."""
     vgg19_weights: str | None = None
-    """torchvision's vgg19-*.pth; default: torch's cache."""
+    """torchvision's vgg19-dcbb9e9d.pth; default: torch's cache (ecgan weights fetch vgg19)."""
     similarity_stride: Literal["auto"] | Positive = "auto"
     """Stride of Eq. 3 in both directions; auto: 1 on CUDA, 4 on CPU."""
     contrastive_stride: Positive = 4
@@ -264,7 +241,7 @@ class Train(Section, frozen=True):
     largest."""
     augment: Literal["none", "diffaugment"] = "none"
     """Augmentation of D's inputs, for sets below 2,000 photos."""
-    seed: Count = 0
+    seed: Seed = 0
     """Seed of all random draws."""
     checkpoint_every: Positive = 50_000
     """Images between checkpoints."""
@@ -301,7 +278,8 @@ class Evaluate(Section, frozen=True):
     vgg16_hed (data.hed_weights) fd_vgg16_hed, kd_vgg16_hed and style_spread_deep; each gives
     precision and recall."""
     inception_weights: str | None = None
-    """Weights pt_inception-2015-12-05 (.pth), for fid and kid."""
+    """Weights pt_inception-2015-12-05 (.pth), for fid and kid; default: torch's cache (ecgan
+    weights fetch inception)."""
     dinov2: str | None = None
     """Folder of a DINOv2 of transformers, for fd_dinov2."""
     num_images: Count = 0
@@ -320,6 +298,9 @@ class Sampling(Section, frozen=True):
     samples and more. It affects the exact sums too."""
     samples_per_shard: Positive = 1000
     """Samples per shard."""
+    layout_fit: Literal["stretch", "crop", "letterbox"] = "stretch"
+    """How label maps of another aspect ratio come to the generator's size: stretched, cut to the
+    middle part of its ratio (crop), or whole between unlabelled borders (letterbox)."""
     image_format: Literal["jpg", "png", "webp"] = "jpg"
     """Image codec."""
     quality: Annotated[int, Field(ge=1, le=100)] = 95
@@ -395,7 +376,7 @@ class Parts:
 class Recipe(Section, frozen=True):
     """All settings of a run: data, model, losses, training, evaluation and sampling."""
 
-    name: str = "custom"
+    name: Name = "custom"
     """Default name of outputs."""
     data: Data = Data()
     """Photos and label maps."""

@@ -1,0 +1,1 @@
+"""Files of a data set: their names, and bounded readers of tars and Parquet files."""

@@ -4,6 +4,7 @@ The docs, "Formats", are the contract with other programs' readers.
 """
 
 import itertools
+import os
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
@@ -79,7 +80,8 @@ class OpenShard:
         self._store, self._name = store, name
         self._members: list[list[Member]] = []  # of a tar
         self._lines: list[bytes] = []  # of the folder format
-        self._table: Table | None = None  # of a Parquet file
+        self._table: Table | None = None  # of a Parquet file, in the process that opened it
+        self._process = 0
         self._rows = 0
         try:
             if name.endswith(".tar"):
@@ -112,7 +114,9 @@ class OpenShard:
         if self._members:
             with self._store.open(self._name) as file:
                 return _raw_of(file, self._members[place], self.place)
-        if self._table is None:
+        # Forked processes of a DataLoader share the position of a file that was open before them
+        if self._table is None or self._process != os.getpid():
+            self._process = os.getpid()
             self._table = _opened(self._store.open(self._name), self.place)
         row = self._table.row(place, _columns(self._table))
         return raw_from_row(_in_our_names(row), self.place, place)

@@ -4,11 +4,13 @@ import bz2
 import gzip
 import io
 import lzma
+import multiprocessing
 import os
 import random
 import struct
 import tarfile
 from contextlib import suppress
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -159,6 +161,30 @@ def test_a_dictionary_of_one_large_picture_is_read_row_by_row(tmp_path):
     shard = readers.OpenShard(open_store(tmp_path), "a.parquet")
     assert shard.raw(20).image == picture
     assert readers.Columns(path, kept_bytes=1 << 20).value(40, "image") == picture
+
+
+def _read_in_a_fork(shard, place, into):
+    into.put(shard.raw(place).image)
+
+
+def test_a_forked_process_reads_with_a_file_of_its_own(tmp_path):
+    """Of one that was open before the fork, both would move the position."""
+    pictures = [bytes([number]) * 40_000 for number in range(40)]
+    table = pa.table({"image": pictures, "label": [b"y"] * 40})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=10)
+    shard = readers.OpenShard(open_store(tmp_path), "a.parquet")
+    assert shard.raw(3).image == pictures[3]
+    links = {Path("/proc/self/fd") / fd for fd in os.listdir("/proc/self/fd")}
+    opened = [int(link.name) for link in links if os.path.realpath(link).endswith("a.parquet")]
+    before = [os.lseek(fd, 0, os.SEEK_CUR) for fd in opened]
+    context = multiprocessing.get_context("fork")
+    queue = context.SimpleQueue()
+    child = context.Process(target=_read_in_a_fork, args=(shard, 35, queue))
+    child.start()
+    assert queue.get() == pictures[35]
+    child.join()
+    assert len(before) == 1
+    assert [os.lseek(fd, 0, os.SEEK_CUR) for fd in opened] == before
 
 
 @pytest.mark.parametrize(

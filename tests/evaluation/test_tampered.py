@@ -42,6 +42,7 @@ ROW = {
     "per_class": {"sky": SPREAD},
     "against_real": None,
 }
+DOWNSTREAM = {"protocol": {}, "rows": [ROW], "sentences": [], "notes": [], "failed": []}
 TAMPERED = [
     report(schema=[2]),
     report(schema=True),
@@ -59,15 +60,8 @@ TAMPERED = [
     report(compared=[[]]),
     report(compared={"a": 1}),
     report(downstream={"rows": []}),
-    report(
-        downstream={
-            "protocol": {},
-            "rows": [ROW, {**ROW, "per_class": {}}],
-            "sentences": [],
-            "notes": [],
-            "failed": [],
-        }
-    ),
+    report(downstream={**DOWNSTREAM, "rows": [ROW, {**ROW, "per_class": {}}]}),
+    report(downstream={**DOWNSTREAM, "rows": [ROW, {**ROW, "per_sequence": {"a_*": SPREAD}}]}),
     json.dumps(report()).replace("0.5", "Infinity", 1),
     json.dumps(report()).replace("0.5", "1e999", 1),
     json.dumps(report()).replace("datasets/city", r"\ud800"),
@@ -107,11 +101,13 @@ def test_names_in_a_report_steer_neither_terminal_nor_page(tmp_path):
             "color": [1, 2, 3],
         }
     }
+    scores = {"per_class": {EVIL: SPREAD}, "per_sequence": {EVIL: SPREAD}}
+    arms = {**DOWNSTREAM, "rows": [{**ROW, "name": EVIL, **scores}]}
     texts = {name: [EVIL * 99] for name in ("warnings", "notes")}
     found = document.load(
         written(
             tmp_path,
-            report(samples=EVIL, per_class=classes, skipped={EVIL: EVIL}, **texts)
+            report(samples=EVIL, per_class=classes, skipped={EVIL: EVIL}, downstream=arms, **texts)
             | {"metrics": {"miou": {**METRIC, "protocol": EVIL}}},
         )
     )

@@ -109,6 +109,18 @@ def _mious(
     return (iou * there).sum(1) / np.maximum(there.sum(1), 1)
 
 
+def mean_iou(blocks: npt.NDArray[np.float64]) -> float:
+    """Mean IoU of blocks (b, 3, N) together, over the classes that occur or are read; NaN of none.
+
+    Args:
+        blocks: true positives, labelled and predicted pixels.
+    """
+    hits, labelled, predicted = blocks.sum(0)
+    known = labelled + predicted > 0
+    iou = intersection_over_union(hits, labelled, predicted)[known]
+    return float(iou.mean()) if known.any() else math.nan
+
+
 class CurvePoint(NamedTuple):
     """Mean IoU of students of so many labelled photos alone."""
 

@@ -10,6 +10,7 @@ that an interrupted experiment goes on with the runs that are missing.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -17,6 +18,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any, NamedTuple, Self
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ecgan.data.datasets import Subset
@@ -31,11 +33,12 @@ from ecgan.evaluation.downstream.comparison import (
     best_of,
     compare,
     conclusion,
+    mean_iou,
     photos_worth,
 )
 from ecgan.evaluation.downstream.experiment import Experiment, Request, check, match_samples
 from ecgan.evaluation.downstream.leakage import Doubt
-from ecgan.evaluation.downstream.student import SegmenterTrainer
+from ecgan.evaluation.downstream.student import SegmenterTrainer, block_sequences
 from ecgan.evaluation.report.document import (
     Condition,
     Copies,
@@ -57,6 +60,7 @@ from ecgan.runtime.timing import Progress, counted
 from ecgan.segmentation.probe import PROBE
 from ecgan.segmentation.unet import UNET
 
+_MOST_SEQUENCES = 20  # of test photos, that are scored one by one
 _STUDENTS = {
     "probe": PROBE,
     "unet": UNET,
@@ -124,7 +128,8 @@ def _results(experiment: Experiment) -> tuple[dict[Run, dict[str, Any]], list[st
     """Results of all runs that came to their end, and what became of the others."""
     request = experiment.request
     paths = {run: experiment.path(run) for run in request.runs}
-    kept = {run: _kept(path) for run, path in paths.items()}
+    blocks = len(block_sequences(experiment.config.test.keys))
+    kept = {run: _kept(path, blocks) for run, path in paths.items()}
     found = {run: result for run, result in kept.items() if result is not None}
     failed: list[str] = []
     # A training takes as long as it takes; a worker that dies is noticed all the same.
@@ -146,10 +151,10 @@ def _results(experiment: Experiment) -> tuple[dict[Run, dict[str, Any]], list[st
     return found, failed
 
 
-def _kept(path: Path) -> dict[str, Any] | None:
+def _kept(path: Path, blocks: int) -> dict[str, Any] | None:
     """The result of an earlier call; None where there is none, or it is damaged."""
     found = read_cached(path, _Kept)
-    return None if found is None else found.model_dump()
+    return None if found is None or len(found.blocks) != blocks else found.model_dump()
 
 
 def _copies(experiment: Experiment) -> tuple[list[tuple[Copies, Gallery]], list[str]]:
@@ -259,8 +264,22 @@ def _row(experiment: Experiment, results: Results, arm: Arm) -> Condition:
             name: _spread([iou for r in results.values() if (iou := r["iou"][c]) is not None])
             for c, name in enumerate(config.space.names_for_evaluation)
         },
+        per_sequence=_by_sequence(config.test.keys, list(results.values())),
         against_real=None,
     )
+
+
+def _by_sequence(keys: Sequence[str], results: Sequence[Mapping[str, Any]]) -> dict[str, Spread]:
+    """Mean IoU on the photos of each sequence; empty unless there are a few."""
+    of_block = np.asarray(block_sequences(keys))
+    names = np.unique(of_block).tolist()
+    if not 1 < len(names) <= _MOST_SEQUENCES:
+        return {}
+    counts = [np.asarray(result["blocks"], np.float64) for result in results]
+    scores = {name: [mean_iou(one[of_block == name]) for one in counts] for name in names}
+    return {
+        f"{name}*": _spread([s for s in own if math.isfinite(s)]) for name, own in scores.items()
+    }
 
 
 def _spread(values: Sequence[float]) -> Spread:

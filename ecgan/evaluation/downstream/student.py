@@ -461,6 +461,11 @@ def blocks(keys: Sequence[str]) -> dict[str, str]:
     return found
 
 
+def block_sequences(keys: Sequence[str]) -> list[str]:
+    """Sequence of each block, in the order of :func:`block_counts`."""
+    return [name.rpartition("#")[0] for name in sorted({*blocks(keys).values()})]
+
+
 def block_counts(counts: PerImageConfusion) -> list[list[list[int]]]:
     """True positives, labelled and predicted pixels of each class, for each block of photos."""
     names, block = np.unique(counts.layouts, return_inverse=True)

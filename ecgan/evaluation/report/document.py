@@ -186,6 +186,8 @@ class Condition(_Part):
     miou: Spread
     accuracy: Spread
     per_class: dict[str, Spread]
+    per_sequence: dict[str, Spread] = {}
+    """Mean IoU on the photos of each sequence, where 2 to 20 are tested on; by start of keys."""
     against_real: Difference | None
     control: str | None = None
     """The best of the controls: what samples have to be better than."""
@@ -237,6 +239,8 @@ class DownstreamReport(_Part):
     def _fits(self) -> "DownstreamReport":
         if len({tuple(row.per_class) for row in self.rows}) > 1:
             raise ValueError("rows: not of the same classes")
+        if len({tuple(row.per_sequence) for row in self.rows}) > 1:
+            raise ValueError("rows: not of the same sequences")
         return self
 
 

@@ -1,7 +1,7 @@
 """Tables of a report for a terminal and for Markdown, and the metrics' names and units."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from ecgan.errors import in_markdown, one_line
@@ -11,6 +11,7 @@ from ecgan.evaluation.report.document import (
     Metric,
     Report,
     SetReport,
+    Spread,
 )
 
 
@@ -203,18 +204,20 @@ def _downstream(downstream: DownstreamReport, *, markdown: bool) -> list[str]:
     if not markdown:
         return [heading, *_text_table(rows), *remarks]
     lines = [f"**{heading}**", "", *_markdown_table(rows), "", *remarks]
-    classes = _class_rows(downstream)
-    return [*lines, *_folded("IoU of each class", classes)] if len(classes) > 1 else lines
+    names = [row.name for row in downstream.rows]
+    for title, head, scores in (
+        ("IoU of each class", "class", [row.per_class for row in downstream.rows]),
+        ("mIoU of each sequence", "sequence", [row.per_sequence for row in downstream.rows]),
+    ):
+        if scores and scores[0]:
+            lines += _folded(title, [(head, *names), *_spread_rows(scores)])
+    return lines
 
 
-def _class_rows(downstream: DownstreamReport) -> Sequence[Sequence[str]]:
-    """Head and rows of a table of the classes' IoU."""
-    rows = downstream.rows
-    names = rows[0].per_class if rows else ()
-    head = ("class", *(row.name for row in rows))
-    return [head] + [
-        (name, *(spread(c.mean, c.std) for c in (row.per_class[name] for row in rows)))
-        for name in names
+def _spread_rows(scores: Sequence[Mapping[str, Spread]]) -> list[tuple[str, ...]]:
+    """A row of each name, with a column of each arm."""
+    return [
+        (name, *(spread(one[name].mean, one[name].std) for one in scores)) for name in scores[0]
     ]
 
 

@@ -192,6 +192,30 @@ def test_block_counts_add_up_to_the_whole():
     assert whole == pytest.approx(agreement(confusion).overall["miou"].value)
 
 
+def test_sequences_of_test_photos_are_scored_one_by_one():
+    """Each as if the others' photos were not there."""
+    keys = [f"day_{i:02}" for i in range(25)] + [f"dusk_{i:02}" for i in range(3)]
+    rng, block_of = np.random.default_rng(0), blocks(keys)
+    whole, own = (
+        PerImageConfusion(3),
+        {"day_*": PerImageConfusion(3), "dusk_*": PerImageConfusion(3)},
+    )
+    for key in keys:
+        maps = rng.integers(0, 3, (8, 8)), rng.integers(0, 3, (8, 8))
+        for one in (whole, own[f"{key[:-2]}*"]):
+            one.add(key, block_of[key], *maps)
+    results = [{"blocks": block_counts(whole)}]
+    found = downstream._by_sequence(keys, results)
+    assert {name: one.mean for name, one in found.items()} == pytest.approx(
+        {name: agreement(one).overall["miou"].value for name, one in own.items()}
+    )
+    counts = np.asarray(results[0]["blocks"], float)
+    assert comparison.mean_iou(counts) == pytest.approx(agreement(whole).overall["miou"].value)
+    alone = PerImageConfusion(3)
+    alone.add("day_00", "day_#0", *maps)
+    assert downstream._by_sequence(["day_00"], [{"blocks": block_counts(alone)}]) == {}
+
+
 def test_worth_in_photos():
     curve = [CurvePoint(20, 0.30), CurvePoint(40, 0.36), CurvePoint(80, 0.36), CurvePoint(160, 0.4)]
     assert photos_worth(curve, 0.30) == pytest.approx(20)

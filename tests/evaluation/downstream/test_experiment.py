@@ -108,11 +108,12 @@ def test_a_kept_run_that_is_damaged_is_none(tmp_path, change):
     whole = {"miou": 0.5, "accuracy": 0.5, "iou": [0.5] * 4 + [None], "blocks": [[[1] * 5] * 3]}
     path = tmp_path / "run.json"
     path.write_text(json.dumps({**whole, "seconds": 3.0}))
-    assert downstream._kept(path) == {**whole, "seconds": 3.0}
+    assert downstream._kept(path, 1) == {**whole, "seconds": 3.0}
+    assert downstream._kept(path, 2) is None
     path.write_text(json.dumps({**whole, **change}))
-    assert downstream._kept(path) is None
+    assert downstream._kept(path, 1) is None
     path.write_text("[" * 100_000)
-    assert downstream._kept(path) is None
+    assert downstream._kept(path, 1) is None
 
 
 def test_real_only_knows_no_samples(world, tmp_path):

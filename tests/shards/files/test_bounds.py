@@ -174,7 +174,7 @@ def test_a_forked_process_reads_with_a_file_of_its_own(tmp_path):
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=10)
     shard = readers.OpenShard(open_store(tmp_path), "a.parquet")
     assert shard.raw(3).image == pictures[3]
-    links = {Path("/proc/self/fd") / fd for fd in os.listdir("/proc/self/fd")}
+    links = Path("/proc/self/fd").iterdir()
     opened = [int(link.name) for link in links if os.path.realpath(link).endswith("a.parquet")]
     before = [os.lseek(fd, 0, os.SEEK_CUR) for fd in opened]
     context = multiprocessing.get_context("fork")

@@ -1,5 +1,6 @@
 """What every test shares: one thread, a seed, no deadline, a free port, CamVid if it is there."""
 
+import gc
 import os
 import socket
 from pathlib import Path
@@ -15,6 +16,7 @@ from tests.helpers.ignored_signals import restore_signals
 settings.register_profile("ecgan", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("ecgan")
 restore_signals()
+gc.disable()  # until all is collected
 torch.set_num_threads(1)  # sums on several threads may round differently from run to run
 if not torch.cuda.is_available():
     # Triton's interpreter runs the kernels here; it has to know before anything imports Triton.
@@ -30,6 +32,12 @@ def pytest_xdist_make_scheduler(config, log):
     from xdist.scheduler import WorkStealingScheduling
 
     return WorkStealingScheduling(config, log) if config.getvalue("dist") == "load" else None
+
+
+def pytest_collection_finish():
+    """What is imported and collected stays to the end: no garbage is sought in it, now or later."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture

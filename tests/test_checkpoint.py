@@ -181,6 +181,7 @@ def test_a_network_that_the_file_does_not_hold_is_never_built(saved, width, monk
         checkpoint.load_generator(path)
 
 
+@pytest.mark.slow
 def test_many_classes_are_refused_without_building_their_heads(saved):
     path = saved[0] / checkpoint.GENERATOR
     classes = {"classes": [{"name": f"c{i}"} for i in range(60_000)], "ignore": None}

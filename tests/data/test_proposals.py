@@ -41,6 +41,7 @@ def photos(tmp_path_factory):
     return write_photos(tmp_path_factory.mktemp("photos"))
 
 
+@pytest.mark.slow
 def test_forty_photos_take_minutes_on_a_cpu(photos):
     text, recipe = propose(photos, "--for", "cpu")
     assert (recipe.data.height, recipe.data.width, recipe.train.images) == (96, 128, 2000)

@@ -48,12 +48,14 @@ def test_the_generators_own_label_generator_is_refused_or_marked(world, tmp_path
     assert mark in table(load(out))
 
 
+@pytest.mark.slow
 def test_layouts_that_the_generator_saw_are_marked(world, tmp_path):
     samples = shards_of(world, tmp_path / "s", seen_layouts=2)
     document, _ = evaluated(request_of(world, tmp_path / "out", samples=(samples,)))
     assert any("trained on 2 of these 3 layouts" in mark for mark in document["warnings"])
 
 
+@pytest.mark.slow
 def test_photos_that_the_generator_was_trained_on_are_marked(world, tmp_path):
     samples = shards_of(world, tmp_path / "s", seen_layouts=2)
     request = request_of(world, tmp_path / "out", samples=(samples,), split="train")

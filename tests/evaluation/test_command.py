@@ -40,6 +40,7 @@ def command(world, *arguments):
     return CliRunner().invoke(cli, [str(part) for part in line])
 
 
+@pytest.mark.slow
 def test_command_prints_the_table_and_json(world, tmp_path):
     result = command(world, "--out", tmp_path, "--set", "evaluate.num_images=2")
     assert result.exit_code == 0, result.output
@@ -49,6 +50,7 @@ def test_command_prints_the_table_and_json(world, tmp_path):
     assert json.loads(result.stdout) == load(tmp_path).to_json()
 
 
+@pytest.mark.slow
 def test_fail_below(world, tmp_path):
     assert command(world, "--out", tmp_path, "--fail-below", "accuracy=0").exit_code == 0
     result = command(world, "--out", tmp_path, "--fail-below", "miou=0.99")

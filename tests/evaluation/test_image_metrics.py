@@ -89,6 +89,7 @@ def test_style_spread_is_its_definition_over_photos_of_all_splits(divided, tmp_p
     assert again["protocol"]["photos_of_style_spread"] == "4 of train, 3 of val"
 
 
+@pytest.mark.slow
 def test_vgg16_gives_distances_and_the_spread_of_its_features(divided, tmp_path, hed_file):
     samples = write_styles(divided, tmp_path / "styles", (CHANGES[0], CHANGES[0], CHANGES[0]))
     recipe = recipe_of(divided, evaluate={"features": ["vgg16_hed"]})

@@ -111,6 +111,7 @@ def test_one_target_is_the_loops(even, data):
     assert found == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
 
+@pytest.mark.slow
 @given(seeds, st.integers(3, 30))
 def test_two_targets_are_met_by_the_most_even_weights(seed, L):
     """The optimum's conditions: shares are met, log-weights are linear in the layouts' shares."""
@@ -149,6 +150,7 @@ def test_a_target_is_met_to_half_a_sample(case):
     assert balance.shares(pixels, counts)[0] == pytest.approx(target, abs=bound)
 
 
+@pytest.mark.slow
 @given(seeds, st.integers(2, 10), st.floats(0.0001, 0.9999), st.integers(1, 4))
 def test_out_of_reach_the_nearest_is_taken(seed, L, target, max_styles):
     """With equally many labelled pixels, the ends are the layouts with the most and the fewest."""
@@ -170,6 +172,7 @@ def test_out_of_reach_the_nearest_is_taken(seed, L, target, max_styles):
     )
 
 
+@pytest.mark.slow
 @given(seeds, st.integers(1, 12), st.integers(1, 60), st.integers(1, 8))
 def test_counts_sum_up_and_keep_the_bound(seed, L, total, max_styles):
     pixels = layouts(seed, L)

@@ -24,6 +24,7 @@ from tests.helpers.data_sets import FORMATS, contents, run_cli
 # Failures
 
 
+@pytest.mark.slow
 def test_a_shard_that_fails_is_named_and_the_others_are_kept(made, generator, layouts):
     out = made("webdataset")
     undisturbed = contents(out)

@@ -140,6 +140,7 @@ def test_balance_changes_how_often_layouts_occur_and_the_dry_run_shows_it(
     assert read_manifest(tmp_path / "hard").balance == "hardness"
 
 
+@pytest.mark.slow
 def test_targets_out_of_reach_are_named_in_one_line(request_of, world, tmp_path, capsys):
     request = request_of(spread="target", targets=("car=0.9", "road=0.01"))
     text = generate.describe(request)

@@ -165,6 +165,7 @@ def test_one_class_and_many(classes, lookups):
     compare(generator, empty, None, z, lookups=lookups)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lookups", [True, False])
 @pytest.mark.parametrize("parts", [{}, {"output": "fused"}])
 def test_bfloat16_is_within_a_few_levels_of_float32(lookups, parts):

@@ -293,6 +293,7 @@ def test_the_bank_gets_no_gradient_from_the_kernels(kernels):
 # Eqs. 6-7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sizes", "channels", "of"),
     [

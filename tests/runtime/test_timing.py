@@ -96,6 +96,7 @@ def augment(tmp_path):
     return call
 
 
+@pytest.mark.slow
 def test_a_profile_of_samples_names_the_bottleneck_and_keeps_nothing(augment, tmp_path):
     before = set(tmp_path.rglob("*"))
     text = augment("--profile", 5)

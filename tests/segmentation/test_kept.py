@@ -74,6 +74,7 @@ DAMAGE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 def test_a_damaged_one_is_trained_anew(kept, tmp_path, damage, capsys):
     root, digest = kept

@@ -260,6 +260,7 @@ def test_a_layout_is_judged_by_the_segmenter_that_did_not_learn_from_it():
 # The filter
 
 
+@pytest.mark.slow
 def test_no_layout_is_judged_by_what_learnt_from_it(root, tmp_path):
     spec, folds = prepared(root, tmp_path)
     assert (len(spec.segmenters), spec.independent) == (2, "yes")
@@ -361,6 +362,7 @@ def test_pooled_losses_weigh_pixels():
     assert spec.pooled_losses() == pytest.approx([2.5, 0.5, np.nan, 1.0], nan_ok=True)
 
 
+@pytest.mark.slow
 def test_a_segmenter_by_path_says_whether_it_knows_the_layouts(root, tmp_path):
     layouts = digests(root)
     key, digest = next(iter(layouts.items()))

@@ -322,6 +322,7 @@ def test_training_is_seeded_and_cached(street, tmp_path):
     assert first.known.all()
 
 
+@pytest.mark.slow
 def test_a_segmenter_knows_what_it_learnt_from(street, tmp_path):
     segmenter = train(street, tmp_path / "cache", images=4)
     items = folder_items.items_for("folder", street, "train")

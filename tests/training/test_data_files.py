@@ -153,6 +153,7 @@ def test_saying_the_reading_that_is_used_already_changes_nothing(world):
     assert go(world, "data.label_encoding=index", "train.images=6") == "done"
 
 
+@pytest.mark.slow
 def test_a_run_without_a_list_goes_on_and_gets_one(world):
     (world / "run" / data_files.NAME).unlink()
     correct(label(world, 0))

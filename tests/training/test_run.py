@@ -700,6 +700,7 @@ def sets(overrides):
     return [word for override in overrides for word in ("--set", override)]
 
 
+@pytest.mark.slow
 def test_a_dry_run_tells_and_writes_nothing(scenes, tmp_path):
     out = tmp_path / "run"
     result = ecgan_train(

@@ -188,6 +188,7 @@ def digests(folder):
     return {sha256(path) for path in folder.rglob("*.png")}
 
 
+@pytest.mark.slow
 def test_a_run_labels_photos_and_says_so_everywhere(world, finished):
     found = [np.array(Image.open(path)) for path in label_maps(finished)]
     assert [label.shape for label in found] == [(32, 64)] * 5

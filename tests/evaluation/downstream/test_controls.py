@@ -280,6 +280,7 @@ def test_draws_and_a_curve(world, tmp_path):
     assert gained == pytest.approx(rows[1]["miou"]["mean"] - rows[0]["miou"]["mean"])
 
 
+@pytest.mark.slow
 def test_controls_of_photos_without_labels(world, tmp_path):
     others = arms(0, "histogram", "self-training")
     request = request_of(world, tmp_path, samples=(), arms=others, seeds=1)

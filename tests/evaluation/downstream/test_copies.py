@@ -84,6 +84,7 @@ def test_nearest_is_its_naive_twin():
     assert indices.tolist() == expected[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [np.array, lambda image: image[:, ::-1].copy()])
 def test_copies_of_photos_do_not_pass(encoder, change):
     found, gallery = checked(encoder, scenes(range(12), change))
@@ -95,6 +96,7 @@ def test_copies_of_photos_do_not_pass(encoder, change):
     assert "may hold photos" in gallery.text
 
 
+@pytest.mark.slow
 def test_other_pictures_pass(encoder):
     found, gallery = checked(encoder, scenes(range(200, 260)))
     assert found.passed

@@ -9,17 +9,48 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean, variance
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from ecgan.data.datasets import sequences
 from ecgan.evaluation.downstream.arms import Arm, Run, Source
 from ecgan.metrics import statistics
-from ecgan.metrics.segmentation import intersection_over_union
+from ecgan.metrics.segmentation import PerImageConfusion, intersection_over_union
 from ecgan.metrics.statistics import Difference
 
+BLOCK = 20  # neighbouring photos of one sequence, which are not independent of each other
 _RESAMPLES = 500
+
+
+def blocks(keys: Sequence[str]) -> dict[str, str]:
+    """For each key the block of neighbours that it is in.
+
+    Keys that differ in their last number only are a sequence, as frames of a video; each is divided
+    into blocks of at most BLOCK, in the order of their keys.
+    """
+    found: dict[str, str] = {}
+    for name, members in sequences(keys).items():
+        for index, key in enumerate(members):
+            found[key] = f"{name}#{index // BLOCK}"
+    return found
+
+
+def block_sequences(keys: Sequence[str]) -> list[str]:
+    """Sequence of each block, in the order of :func:`block_counts`."""
+    return [name.rpartition("#")[0] for name in sorted({*blocks(keys).values()})]
+
+
+def block_counts(counts: PerImageConfusion) -> list[list[list[int]]]:
+    """True positives, labelled and predicted pixels of each class, for each block of photos."""
+    names, block = np.unique(counts.layouts, return_inverse=True)
+    rows = np.stack(
+        [np.stack(counts.true_positives), np.stack(counts.labelled), np.stack(counts.predicted)], 1
+    )
+    summed = np.zeros((len(names), *rows.shape[1:]), np.int64)
+    np.add.at(summed, block, rows)
+    return cast("list[list[list[int]]]", summed.tolist())
 
 
 @dataclass(frozen=True, eq=False)

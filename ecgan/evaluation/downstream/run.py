@@ -27,10 +27,12 @@ from ecgan.evaluation.downstream import copies
 from ecgan.evaluation.downstream import student as students
 from ecgan.evaluation.downstream.arms import Arm, Run, Source
 from ecgan.evaluation.downstream.comparison import (
+    BLOCK,
     Compared,
     CurvePoint,
     Scored,
     best_of,
+    block_sequences,
     compare,
     conclusion,
     mean_iou,
@@ -38,7 +40,7 @@ from ecgan.evaluation.downstream.comparison import (
 )
 from ecgan.evaluation.downstream.experiment import Experiment, Request, check, match_samples
 from ecgan.evaluation.downstream.leakage import Doubt
-from ecgan.evaluation.downstream.student import SegmenterTrainer, block_sequences
+from ecgan.evaluation.downstream.student import SegmenterTrainer
 from ecgan.evaluation.report.document import (
     Condition,
     Copies,
@@ -352,7 +354,7 @@ def _protocol(experiment: Experiment) -> dict[str, str]:
         "seeds": ", ".join(map(str, sorted({run.seed for run in request.runs}))),
         "interval": "95 %: Student's t over runs. Of differences: t over draws, paired, or Welch's "
         "over the seeds of one draw, with the variance of a bootstrap over blocks of "
-        f"{students.BLOCK} neighbouring test photos added",
+        f"{BLOCK} neighbouring test photos added",
         "larger": "the interval of the difference leaves out 0",
         "precision": "bfloat16 autocast in training on CUDA, else float32; tests float32",
         "held_out": "samples of val and test layouts are refused",

@@ -32,11 +32,12 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional
 
 from ecgan.data import transforms
-from ecgan.data.datasets import Subset, sequences
+from ecgan.data.datasets import Subset
 from ecgan.data.loader import TripleDataset, ordered_batches, to_device, to_images
 from ecgan.data.transforms import Sample
 from ecgan.errors import UserError
 from ecgan.evaluation.downstream.arms import Arm, Run, Source
+from ecgan.evaluation.downstream.comparison import block_counts, blocks
 from ecgan.evaluation.downstream.controls import (
     CopyPaste,
     Matched,
@@ -70,7 +71,6 @@ MOST_ZOOM = 1.5  # a random window of 1/zoom of each side fills the picture
 RECOLOURED = 0.8  # of all pictures
 JITTER, HUE, GAMMA = 0.5, 0.1, 2.0  # brightness, contrast and saturation; hue; gamma and 1 / gamma
 REGRESSED = 200  # first pictures of a student, from which a probe's regression is computed
-BLOCK = 20  # neighbouring photos of one sequence, which are not independent of each other
 _TEST_BATCH = 16
 _AHEAD = 4  # batches that are prepared while one is learnt from
 # Of fine-tuning: the encoder's, as SegFormer was (arXiv:2105.15203, Sec. 4.1); ten times that for
@@ -241,6 +241,14 @@ class _Made:
         raise AssertionError(index)
 
 
+class _Trained(NamedTuple):
+    """A trained student."""
+
+    network: nn.Module
+    normalisation: Normalisation
+    loss: float
+
+
 class SegmenterTrainer:
     """Trains and tests students, one after the other, on one device.
 
@@ -252,6 +260,7 @@ class SegmenterTrainer:
         self.config = config
         self.device = setup_worker(config.device, config.threads)
         self._lock = Lock()
+        self._teachers: dict[tuple[Subset, int], _Trained] = {}  # kept from real only for this arm
         config.real.keep_in_memory()
         config.test.keep_in_memory()
 
@@ -268,9 +277,10 @@ class SegmenterTrainer:
         """
         started = time.monotonic()
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(run.seed)  # dropout of a network that has any
-            network, normalisation, loss = self._train(run)
+            network, normalisation, loss = trained = self._train(run)
         counts = self._test(run, network, normalisation)
+        if run.arm.source is Source.NOTHING and self.config.unlabelled:
+            self._teachers[run.part, run.seed] = trained._replace(network=network.cpu())
         scores, iou = agreement(counts)
         return {
             "miou": scores["miou"].value,
@@ -281,11 +291,12 @@ class SegmenterTrainer:
             "seconds": round(time.monotonic() - started, 1),
         }
 
-    def _train(self, run: Run) -> tuple[nn.Module, Normalisation, float]:
+    def _train(self, run: Run) -> "_Trained":
         config, device = self.config, self.device
+        added = self._added(run)
+        torch.manual_seed(run.seed)  # dropout of a network that has any
         network, normalisation, rates = self._beginner(run.seed)
         network = network.to(device)
-        added = self._added(run)
 
         def batches(steps: int) -> Generator[Lesson, None, None]:
             with closing(self._batches(run, added)) as prepared:
@@ -304,7 +315,7 @@ class SegmenterTrainer:
         final = fit(network, optimizer, batches(config.steps), mixed_precision=True)
         if not math.isfinite(final):
             raise UserError(f"{run}: the training diverged (loss {final}); {self._remedy}")
-        return network.eval(), normalisation, final
+        return _Trained(network.eval(), normalisation, final)
 
     def _beginner(self, seed: int) -> tuple[nn.Module, Normalisation, tuple[float, float]]:
         """An untrained student, and the learning rates of its encoder and of the rest."""
@@ -339,11 +350,13 @@ class SegmenterTrainer:
             case Source.HISTOGRAM:
                 return Matched(real, self._unlabelled)
             case Source.SELF_TRAINING:
-                teacher, normalisation, _ = self._train(replace(run, arm=Arm(Source.NOTHING, 0)))
+                teacher = self._teachers.pop((run.part, run.seed), None)
+                teacher = teacher or self._train(replace(run, arm=Arm(Source.NOTHING, 0)))
+                network = teacher.network.to(self.device)
                 return SelfTrained.of(
                     self._unlabelled,
                     config.space,
-                    lambda image: self._probabilities(run, teacher, normalisation, image),
+                    lambda image: self._probabilities(run, network, teacher.normalisation, image),
                 )
             case Source.SAMPLES | Source.PRETRAIN | Source.SYNTHETIC:
                 return _Made(config.samples.get(run.part, ()), self._lock)
@@ -446,35 +459,6 @@ class SegmenterTrainer:
         if place is None:
             return "look at its pairs, or take another evaluate.downstream_training.architecture"
         return f"it was fine-tuned from --segmenter {place}: give another"
-
-
-def blocks(keys: Sequence[str]) -> dict[str, str]:
-    """For each key the block of neighbours that it is in.
-
-    Keys that differ in their last number only are a sequence, as frames of a video; each is divided
-    into blocks of at most BLOCK, in the order of their keys.
-    """
-    found: dict[str, str] = {}
-    for name, members in sequences(keys).items():
-        for index, key in enumerate(members):
-            found[key] = f"{name}#{index // BLOCK}"
-    return found
-
-
-def block_sequences(keys: Sequence[str]) -> list[str]:
-    """Sequence of each block, in the order of :func:`block_counts`."""
-    return [name.rpartition("#")[0] for name in sorted({*blocks(keys).values()})]
-
-
-def block_counts(counts: PerImageConfusion) -> list[list[list[int]]]:
-    """True positives, labelled and predicted pixels of each class, for each block of photos."""
-    names, block = np.unique(counts.layouts, return_inverse=True)
-    rows = np.stack(
-        [np.stack(counts.true_positives), np.stack(counts.labelled), np.stack(counts.predicted)], 1
-    )
-    summed = np.zeros((len(names), *rows.shape[1:]), np.int64)
-    np.add.at(summed, block, rows)
-    return cast("list[list[list[int]]]", summed.tolist())
 
 
 def _by_rate(

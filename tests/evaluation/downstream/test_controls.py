@@ -11,8 +11,16 @@ from ecgan.data.datasets import Subset, sequences
 from ecgan.errors import UserError
 from ecgan.evaluation.downstream import comparison
 from ecgan.evaluation.downstream import run as downstream
+from ecgan.evaluation.downstream import student as students
 from ecgan.evaluation.downstream.arms import WORDS, Arm, Run, Source
-from ecgan.evaluation.downstream.comparison import Compared, CurvePoint, Scored, photos_worth
+from ecgan.evaluation.downstream.comparison import (
+    Compared,
+    CurvePoint,
+    Scored,
+    block_counts,
+    blocks,
+    photos_worth,
+)
 from ecgan.evaluation.downstream.controls import (
     CopyPaste,
     Real,
@@ -22,8 +30,6 @@ from ecgan.evaluation.downstream.controls import (
 )
 from ecgan.evaluation.downstream.student import (
     SegmenterTrainer,
-    block_counts,
-    blocks,
     draws,
     without_borders,
 )
@@ -127,6 +133,27 @@ def test_self_training_keeps_the_surest_of_every_class(world):
     kept = probability.max(1)[found.labels == 1]
     dropped = probability.max(1)[:, 0][found.labels[:, 0] == space.ignore_index]
     assert kept.min() >= dropped.max()
+
+
+@pytest.mark.slow
+def test_the_student_of_real_pairs_is_the_teacher(world, tmp_path, monkeypatch):
+    """It is not trained again, and one that is trained for it finds the same."""
+    trained = []
+    fit = students.fit
+    monkeypatch.setattr(students, "fit", lambda *a, **o: trained.append(a) or fit(*a, **o))
+    photos = world / "real" / "images" / "train"
+    request = request_of(
+        world, tmp_path, samples=(), arms=arms(0, "self-training"), seeds=2, unlabelled=photos
+    )
+    config = downstream.check(request).config
+    trainer = SegmenterTrainer(config)
+    found = {run: trainer(run) for run in request.runs}
+    assert len(trained) == 4
+    assert not trainer._teachers
+    last = request.runs[-1]
+    alone = SegmenterTrainer(config)(last)
+    assert len(trained) == 6
+    assert alone | {"seconds": 0} == found[last] | {"seconds": 0}
 
 
 def test_borders_are_void():

@@ -339,7 +339,8 @@ def test_a_student_learns_from_samples_that_show_something(tmp_path):
     good, noise = worth(tmp_path / "good"), worth(tmp_path / "noise")
     assert good["larger"]
     assert good["difference"] > 0.1
-    assert noise["difference"] < 0
+    assert noise["difference"] < good["difference"] / 4
+    assert not noise["larger"] or noise["difference"] < 0
 
 
 # Fine-tuning

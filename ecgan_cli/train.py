@@ -45,9 +45,9 @@ _MESSAGES = {
 @option(
     "--init",
     type=PATH,
-    metavar="FILE",
-    help="Start from the weights of another run's generator.safetensors; its class list may "
-    "differ.",
+    metavar="RUN|FILE",
+    help="Start from the weights of another run, or of its generator.safetensors; its class list "
+    "may differ.",
 )
 @option(
     "--accept-changed-data",
@@ -98,8 +98,7 @@ def train(
     overrides += () if batch is None else (f"train.batch={batch}",)
     recipe = load_recipe(recipe_name, overrides)
     run = out if out is not None else Path("runs") / recipe.name
-    if init is not None and not init.is_file():
-        raise UsageError(f"--init {init}: no such file; give a generator.safetensors of a run")
+    init = None if init is None else _generator_of(init)
     require_root(recipe.data.root)
 
     from ecgan.runtime import distributed
@@ -153,6 +152,16 @@ def train(
                 _tell_next(run)
         if outcome == "interrupted":
             sys.exit(INTERRUPTED)
+
+
+def _generator_of(init: Path) -> Path:
+    """The file that ``--init`` means."""
+    path = init / "generator.safetensors" if init.is_dir() else init
+    if not path.is_file():
+        raise UsageError(
+            f"--init {path}: no such file; give the folder of a run, or its generator.safetensors"
+        )
+    return path
 
 
 def _tell_next(run: Path) -> None:

@@ -108,6 +108,8 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, help="folder for what was tried, kept")
     arguments = parser.parse_args()
     restore_signals()
+    sys.dont_write_bytecode = True  # the tries are watched for files that they write
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
     torch.set_num_threads(1)  # OpenMP's threads do not survive a fork: a child's sum waits for ever
     root = arguments.keep or Path(tempfile.mkdtemp(prefix="attacks-"))
     root = root.resolve()

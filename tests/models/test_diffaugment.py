@@ -23,14 +23,6 @@ def test_draws_belong_to_their_key():
     assert draw(8, [2]).brightness != alone.brightness
 
 
-def test_repeated_draws_follow_the_order_of_concatenation():
-    keyed = draw(0, [1, 2])
-    pictures = torch.rand(2, 3, 16, 24)
-    twice = diffaugment(torch.cat([pictures, pictures]), keyed.repeated(2), colour=True)
-    once = diffaugment(pictures, keyed, colour=True)
-    assert torch.equal(twice, torch.cat([once, once]))
-
-
 @pytest.mark.parametrize(("value", "pixels"), [(0.0, -2), (MIDDLE, 0), (0.999, 2)])
 def test_translation_pads_with_zeros(value, pixels):
     picture = torch.rand(1, 1, 16, 16) + 1

@@ -795,7 +795,7 @@ def test_a_profile_starts_from_the_generator_of_init(scenes, recipe, tmp_path, m
     )
     result = ecgan_train(
         *("--recipe", "demo", "--data", str(scenes), "--profile", "1", "--device", "cpu"),
-        *("--init", str(init), *sets(LIGHT)),
+        *("--init", str(init.parent), *sets(LIGHT)),
     )
     assert result.exit_code == 0, result.output
     assert started == [sha256(init)]
@@ -805,6 +805,7 @@ def test_the_command_refuses_what_is_not_there(scenes, tmp_path):
     for arguments, message in (
         (("--recipe", "no"), "no recipe 'no'"),
         (("--recipe", "demo", "--init", "no.safetensors"), "--init no.safetensors: no such file"),
+        (("--recipe", "demo", "--init", str(tmp_path)), f"{tmp_path}/generator.safetensors: no"),
         (("--recipe", "demo", "--data", "no"), "no"),
         (("--recipe", "demo", "--data", str(scenes), "--device", "tpu"), "expected auto, cpu"),
     ):

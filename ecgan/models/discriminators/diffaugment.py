@@ -34,10 +34,6 @@ class Draws(NamedTuple):
     cut_y: Tensor
     cut_x: Tensor
 
-    def repeated(self, num: int) -> "Draws":
-        """For ``num`` pictures of each position, concatenated along the batch."""
-        return Draws(*(values.repeat(num) for values in self))
-
 
 def draw(seed: int, positions: Sequence[int]) -> Draws:
     """One draw for each position, the same on any rank and in a batch of any size."""

@@ -18,7 +18,7 @@ from tests.benchmarks.device.run import Part
 
 _HERE = "tests.benchmarks.device.parts:"
 PARTS = (  # shares are seconds of nine minutes
-    Part("machine", "The machine", f"{_HERE}machine", 10, 3.0),
+    Part("machine", "The machine", f"{_HERE}machine", 30, 3.0),
     Part("tests", "Tests on the device", f"{_HERE}kernel_tests", 40),
     Part("losses", "Losses and heads", f"{_HERE}losses", 45),
     Part("sampling", "Sampling", f"{_HERE}sampling", 65),

@@ -311,7 +311,8 @@ def test_workers_judge_as_the_driver_would(root, tmp_path):
             own = consistency.class_probabilities(table, ids, IGNORE)[0].numpy()
             expected = judge(loss, own, label, spec.losses[fold], spec.thresholds, IGNORE)
             assert np.array_equal(found.label, expected.label)
-            assert found[1:] == expected[1:]
+            # Sums in another order: the last bit is that of the machine
+            assert found[1:] == pytest.approx(expected[1:], rel=1e-6)
     kept = [j.kept_fraction for j in filtering.judge_batch(images, maps, 0)]
     assert 0 < min(kept) < 1
 

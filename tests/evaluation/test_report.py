@@ -118,6 +118,19 @@ def test_written_report_is_read_back(tmp_path):
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["report.html", "report.json"]
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("real only: harms", "Real only: harms."),
+        ("sets/night_a: its styles", "sets/night_a: its styles."),
+        ("mIoU is low!", "mIoU is low!"),
+        ("", "."),
+    ],
+)
+def test_sentences_keep_paths_as_they_are(text, shown):
+    assert report._sentence(text) == shown
+
+
 def test_page_is_self_contained_and_escaped():
     text = html(REPORT, [illustrations()])
     page = Page(text)

@@ -164,8 +164,10 @@ def _grouped(parts: Sequence[SetReport]) -> list[tuple[str, list[str]]]:
 
 
 def _sentence(text: str) -> str:
-    """A capital in front and a full stop behind."""
-    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
+    """A capital in front, but of a path or mIoU, and a full stop behind."""
+    first = text.partition(" ")[0].rstrip(",:")
+    start = text[:1].upper() if first.isalpha() and first.islower() else text[:1]
+    return start + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
 
 
 def _gauge(name: str, metric: Metric) -> dict[str, float | None]:

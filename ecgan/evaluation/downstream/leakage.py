@@ -283,6 +283,8 @@ class _Check:
     def _check_inherited(self, metadata: GeneratorMetadata, names: Sequence[str]) -> None:
         """Refuse a generator that started (``--init``) from one that saw what it should not have.
 
+        What that one saw beside the part is noted: the comparison is not of equal labels.
+
         One of other classes is of another data set, whose keys mean nothing here.
         """
         for one in metadata.inherited:
@@ -296,6 +298,11 @@ class _Check:
                     f"{started} that saw {len(wrong)} layouts (first: {min(wrong)}) which "
                     f"segmenters are tested on, or outside of the part ({self.part.subset}) of the "
                     "real pairs that the samples shall be added to; train it without --init"
+                )
+            elif outside := {*one.keys} - self.part.own.keys:
+                self._note(
+                    f"{started} that learnt from {counted(len(outside), 'other layout')}, which "
+                    "segmenters of real pairs do not see"
                 )
 
     def _unknown(self, what: str) -> None:

@@ -22,7 +22,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torchmetrics.image.kid import KernelInceptionDistance
 
 from ecgan.metrics.statistics import NORMAL_QUANTILE, bootstrapped_distance
 
@@ -118,6 +117,9 @@ def kid(real: Floats, generated: Floats, *, seed: int = 0) -> Kid:
     Raises:
         ValueError: a set has fewer than 4 images.
     """
+    # A second of imports that no other metric needs, several where the package is read first
+    from torchmetrics.image.kid import KernelInceptionDistance
+
     least = min(len(real), len(generated))
     if least < 4:
         raise ValueError(f"KID needs at least 4 images of each set, got {least}")

@@ -76,6 +76,7 @@ def test_light_and_weather_differ_between_scenes(scenes):
     assert skies.max() - skies.min() > 100
 
 
+@pytest.mark.slow
 def test_the_data_set_is_read_as_a_folder(tmp_path):
     out = tmp_path / "new" / "toy"
     toy.write_toy(out, 11, seed=3, height=32, width=64)

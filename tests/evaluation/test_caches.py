@@ -164,6 +164,7 @@ def test_given_statistics_need_inception(world, tmp_path):
         evaluated(request)
 
 
+@pytest.mark.slow
 def test_two_styles_of_a_layout_are_compared_with_each_other_and_with_their_edges(world, tmp_path):
     samples = tmp_path / "styles"
     for style in range(2):
@@ -236,6 +237,7 @@ def test_a_varied_layout_is_no_style_of_the_one_that_it_was(world, tmp_path):
     assert any("left out 75.0% of the labelled pixels" in note for note in document["notes"])
 
 
+@pytest.mark.slow
 def test_statistics_of_sets_of_one_name_do_not_replace_each_other(world, tmp_path):
     for folder in "ab":
         shutil.copytree(world / "samples", tmp_path / folder / "x")

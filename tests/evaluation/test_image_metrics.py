@@ -110,6 +110,7 @@ def test_vgg16_gives_distances_and_the_spread_of_its_features(divided, tmp_path,
     assert "Diversity (real: other layouts)" in page
 
 
+@pytest.mark.slow
 def test_one_style_has_no_spread_and_reads_no_further_split(divided, tmp_path):
     samples = shards_of(divided, tmp_path / "shards")
     recipe = recipe_of(divided, evaluate={"features": []})
@@ -141,6 +142,7 @@ def test_top_octave_tells_blur_and_noise_from_photos(world, tmp_path):
     assert 0.5 < found["blur"]["top_octave"]["real"] < 2
 
 
+@pytest.mark.slow
 def test_distances_on_features_that_training_looked_at_are_marked(world, tmp_path):
     recipe = recipe_of(world).model_dump(mode="json")
     assert image_metrics.trained_against(recipe) == ["vgg19"]

@@ -90,6 +90,7 @@ def test_samples_of_train_layouts_are_marked(world, tmp_path):
     assert "trained by ecgan, 8 images seen" in document["protocol"]["judge"]
 
 
+@pytest.mark.slow
 def test_real_score_is_that_of_the_same_layouts(world, tmp_path):
     samples = tmp_path / "one"
     for folder in ("images", "labels"):
@@ -135,6 +136,7 @@ def test_sets_of_two_sizes_are_refused(world, tmp_path):
         evaluated(request_of(world, tmp_path / "out", samples=both))
 
 
+@pytest.mark.slow
 def test_labels_without_a_scored_pixel_are_refused(world, tmp_path):
     samples = tmp_path / "samples"
     shutil.copytree(world / "samples", samples)
@@ -191,6 +193,7 @@ def test_a_folder_that_cannot_take_the_report_is_refused_first(world, tmp_path):
         assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_missing_inception_weights_are_named(world, tmp_path):
     recipe = recipe_of(world, evaluate={"features": ["inception"]})
     document, _ = evaluated(request_of(world, tmp_path / "out", recipe=recipe))
@@ -251,6 +254,7 @@ def test_splits_that_share_names_are_told_apart_by_their_label_maps(tmp_path):
     assert any("no layout of these samples" in note for note in found["train"]["notes"])
 
 
+@pytest.mark.slow
 def test_a_generator_that_learnt_from_the_reference_without_label_maps_is_refused(world, tmp_path):
     photos = sorted((world / "real" / "images" / "val").iterdir())
     saw = [photo_digest(sha256(photo)) for photo in photos[:2]]
@@ -262,6 +266,7 @@ def test_a_generator_that_learnt_from_the_reference_without_label_maps_is_refuse
     evaluated(request_of(world, tmp_path / "out", samples=(others,)))
 
 
+@pytest.mark.slow
 def test_images_that_hold_photos_are_warned_of(world, tmp_path):
     samples = shards_of(world, tmp_path / "shards", onto="photos")
     document, _ = evaluated(request_of(world, tmp_path / "out", samples=(samples,)))

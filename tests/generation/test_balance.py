@@ -138,6 +138,7 @@ def test_the_duals_slope_is_that_of_its_value(seed, cap):
     assert (up - down) / 2e-6 == pytest.approx(gradient @ step, rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.slow
 @given(reachable(even=True))
 def test_a_target_is_met_to_half_a_sample(case):
     pixels, total, max_styles, reached = case
@@ -185,6 +186,7 @@ def test_counts_sum_up_and_keep_the_bound(seed, L, total, max_styles):
     assert 0 <= counts.min() <= counts.max() <= max_styles
 
 
+@pytest.mark.slow
 @given(seeds, st.floats(0.001, 0.9))
 def test_shares_move_towards_the_target(seed, target):
     pixels = layouts(seed, 10, even=True)

@@ -74,6 +74,7 @@ def test_an_interrupted_extension_goes_on(request_of, tmp_path):
     assert contents(tmp_path / "out") == undisturbed
 
 
+@pytest.mark.slow
 def test_changed_labels_and_other_settings_do_not_extend(request_of, world, tmp_path):
     labels = tmp_path / "labels"
     labels.mkdir()
@@ -90,6 +91,7 @@ def test_changed_labels_and_other_settings_do_not_extend(request_of, world, tmp_
         generate.run(request_of(labels=labels, n_styles=4, extend=True))
 
 
+@pytest.mark.slow
 def test_overwriting_removes_what_is_ours_and_nothing_else(request_of, tmp_path):
     generate.run(request_of(data_format="folder"))
     (tmp_path / "out/notes.txt").write_text("mine")
@@ -117,6 +119,7 @@ def test_a_changed_byte_is_noticed_with_verify(request_of, tmp_path):
     assert contents(tmp_path / "out") == undisturbed
 
 
+@pytest.mark.slow
 def test_a_record_of_another_plan_does_not_count(request_of, tmp_path):
     """What an orphan of an earlier driver may commit after the data set was begun anew."""
     generate.run(request_of())

@@ -47,6 +47,7 @@ def test_a_shard_that_fails_is_named_and_the_others_are_kept(made, generator, la
     assert contents(out) == undisturbed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data_format", FORMATS)
 def test_a_full_disk_says_what_is_kept_and_what_is_needed(request_, made, data_format):
     """A limit on the size of files stands in for the disk's."""
@@ -260,6 +261,7 @@ def test_the_newest_run_is_taken_and_named(generator, layouts, tmp_path, monkeyp
     assert (tmp_path / "datasets/city-augment/manifest.json").is_file()
 
 
+@pytest.mark.slow
 def test_augment_says_what_it_makes_and_what_comes_next(generator, layouts, tmp_path):
     out = tmp_path / "a set"
     arguments = ["augment", "--checkpoint", generator, "--labels", layouts, "--device", "cpu"]
@@ -317,6 +319,7 @@ def test_absurd_numbers_are_refused_before_any_work(
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_label_map_that_changes_under_way_fails_its_shard(
     request_, generator, layouts, tmp_path, monkeypatch
 ):

@@ -60,6 +60,7 @@ def cases(draw):
     return scene, donors, changes, draw(st.integers(0, 2**52))
 
 
+@pytest.mark.slow
 @given(cases())
 def test_a_variant_has_the_form_of_its_layout_and_no_other_numbers(case):
     scene, donors, changes, seed = case

@@ -62,6 +62,7 @@ def picture(world, kind, key):
     return np.array(Image.open(world / "real" / kind / "train" / f"{key}.png"))
 
 
+@pytest.mark.slow
 def test_only_what_was_pasted_is_generated(world, request_of, tmp_path):
     outcome = generate.run(request_of())
     dataset = SampleDataset(str(tmp_path / "out"))
@@ -91,6 +92,7 @@ def test_only_what_was_pasted_is_generated(world, request_of, tmp_path):
     assert "All images are photos with synthetic objects (IPTC" in card
 
 
+@pytest.mark.slow
 def test_the_same_command_again_makes_nothing_and_another_photo_is_refused(world, request_of):
     generate.run(request_of())
     assert generate.run(request_of()).made == 0

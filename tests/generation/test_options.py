@@ -158,6 +158,7 @@ def test_targets_out_of_reach_are_named_in_one_line(request_of, world, tmp_path,
 # Variation
 
 
+@pytest.mark.slow
 def test_varied_layouts_stand_beside_the_layouts_themselves(request_of, world, tmp_path):
     generate.run(request_of(changes=("flip",), n_styles=2))
     found = {s.key: s for s in dataset.read(tmp_path / "out")}

@@ -173,6 +173,7 @@ def with_fit(generator, folder, out, fit, **options):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fit", "said"), FITS.items())
 def test_square_layouts_are_cut_or_set_between_borders(generator, tmp_path, capsys, fit, said):
     """The label map that is written is the one that the image was made of."""

@@ -145,6 +145,7 @@ def in_perspective(kind=CAR):
     return [street((kind, row, 30, row - 16, (row - 16) // 2), key=f"donor-{row}") for row in rows]
 
 
+@pytest.mark.slow
 def test_the_scale_follows_the_row_of_the_bottom_edge():
     bottoms = set()
     for seed in range(60):
@@ -365,6 +366,7 @@ def test_one_id_for_a_crowd_does_not_make_it_one_object():
     assert pastes(result.done)
 
 
+@pytest.mark.slow
 def test_one_to_four_objects_are_pasted():
     done = [varied(street(size=(64, 200)), in_perspective(), seed=seed).done for seed in range(40)]
     numbers = Counter(len(pastes(sentence)) for sentence in done)

@@ -188,6 +188,7 @@ def test_webdataset_and_wids_open_what_was_made(made, tmp_path):
     assert [indexed[i]["__key__"] for i in (0, 14)] == [keys[0], keys[14]]
 
 
+@pytest.mark.slow
 def test_labels_can_be_written_in_evaluation_ids(tmp_path):
     trees.write_cityscapes(tmp_path / "city", splits=("val",), num=1)
     path = make_generator(
@@ -301,6 +302,7 @@ def lose_shards_and_leave_a_temporary(out):
     (out / ".ecgan/tmp/train-000000.tar.123").write_bytes(b"half")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data_format", FORMATS)
 @pytest.mark.parametrize(
     ("harm", "missing"),
@@ -342,6 +344,7 @@ def test_other_settings_are_refused_by_name(request_, tmp_path, changes, message
         generate.run(request_(**changes))
 
 
+@pytest.mark.slow
 def test_another_checkpoint_and_other_labels_are_refused(request_, layouts, tmp_path):
     labels = tmp_path / "labels"
     shutil.copytree(layouts, labels)

@@ -6,7 +6,6 @@ import scipy.linalg
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torchmetrics.image.fid import FrechetInceptionDistance
 
 from ecgan.metrics import distribution as metrics
 from ecgan.metrics.distribution import gaussian
@@ -81,6 +80,8 @@ class Given(torch.nn.Module):
 
 
 def test_frechet_distance_is_the_fid_of_torchmetrics_and_of_torch_fidelity():
+    from torchmetrics.image.fid import FrechetInceptionDistance  # takes a second to import
+
     x, y = features(60, 8, 0), features(50, 8, 1)
     a, b = gaussian(x), gaussian(y)
     ours = metrics.frechet_distance(a, b)

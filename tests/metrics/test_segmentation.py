@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import sklearn.metrics
 import torch
-import torchmetrics.classification
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,6 +31,8 @@ def random_maps(rng, n, num_classes, *, ignored=True, size=(5, 6)):
 
 @given(st.integers(0, 2**32 - 1), st.integers(2, 6), st.integers(1, 5))
 def test_agreement_is_torchmetrics_and_sklearns(seed, num_classes, n):
+    from torchmetrics.classification import MulticlassJaccardIndex  # takes a second to import
+
     labels, predictions = random_maps(np.random.default_rng(seed), n, num_classes)
     labels[0, 0, 0] = 0  # something is labelled
     counted = confusion_of(labels, predictions, num_classes)
@@ -46,7 +47,7 @@ def test_agreement_is_torchmetrics_and_sklearns(seed, num_classes, n):
     hits = confusion.diagonal().sum()
     assert result["accuracy"].value == pytest.approx(hits / scored.sum(), rel=1e-12)
     assert result["accuracy_with_void"].value == pytest.approx(hits / labels.size, rel=1e-12)
-    jaccard = torchmetrics.classification.MulticlassJaccardIndex(num_classes, ignore_index=IGNORE)
+    jaccard = MulticlassJaccardIndex(num_classes, ignore_index=IGNORE)
     expected = jaccard(torch.from_numpy(predictions), torch.from_numpy(labels).long())
     assert result["miou"].value == pytest.approx(float(expected), rel=1e-5)  # theirs is float32
 

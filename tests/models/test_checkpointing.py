@@ -46,6 +46,7 @@ def plain_steps(spectral_norm, *, style):
     return two_steps(trunk(0, style=style, spectral_norm=spectral_norm), style=style)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("style", [False, True])
 @pytest.mark.parametrize(
     ("checkpointed", "spectral_norm"),

@@ -96,6 +96,7 @@ TABLE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dataset", TABLE)
 def test_sizes_are_those_of_the_table(dataset):
     (num_classes, num_conditions, height, width, upsamplings), *expected = TABLE[dataset]

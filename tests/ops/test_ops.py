@@ -126,6 +126,7 @@ def test_pair_similarity_matches_eq_3_and_its_gradient(tile_size, maps):
         )
 
 
+@pytest.mark.slow
 def test_pair_similarity_passes_gradcheck(tile_size):
     logits = torch.randn(2, 3, 3, 4, dtype=torch.float64, requires_grad=True)
     labels = torch.randint(0, 3, (2, 3, 4))
@@ -230,6 +231,7 @@ def exponents(request, monkeypatch):
         monkeypatch.setattr("ecgan.ops.pixel_contrast.EXPONENTS", {torch.float64: 0.0})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("anchors", [None, slice(3, 9)], ids=["all anchors", "some anchors"])
 @pytest.mark.parametrize("with_bank", [False, True], ids=["no bank", "bank"])
 def test_pixel_contrast_passes_gradcheck(tile_size, exponents, anchors, with_bank):

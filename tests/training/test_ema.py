@@ -115,6 +115,7 @@ def test_reestimation_forgets_what_was_there_and_changes_nothing_else():
         assert getattr(module, "momentum", None) == getattr(old, "momentum", None)
 
 
+@pytest.mark.slow
 def test_reestimation_lets_averaged_weights_make_what_training_would():
     """In evaluation mode it makes of a batch what batch statistics make; before, it does not."""
     generator = make_generator(spectral_norm="none")

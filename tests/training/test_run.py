@@ -224,6 +224,7 @@ def test_the_fused_image_takes_the_terms_of_lambda(recipe):
     assert "fusion" in setting.recipe.parts().names
 
 
+@pytest.mark.slow
 def test_without_terms_for_it_there_is_no_discriminator(recipe, tmp_path):
     lonely = recipe("losses.adversarial=0", "losses.feature_matching=0", "train.images=2")
     assert "D" not in lonely.parts().names
@@ -274,6 +275,7 @@ def test_d_learns_from_its_own_loss_alone(recipe):
         torch.testing.assert_close(own, parameter.grad, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_batch_in_parts_takes_one_step_of_their_mean(recipe):
     """In evaluation mode no part of the networks looks at the whole batch."""
     plain = ("train.batch=4", "losses.contrastive=0", "losses.class_l1_mean=pixels")
@@ -362,6 +364,7 @@ def _interrupt_after(path):
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+@pytest.mark.slow
 def test_a_training_says_what_it_does(recipe, scenes, tmp_path, capsys):
     train.run(recipe("train.images=2"), tmp_path / "run", device="cpu")
     told = capsys.readouterr().err
@@ -515,6 +518,7 @@ def test_another_recipe_or_folder_is_refused_before_anything_is_written(recipe, 
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_class_list(recipe, scenes, tmp_path):
     out = tmp_path / "run"
     run(recipe("train.images=2"), out)
@@ -571,6 +575,7 @@ def test_auto_is_saved_as_what_it_means(recipe):
     assert recipe("losses.similarity_stride=2").resolved("cpu").losses.similarity_stride == 2
 
 
+@pytest.mark.slow
 def test_a_second_training_in_the_same_folder_is_refused(recipe, tmp_path):
     out = tmp_path / "run"
     out.mkdir()
@@ -591,6 +596,7 @@ def test_labels_out_of_range_stop_a_run_before_it_starts(recipe, scenes, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_with_term_step_and_keys(recipe, tmp_path):
     out = tmp_path / "run"
     wild = recipe("train.lr_generator=1e30", "train.checkpoint_every=1000")
@@ -845,6 +851,7 @@ def test_what_a_step_fails_of_is_told_with_the_way_out(
         run(recipe("train.batch=2", *overrides), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_statistics_are_estimated_over_few_layouts_at_once(recipe, tmp_path, monkeypatch):
     """One rank does it, in float32, and the batch is that of all ranks."""
     sizes = []

@@ -80,6 +80,7 @@ def test_without_augmentation_everything_is_shown(setting):
     assert seen.shown.all()
 
 
+@pytest.mark.slow
 def test_d_f_learns_from_its_own_loss_alone_and_g_from_its_term(setting):
     one = setting("train.images=8")
     one.inputs = one.inputs._replace(positions=one.inputs.positions + 6)  # after the ramp

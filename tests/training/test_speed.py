@@ -59,6 +59,7 @@ def counted_step(recipe, space):
     return counter.get_total_flops()
 
 
+@pytest.mark.slow
 def test_the_work_is_that_of_a_step_that_runs():
     recipe, space = recipe_of(*PLAIN)
     assert recipe.parts().discriminator

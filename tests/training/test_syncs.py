@@ -85,6 +85,7 @@ def test_a_step_never_waits_for_the_device(monkeypatch):
     assert {"_rows", "_log_negatives", "_convolve", "_kernel_gradients"} <= set(launched)
 
 
+@pytest.mark.slow
 def test_the_setting_is_one_that_can_be_trained():
     """Meta tensors have no values that could be wrong; a GPU has."""
     values = steps.step(*setting(torch.device("cpu")), 1.0).read()

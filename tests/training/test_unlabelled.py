@@ -226,6 +226,7 @@ def test_a_class_list_by_numbers_and_other_sizes(world, tmp_path, recipe):
     assert sizes == [(40, 90), (64, 32), (100, 70)]
 
 
+@pytest.mark.slow
 def test_labels_are_read_back_at_the_size_of_the_training(world, tmp_path, recipe):
     """A photo's label map is as large as the photo; resized again it is what was decided."""
     large = tmp_path / "photos"

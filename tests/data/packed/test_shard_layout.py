@@ -107,6 +107,7 @@ def test_training_gives_the_same_weights(sets, tmp_path, name):
     assert len(hashes) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tars", "parquet", "saved"])
 def test_augmenting_gives_the_same_bytes(sets, tmp_path, name):
     generator = make_generator(

@@ -62,6 +62,7 @@ def test_what_is_added_ends():
     assert (found.added[:200] == draws(0, 0.5, 9, 9, 300).added[:200]).all()
 
 
+@pytest.mark.slow
 def test_copy_paste_pastes_photo_and_label_alike(world, tmp_path):
     """In the tiny photos a pixel's colour tells its class."""
     request = request_of(world, tmp_path, arms=arms("copy-paste"), samples=())

@@ -107,6 +107,7 @@ def test_other_pictures_pass(encoder):
     assert "passed" in gallery.text
 
 
+@pytest.mark.slow
 def test_styles_of_a_layout_are_shown_once(encoder):
     one = scenes([1]).scenes[0]
     found, _ = checked(encoder, Scenes([one, one._replace(key="again")]))
@@ -119,6 +120,7 @@ def test_more_samples_than_are_compared_are_evenly_spread(monkeypatch):
     assert [number for _, number in picked] == [0, 3, 2]
 
 
+@pytest.mark.slow
 def test_only_where_samples_are_trained_with_alone(world, tmp_path):
     assert ran(request_of(world, tmp_path, seeds=1))["copies"] == []
 

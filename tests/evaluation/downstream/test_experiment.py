@@ -116,6 +116,7 @@ def test_a_kept_run_that_is_damaged_is_none(tmp_path, change):
     assert downstream._kept(path, 1) is None
 
 
+@pytest.mark.slow
 def test_real_only_knows_no_samples(world, tmp_path):
     alone = request_of(world, tmp_path, arms=arms(0.0), samples=())
     section = ran(alone)
@@ -129,6 +130,7 @@ def test_real_only_knows_no_samples(world, tmp_path):
     assert section["rows"][0]["synthetic_images"] == 0
 
 
+@pytest.mark.slow
 def test_mix_0_of_samples_is_real_only(world, tmp_path):
     """No sample is looked at: the student is the same to the bit, wherever samples come from."""
     with_samples = downstream.check(request_of(world, tmp_path)).config
@@ -240,6 +242,7 @@ def test_a_killed_experiment_goes_on(world, tmp_path):
     assert numbers(section) == numbers(undisturbed)
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_named_and_the_others_are_kept(world, tmp_path):
     write_plain(tmp_path / "plain", world / "real", ("scene-00", "scene-01"))
     damaged = tmp_path / "plain" / "images" / "scene-01.png"
@@ -259,6 +262,7 @@ def test_a_run_that_fails_is_named_and_the_others_are_kept(world, tmp_path):
         ran(replace(request, arms=arms("synthetic")))
 
 
+@pytest.mark.slow
 def test_weights_of_the_segmenter_decide_the_runs(world, tmp_path):
     folder = save_segmenter(tmp_path / "own")
     request = request_of(world, tmp_path, arms=arms(0.0), segmenter=folder)
@@ -276,6 +280,7 @@ def test_a_segmenter_that_overflows_is_refused_before_any_training(world, tmp_pa
     assert text.startswith(f"--segmenter {folder}: its predictions are NaN or infinite")
 
 
+@pytest.mark.slow
 def test_a_segmenter_that_knows_too_much_is_refused(world, tmp_path):
     real = world / "real"
     tested = Sources.of(folder_items.items_for("folder", real, "val"))
@@ -304,6 +309,7 @@ def test_a_segmenter_that_knows_too_much_is_refused(world, tmp_path):
 # Fractions
 
 
+@pytest.mark.slow
 def test_sets_belong_to_the_fraction_of_their_generator(world, tmp_path):
     whole, third = world / "whole" / "samples", world / "third" / "samples"
     found, notes = downstream.match_samples((whole, third), parts(1.0, 0.3))

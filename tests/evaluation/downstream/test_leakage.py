@@ -33,6 +33,7 @@ from tests.helpers.downstream import (
 from tests.helpers.tiny import write_pairs
 
 
+@pytest.mark.slow
 def test_samples_of_tested_layouts_are_refused(world, tmp_path):
     make_samples(tmp_path / "bad", world / "real", split="val")
     request = request_of(

@@ -346,6 +346,7 @@ def test_a_student_learns_from_samples_that_show_something(tmp_path):
 # Fine-tuning
 
 
+@pytest.mark.slow
 def test_fine_tuning_starts_from_the_segmenter(world, tmp_path):
     folder = save_segmenter(tmp_path / "own")
     found = downstream.check(
@@ -364,6 +365,7 @@ def test_fine_tuning_starts_from_the_segmenter(world, tmp_path):
     assert any(not torch.equal(v, theirs[n]) for n, v in trained.state_dict().items())
 
 
+@pytest.mark.slow
 def test_a_head_of_other_classes_is_drawn_anew(tmp_path):
     folder = save_segmenter(tmp_path / "other", names=("a", "b", "c"))
     one, other, third = (load_for_finetuning(folder, NAMES, seed)[0] for seed in (0, 0, 1))

@@ -21,6 +21,11 @@ def one_hot(labels, num_classes, ignore, unknown, boundary=None):
     return channels
 
 
+def slope_of_edges(x, slope):
+    """Gradient of an edge map's pixel to the value before tanh."""
+    return 1 - math.tanh(x) ** 2 + slope
+
+
 def onehot_conv(labels, num_classes, ignore, unknown, boundary, kernel, bias):
     """3 x 3 convolution of S of one image; kernel[out][in][3][3]."""
     return _conv(one_hot(labels, num_classes, ignore, unknown, boundary), kernel, bias)

@@ -28,7 +28,7 @@ _SMALL: dict[str, dict[str, Any]] = {  # settings for fewer than 2,000 photos
         "style_injection": "blocks",
         "segmentation_discriminator": "features",
     },
-    "losses": {"kl": 0.005},
+    "losses": {"edge_slope": 0.05, "kl": 0.005},
     "train": {"augment": "diffaugment"},
     "sampling": {"style_prior": "photos"},
 }

@@ -275,7 +275,10 @@ class Fidelity:
             per_class=self._per_class(confusion, photos, of_samples, of_real, styles.per_class),
             confusion=Confusion(classes=list(names), counts=confusion.matrix.tolist()),
             skipped=self.skipped | skipped | styles.skipped,
-            warnings=one.warnings + warnings + self._generator_warnings(one),
+            warnings=[
+                *(one.warnings + warnings + self._generator_warnings(one)),
+                *image_metrics.edge_warnings(own),
+            ],
             notes=self._notes(one, metrics.get("miou")) + remarks + notes,
             best=[confusion.keys[i] for i in best],
             worst=[confusion.keys[i] for i in worst],

@@ -110,6 +110,16 @@ def pair_metrics(own: Measurements, real: Measurements) -> dict[str, Metric]:
     return metrics
 
 
+def edge_warnings(own: Measurements) -> list[str]:
+    """That all edge maps are black, if they are: such an edge generator has stopped learning."""
+    if not own.edges or any(counts.num_edge for counts in own.edges):
+        return []
+    return [
+        f"none of its {len(own.edges)} edge maps has an edge: they are of no use, and of none to "
+        "the images; train with --set losses.edge_slope=0.05"
+    ]
+
+
 # Networks that the generator was trained against
 
 

@@ -51,6 +51,7 @@ _ADDED = (  # keys that version 0.2 does not have
     "model.segmentation_discriminator",
     "losses.segmentation_adversarial",
     "losses.label_mix",
+    "losses.edge_slope",
     "data.images",
     "data.labels",
     "data.label_suffix",

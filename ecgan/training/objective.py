@@ -73,6 +73,7 @@ class GeneratorSide(nn.Module):
         super().__init__()
         self.generator: Generator = build_generator(recipe, space)
         self.generator.trunk.checkpointed = recipe.train.checkpointing
+        self.generator.branches.edge_slope = recipe.losses.edge_slope
         self.style_encoder: StyleEncoder | StatisticsEncoder | None = build_style_encoder(recipe)
         self.ignore = space.ignore_index
         self.stride = recipe.losses.contrastive_stride

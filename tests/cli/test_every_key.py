@@ -291,6 +291,7 @@ CHANGES = {
         "losses.perceptual=2", built, "losses.perceptual_network=efficientnet_lite0",
     ),
     "losses.refined": ("losses.refined=3", built),
+    "losses.edge_slope": ("losses.edge_slope=0.05", ran),
     "losses.kl": ("losses.kl=0.1", built),
     "losses.adversarial_kind": ("losses.adversarial_kind=log", step),
     "losses.class_l1_mean": ("losses.class_l1_mean=pixels", step),

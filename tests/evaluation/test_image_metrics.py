@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 
 from ecgan.evaluation import image_metrics
 from ecgan.evaluation.report.document import Metric
+from ecgan.metrics.segmentation import edge_agreement
 from ecgan.metrics.styles import LEAST_PIXELS
 from ecgan.runtime.storage import HIDDEN, open_store
 from ecgan.shards import codecs, formats
@@ -155,6 +157,18 @@ def test_distances_on_features_that_training_looked_at_are_marked(world, tmp_pat
     (note,) = [note for note in document["notes"] if "†" in note]
     assert "trained against features of efficientnet_lite0" in note
     assert "FD, EfficientNet-Lite0 †" in (out / "report.html").read_text()
+
+
+@pytest.mark.parametrize("brightest", [127, 128])
+def test_black_edge_maps_are_warned_of(brightest):
+    """At 128 a pixel is an edge; one map with one is enough."""
+    edge = np.zeros((8, 8), np.uint8)
+    edge[3, 3] = brightest
+    counts = [edge_agreement(x, np.eye(8, dtype=np.uint8)) for x in (edge * 0, edge)]
+    found = image_metrics.edge_warnings(SimpleNamespace(edges=counts))
+    assert len(found) == (brightest == 127)
+    assert all("none of its 2 edge maps" in line and "losses.edge_slope" in line for line in found)
+    assert image_metrics.edge_warnings(SimpleNamespace(edges=[])) == []
 
 
 def test_what_training_looked_at_is_read_from_the_recipe():

@@ -5,14 +5,23 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from ecgan.models.contrastive import ContrastiveHead
 from ecgan.models.discriminators.patch import Discriminator
 from ecgan.models.encoder import Spade, Trunk
-from ecgan.models.generator import Generator, edge_transfer, reweight_classes
+from ecgan.models.generator import (
+    EdgeGuidedBranches,
+    Generator,
+    _pixels,
+    edge_transfer,
+    reweight_classes,
+)
 from ecgan.models.layers import ExactSpectralNorm, channels_last, convolution, initialised
 from ecgan.models.style import StyleEncoder, reparameterise
+from tests import naive
 
 N, IGNORE = 3, 255
 HEIGHT, WIDTH = 32, 64
@@ -136,6 +145,31 @@ def test_edge_transfer_is_eq_1():
     edge, image = torch.tensor([0.0, 1.0, -2.0]), torch.tensor([1.0, -0.5, 0.25])
     expected = [1.5, -0.5 * (1 + 0.7310586), 0.25 * (1 + 0.1192029)]
     torch.testing.assert_close(edge_transfer(edge, image), torch.tensor(expected))
+
+
+def test_an_edge_map_that_has_gone_black_learns_on():
+    """The slope is one of the gradient alone, and comes from the recipe."""
+    branches = EdgeGuidedBranches(16, edge_generator=True, edge_transfer=True, spectral=False)
+    torch.nn.init.constant_(branches.edge_branch.to_picture.bias, -50.0)  # tanh is -1 there
+    F = torch.randn(2, 16, 8, 8)
+    found = {}
+    for slope in (0.0, 0.05):
+        branches.edge_slope = slope
+        branches.zero_grad()
+        edge = branches(F)[1]
+        (edge * torch.arange(3.0)[:, None, None]).sum().backward()
+        found[slope] = edge.detach(), branches.edge_branch.to_picture.bias.grad.clone()
+    assert torch.equal(found[0.0][0], found[0.05][0])
+    assert torch.equal(found[0.0][1], torch.zeros(3))
+    torch.testing.assert_close(found[0.05][1], 0.05 * torch.arange(3.0) * F[:, 0].numel())
+
+
+@given(st.lists(st.floats(-4, 4), min_size=1, max_size=8), st.floats(0, 1))
+def test_the_slope_of_the_edges_is_added_to_that_of_tanh(values, slope):
+    x = torch.tensor(values, dtype=torch.float64, requires_grad=True)
+    _pixels(x, slope).sum().backward()
+    expected = [naive.slope_of_edges(value, slope) for value in values]
+    torch.testing.assert_close(x.grad, torch.tensor(expected, dtype=torch.float64))
 
 
 def test_reweight_classes_is_eq_2():

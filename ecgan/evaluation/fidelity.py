@@ -268,6 +268,7 @@ class Fidelity:
         names = self.setup.space.names_for_evaluation
         best, worst = figures.extremes(confusion)
         warnings = judges.seen_layouts_warning(self.judge, confusion.layouts, self.setup.reference)
+        warnings += image_metrics.edge_warnings(own)
         return SetReport(
             samples=one.place,
             protocol=self._protocol(one, confusion) | styles.protocol,
@@ -275,10 +276,7 @@ class Fidelity:
             per_class=self._per_class(confusion, photos, of_samples, of_real, styles.per_class),
             confusion=Confusion(classes=list(names), counts=confusion.matrix.tolist()),
             skipped=self.skipped | skipped | styles.skipped,
-            warnings=[
-                *(one.warnings + warnings + self._generator_warnings(one)),
-                *image_metrics.edge_warnings(own),
-            ],
+            warnings=one.warnings + warnings + self._generator_warnings(one),
             notes=self._notes(one, metrics.get("miou")) + remarks + notes,
             best=[confusion.keys[i] for i in best],
             worst=[confusion.keys[i] for i in worst],

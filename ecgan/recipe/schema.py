@@ -185,7 +185,8 @@ class Losses(Section, frozen=True):
     """Weight lambda of I'' against I' in Eqs. 9 and 10."""
     edge_slope: Weight = 0.0
     """Slope added to that of the edge map's tanh in the backward pass, so that an edge generator
-    that has gone black learns on; 0.05 for small data sets, 0: tanh's own."""
+    that has gone black learns on; 0.05 for small data sets, 0: tanh's own. Needs
+    model.edge_generator."""
     kl: Weight = 0.05
     """Weight of the style encoder's KL divergence; needs model.style."""
     adversarial_kind: Literal["hinge", "log"] = "hinge"

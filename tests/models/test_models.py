@@ -148,7 +148,7 @@ def test_edge_transfer_is_eq_1():
 
 
 def test_an_edge_map_that_has_gone_black_learns_on():
-    """The slope is one of the gradient alone, and comes from the recipe."""
+    """With the slope, which is one of the gradient alone."""
     branches = EdgeGuidedBranches(16, edge_generator=True, edge_transfer=True, spectral=False)
     torch.nn.init.constant_(branches.edge_branch.to_picture.bias, -50.0)  # tanh is -1 there
     F = torch.randn(2, 16, 8, 8)

@@ -54,9 +54,7 @@ _CROP, _WHOLE = (64, 128), (128, 256)  # height, width
 _RECIPE = (
     *("--set", f"data.height={_CROP[0]}", "--set", f"data.width={_CROP[1]}"),
     *("--set", f"data.resize_height={_WHOLE[0]}", "--set", f"data.resize_width={_WHOLE[1]}"),
-    *("--set", "train.batch=4", "--set", "model.label_generator_training.images=800"),
-    *("--set", "losses.kl=0.01", "--set", "train.augment=none", "--set", "train.ema_images=400"),
-    *("--set", "train.checkpoint_every=800", "--set", "train.preview_every=400"),
+    *("--set", "train.ema_images=400", "--set", "train.checkpoint_every=800"),
 )
 
 

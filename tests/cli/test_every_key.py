@@ -279,7 +279,7 @@ CHANGES = {
     "losses.similarity": ("losses.similarity=0.5", built, *FULL),
     "losses.contrastive": ("losses.contrastive=0.5", built),
     "losses.segmentation_adversarial": (
-        "losses.segmentation_adversarial=0.5", built, "model.segmentation_discriminator=features",
+        "losses.segmentation_adversarial=2", built, "model.segmentation_discriminator=features",
     ),
     "losses.label_mix": (
         "losses.label_mix=10", ran, "model.segmentation_discriminator=unet",

@@ -129,8 +129,7 @@ def enlarge(source: Path, target: Path) -> None:
 def estimate_statistics(file: Path, toy: Path, num: int = 256) -> None:
     """Estimate the batch norms' statistics on whole scenes, each in the style of its own photo.
 
-    A run estimates them on styles from N(0, 1). With so small a weight of the KL divergence, styles
-    of photos spread wider.
+    A run estimates them at its own size, which is that of crops here.
     """
     made = load_generator(file)
     assert made.style_encoder is not None

@@ -275,7 +275,7 @@ def test_the_hash_of_a_generators_recipe_is_that_of_version_0_1():
     old = (  # the recipe as it was
         *("model.style_encoder=gaugan", "model.style_injection=start", "losses.kl=0.05"),
         *("model.segmentation_discriminator=off", "model.label_generator=train"),
-        "losses.segmentation_adversarial=1",
+        *("losses.segmentation_adversarial=1", "train.batch=4"),
         *("train.images=1600", "train.checkpoint_every=800", "train.preview_every=800"),
     )
     recipe = load_recipe("demo", old)

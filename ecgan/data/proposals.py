@@ -198,6 +198,7 @@ def _on_cpu(num_train: int) -> dict[str, dict[str, Any]]:
     """Lengths of a training on a CPU, by section, and a network for them; as recipe demo has.
 
     The label generator is left out: in the time of its training and term more images give more.
+    Batches are small, since so short a training lacks steps.
     """
     images = min(6_000, max(2_000, 20 * num_train)) // 400 * 400
     segmenter = {"channels": 16, "images": images * 4 // 5}
@@ -210,7 +211,7 @@ def _on_cpu(num_train: int) -> dict[str, dict[str, Any]]:
         },
         "train": {
             "images": images,
-            "batch": 4,
+            "batch": 2,
             "lr_generator": 0.0004,
             "lr_discriminator": 0.0008,
             "ema_images": images // 8,

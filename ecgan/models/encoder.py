@@ -5,7 +5,7 @@
     z --> linear (with a style) ------+       ^ each is modulated by S at its own size,
                                                 and its output, if wanted, by z
 
-    or z as 64 more channels of S
+    or z in the outputs alone, or as 64 more channels of S
 
 Shape legend:
     B  images in the batch      H, W  height and width
@@ -33,7 +33,7 @@ from ecgan.runtime.torch_private import AnyBatchNorm, TorchSpectralNorm
 Modulation = tuple[Tensor, Tensor]
 """gamma and beta of one normalisation, each (B, C, h, w)."""
 
-StyleInjection = Literal["start", "blocks", "map"]
+StyleInjection = Literal["start", "blocks", "modulation", "map"]
 STYLE_CHANNELS = 64  # of a style that is a map; OASIS, arXiv:2012.04781
 
 BLOCK_WIDTHS = ((16, 16), (16, 16), (16, 16), (16, 8), (8, 4), (4, 2), (2, 1))
@@ -129,7 +129,8 @@ class Trunk(nn.Module):
         upsamplings: x2 steps, 5 or 6. With 5, there is none between the second and third block.
         style_dim: length of z; None for no style.
         style_injection: "start": z takes the place of S at the start; "blocks": it scales and
-            shifts the output of every block too; "map": its first 64 numbers are channels of S.
+            shifts the output of every block too; "modulation": it does so, and the start is made
+            of S; "map": its first 64 numbers are channels of S.
         spectral_norm: "default": convolutions of the residual blocks; "all": those of SPADE too.
     """
 
@@ -156,7 +157,8 @@ class Trunk(nn.Module):
         self.style_map = style_dim is not None and style_injection == "map"
         num_conditions += STYLE_CHANNELS if self.style_map else 0
         spectral = spectral_norm == "all"
-        if style_dim is None or self.style_map:
+        self.style_start = style_dim is not None and style_injection in {"start", "blocks"}
+        if style_dim is None or not self.style_start:
             self.start: nn.Module = convolution(
                 num_conditions, self.start_channels, bias=False, spectral=spectral
             )
@@ -172,7 +174,7 @@ class Trunk(nn.Module):
         self.style_modulations = nn.ModuleList(
             StyleModulation(style_dim, c_out * width)
             for _, c_out in BLOCK_WIDTHS
-            if style_dim is not None and style_injection == "blocks"
+            if style_dim is not None and style_injection in {"blocks", "modulation"}
         )
         self.tap_channels = self._tap_channels(width, upsamplings)
         self.checkpointed = 0
@@ -205,7 +207,7 @@ class Trunk(nn.Module):
         if z is not None and self.style_map:
             noise = z[:, :STYLE_CHANNELS, None, None].to(S.dtype)
             S = torch.cat([S, noise.expand(-1, -1, *S.shape[2:])], dim=1)
-        if z is None or self.style_map:
+        if z is None or not self.style_start:
             x = self.start(_resized(S, self.start_size))
         else:
             x = self.start(z).unflatten(1, (self.start_channels, *self.start_size))

@@ -159,7 +159,7 @@ class InferenceGenerator(nn.Module):
             assert z is not None, "this generator makes an image of a layout and a style"
             x = self.start(z.flatten(0, 1))
         else:
-            assert z is None, "this generator takes no style"
+            assert z is None or self.style_modulations, "this generator takes no style"
             assert shared.start is not None
             x = _laid_out(shared.start)
         for index, (block, modulations) in enumerate(
@@ -167,6 +167,8 @@ class InferenceGenerator(nn.Module):
         ):
             x = block(x, modulations)
             if z is not None and self.style_modulations:
+                if len(x) < z.shape[0] * z.shape[1]:  # styles of a layout part here
+                    x = x.repeat_interleave(z.shape[1], dim=0)
                 x = self.style_modulations[index](x, z)
             if self.upsamples_after[index]:
                 x = functional.interpolate(x, scale_factor=2, mode="nearest")

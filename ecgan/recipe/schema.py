@@ -117,9 +117,10 @@ class Model(Section, frozen=True):
     """Network of the style encoder: gaugan is the paper's, statistics sees the means and deviations
     of channels without instance norm, so that light and colours are part of the style; none draws
     styles of training images at random, as OASIS does."""
-    style_injection: Literal["start", "blocks", "map"] = "start"
-    """Places where the style enters the trunk: its start alone, or also the output of each block,
-    as a scale and a shift of every channel, or as 64 more channels of the label map (OASIS)."""
+    style_injection: Literal["start", "blocks", "modulation", "map"] = "start"
+    """Places where the style enters the trunk: start is its start alone; blocks adds a scale and a
+    shift of every channel of each block's output; modulation is those alone, beside a start made of
+    the label map; map is 64 more channels of the label map (OASIS)."""
     output: Literal["refined", "fused"] = "refined"
     """Final image: I'', or its per-pixel fusion with the class-specific image I_g."""
     spectral_norm: Literal["default", "all", "none"] = "default"

@@ -42,7 +42,7 @@ def root(tmp_path_factory):
 
 
 def built(recipe, _):
-    """Networks, by the shapes of their weights; parts; terms; pictures."""
+    """Networks, by the shapes of their weights and of what they make; parts; terms; pictures."""
     made = steps.build(recipe, label_space(recipe.data), CPU)
     sides = [made.generator, made.discriminator]
     shapes = [
@@ -51,7 +51,8 @@ def built(recipe, _):
         if side is not None
         for name, value in side.network.state_dict().items()
     ]
-    return shapes, recipe.parts().names, recipe.parts().terms, recipe.parts().pictures
+    sizes, parts = made.side.generator.trunk.block_sizes(), recipe.parts()
+    return shapes, sizes, parts.names, parts.terms, parts.pictures
 
 
 def step(recipe, _):

@@ -80,10 +80,12 @@ def compare(generator, labels, boundary=None, styles=None, *, unknown=True, look
 
 STYLE, NO_EDGES = {"style": True}, {"edge_generator": False, "edge_transfer": False}
 BLOCKS = STYLE | {"style_injection": "blocks"}
+MODULATION = STYLE | {"style_injection": "modulation"}
 PARTS = {
     "all": {},
     "all, with styles": STYLE,
     "all, with styles in every block": BLOCKS,
+    "all, with styles in every block and a start of the layout": MODULATION,
     "no Ge": NO_EDGES | STYLE,
     "no Gt": {"edge_transfer": False},
     "no Gs": {"semantic_preserving": False} | STYLE,

@@ -132,3 +132,19 @@ def test_styles_in_the_blocks_change_nothing_at_first_and_then_every_block():
             changed = modulated(S, labels, 3, z[:1])
             assert not torch.equal(changed.image, before.image)
             before = changed
+
+
+def test_styles_that_modulate_alone_leave_the_start_to_the_layout():
+    labels = torch.zeros(1, 32, 64, dtype=torch.int64)
+    S, z = torch.rand(1, 4, 32, 64), torch.randn(2, STYLE_DIM)
+    made = generator("modulation")
+    with torch.no_grad():
+        first = made(S, labels, 3, z[:1])
+        assert torch.equal(made(S, labels, 3, z[1:]).image, first.image)
+        assert not torch.equal(made(S.flip(3), labels, 3, z[:1]).image, first.image)
+        for modulation in made.trunk.style_modulations:
+            before = made(S, labels, 3, z[:1]).image
+            modulation.linear.weight.normal_(std=0.05)
+            own, other = (made(S, labels, 3, one).image for one in z.split(1))
+            assert not torch.equal(own, before)
+            assert not torch.equal(own, other)

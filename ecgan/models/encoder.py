@@ -157,14 +157,14 @@ class Trunk(nn.Module):
         self.style_map = style_dim is not None and style_injection == "map"
         num_conditions += STYLE_CHANNELS if self.style_map else 0
         spectral = spectral_norm == "all"
-        self.style_start = style_dim is not None and style_injection in {"start", "blocks"}
-        if style_dim is None or not self.style_start:
-            self.start: nn.Module = convolution(
+        if style_dim is not None and style_injection in {"start", "blocks"}:
+            start_features = self.start_channels * math.prod(self.start_size)
+            linear = nn.Linear(style_dim, start_features)
+            self.start: nn.Module = initialised(linear, spectral=spectral)
+        else:
+            self.start = convolution(
                 num_conditions, self.start_channels, bias=False, spectral=spectral
             )
-        else:
-            start_features = self.start_channels * math.prod(self.start_size)
-            self.start = initialised(nn.Linear(style_dim, start_features), spectral=spectral)
         self.blocks = nn.ModuleList(
             SpadeResidualBlock(
                 c_in * width, c_out * width, num_conditions, 2 * width, spectral_norm=spectral_norm
@@ -207,13 +207,13 @@ class Trunk(nn.Module):
         if z is not None and self.style_map:
             noise = z[:, :STYLE_CHANNELS, None, None].to(S.dtype)
             S = torch.cat([S, noise.expand(-1, -1, *S.shape[2:])], dim=1)
-        if z is None or not self.style_start:
-            x = self.start(_resized(S, self.start_size))
-        else:
+        if isinstance(self.start, nn.Linear):
             x = self.start(z).unflatten(1, (self.start_channels, *self.start_size))
             if S.is_contiguous(memory_format=torch.channels_last):
                 # laid out as S is: every block follows its input
                 x = x.contiguous(memory_format=torch.channels_last)
+        else:
+            x = self.start(_resized(S, self.start_size))
         outputs = []
         first = len(self.blocks) - self.checkpointed if torch.is_grad_enabled() else math.inf
         for index, block in enumerate(self.blocks):

@@ -167,8 +167,6 @@ class InferenceGenerator(nn.Module):
         ):
             x = block(x, modulations)
             if z is not None and self.style_modulations:
-                if len(x) < z.shape[0] * z.shape[1]:  # styles of a layout part here
-                    x = x.repeat_interleave(z.shape[1], dim=0)
                 x = self.style_modulations[index](x, z)
             if self.upsamples_after[index]:
                 x = functional.interpolate(x, scale_factor=2, mode="nearest")
@@ -289,8 +287,13 @@ class InferenceStyleModulation(nn.Module):
         self.register_buffer("bias", bias.float())
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        """Modulate x, (B, C, h, w), in place, by styles z, (L, K, 256)."""
+        """Modulate x, (B, C, h, w), in place, by styles z, (L, K, 256).
+
+        Where x is one for all styles of a layout, (L, C, h, w), they part here.
+        """
         made = functional.linear(z.flatten(0, 1).to(self.weight.dtype), self.weight, self.bias)
+        if len(x) < len(made):  # laid out channels last, as all that follows
+            x = x.movedim(1, -1).repeat_interleave(z.shape[1], dim=0).movedim(-1, 1)
         scale, shift = made[:, :, None, None].chunk(2, dim=1)
         return x.mul_(scale).add_(shift)
 

@@ -117,6 +117,20 @@ def test_the_inference_form_is_the_generator_for_every_switch(parts, lookups):
     assert all(torch.equal(value, before[name]) for name, value in generator.state_dict().items())
 
 
+@FORMS
+def test_styles_that_part_after_the_first_block_stay_laid_out_channels_last(lookups):
+    """A convolution follows its input: NCHW from there on would cost every later block."""
+    generator, labels, z, _ = example("all, with styles in every block and a start of the layout")
+    own = InferenceGenerator(generator, boundary=False, lookups=lookups)
+    inputs = []
+    for block in own.blocks:
+        block.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+    with torch.inference_mode():
+        own.sample(own.prepare(labels, None), z)
+    assert [len(x) for x in inputs] == [2, *[6] * (len(inputs) - 1)]
+    assert all(x.is_contiguous(memory_format=torch.channels_last) for x in inputs[1:])
+
+
 @pytest.mark.parametrize("boundary", [False, True])
 def test_a_generator_whose_style_is_a_map_samples_as_it_was_trained(boundary):
     generator = make_generator(boundary=boundary, style=True, style_injection="map")

@@ -7,11 +7,13 @@ needs), and where the change must show. A key without a line is a failure.
 import json
 import multiprocessing
 import shutil
+import tarfile
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from ecgan import checkpoint
 from ecgan.data import loader
@@ -20,6 +22,7 @@ from ecgan.errors import UserError
 from ecgan.evaluation import run as evaluate
 from ecgan.evaluation.downstream.arms import Arm
 from ecgan.generation import run as generate
+from ecgan.models.encoder import StyleModulation
 from ecgan.models.style import StylePrior
 from ecgan.recipe import data_folder, label_space, load_recipe, recipe_keys
 from ecgan.training import estimate
@@ -144,6 +147,9 @@ def sampled(recipe, folder, **options):
     source = folder / "generator.safetensors"
     torch.manual_seed(0)
     generator = checkpoint.build_generator(recipe, label_space(recipe.data))
+    for module in generator.modules():
+        if isinstance(module, StyleModulation):  # an untrained one ignores the style
+            nn.init.normal_(module.linear.weight, std=0.1)
     prior = StylePrior(4)
     prior.deviations.fill_(3)
     checkpoint.save_generator(
@@ -159,7 +165,11 @@ def sampled(recipe, folder, **options):
     )
     generate.run(request)
     manifest = json.loads((folder / "out" / "manifest.json").read_text())
-    names = [(shard["name"], shard["bytes"]) for shard in manifest["shards"]]
+    names = []
+    for shard in manifest["shards"]:
+        with tarfile.open(folder / "out" / shard["name"]) as tar:
+            suffixes = {Path(name).suffix for name in tar.getnames()}
+        names.append((shard["name"], shard["bytes"], suffixes))
     card = (folder / "out" / "README.md").read_text().splitlines()[1]
     fingerprint = {k: v for k, v in manifest["fingerprint"].items() if k == "batch"}
     decided = manifest["fingerprint"]["filter"], manifest["filter"], manifest["class_pixels"]

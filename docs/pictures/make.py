@@ -7,8 +7,8 @@
 
 The teaser calls the tool's own commands on toy scenes, which carry no licence; each step resumes.
 The generator is trained on crops of 64 x 128 of scenes of 128 x 256, which is four times as fast as
-whole scenes. All of it is convolutional but the layer at the trunk's start, which is repeated for
-the whole scene; then the statistics of its batch norms are estimated on whole scenes.
+whole scenes. All of it is convolutional, so it takes whole scenes as it is; the statistics of its
+batch norms are estimated on them.
 """
 
 import argparse
@@ -110,19 +110,12 @@ def make_teaser(work: Path, images: int) -> None:
 
 
 def enlarge(source: Path, target: Path) -> None:
-    """Make a generator of crops one of whole scenes: each start position is repeated."""
+    """Make a generator of crops one of whole scenes."""
     with safe_open(source, "pt") as file:
         document = json.loads(file.metadata()["ecgan"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
     data = document["recipe"]["data"]
     data.update(height=_WHOLE[0], width=_WHOLE[1], resize_height=None, resize_width=None)
-    start = [size // 2 ** document["recipe"]["model"]["upsamplings"] for size in _CROP]
-    for name in [name for name in tensors if "trunk.start." in name]:
-        old = tensors[name]
-        grid_of_old = old.view(-1, *start, *old.shape[1:])
-        for dim, (whole, crop) in enumerate(zip(_WHOLE, _CROP, strict=True), start=1):
-            grid_of_old = grid_of_old.repeat_interleave(whole // crop, dim)
-        tensors[name] = grid_of_old.reshape(-1, *old.shape[1:]).contiguous()
     save_file(tensors, target, metadata={"ecgan": json.dumps(document)})
 
 

@@ -21,7 +21,7 @@ MAX_CLASSES = 1024  # more numbers or colours than this are no class list
 Machine = Literal["cpu", "gpu"]
 # Pixels of a proposed size: the paper's Cityscapes; on a CPU, what trains in minutes
 _MAX_PIXELS: dict[Machine, int] = {"gpu": 256 * 512, "cpu": 96 * 128}
-PIXELS_PER_SECOND = 32_000  # of a proposed training on one CPU core, measured at 96 x 128
+PIXELS_PER_SECOND = 26_000  # of a proposed training on one CPU core, measured at 96 x 128
 _SMALL: dict[str, dict[str, Any]] = {  # settings for fewer than 2,000 photos
     "model": {
         "style_encoder": "statistics",

@@ -46,7 +46,7 @@ def test_forty_photos_take_minutes_on_a_cpu(photos):
     text, recipe = propose(photos, "--for", "cpu")
     assert (recipe.data.height, recipe.data.width, recipe.train.images) == (96, 128, 2000)
     minutes = minutes_on_cpu(2000, 96, 128)
-    assert minutes <= 15
+    assert minutes <= 20
     said = f"{minutes} min of training on one core"
     assert said in text
     assert f"2,000 images at 96 x 128, about {minutes} min" in README
@@ -78,7 +78,7 @@ def test_every_length_of_a_cpu_recipe_fits_its_training(photos):
 def test_more_photos_have_a_longer_training_of_less_than_an_hour(tmp_path, num, images):
     _, recipe = propose(write_photos(tmp_path, num, (16, 32)), "--for", "cpu")
     assert recipe.train.images == images
-    assert minutes_on_cpu(images, 96, 128) <= 45
+    assert minutes_on_cpu(images, 96, 128) <= 50
 
 
 def test_a_gpu_has_the_large_recipe(photos):
